@@ -1,0 +1,23 @@
+"""Where things live on a user's machine."""
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def home() -> Path:
+    """Folder for exported bundles, built engines and trained upsamplers; LSSGEN_HOME moves it."""
+    return Path(os.environ.get("LSSGEN_HOME") or platformdirs.user_data_path("lssgen"))
+
+
+def bundles() -> Path:
+    return home() / "bundles"
+
+
+def engines() -> Path:
+    return home() / "engines"
+
+
+def upsamplers() -> Path:
+    return home() / "upsamplers"

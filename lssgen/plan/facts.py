@@ -1,0 +1,82 @@
+"""What the plan must know about a model: plain data, written by export into the bundle and by hand into the records."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+ScalingSpace = Literal["resnet", "latent", "pixel"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What a run uses where the user says nothing. Names and meaning are those of diffusers and the LSSGen paper.
+
+    Attributes:
+        height, width: Picture size in pixels.
+        steps: `num_inference_steps`, the length of the full-resolution schedule.
+        guidance_scale: 1 or less turns guidance off.
+        start_sigma: Where later stages start, in (0, 1]; a noise level or a share of the steps, see `ModelFacts.start`.
+        min_resolution: Shortest side in pixels that a first stage may have.
+        shorten: Give smaller stages fewer steps (`shorten_intermediate_steps`).
+        base_height, base_width: Size at which a stage gets the full number of steps.
+    """
+
+    height: int
+    width: int
+    steps: int
+    guidance_scale: float
+    start_sigma: float = 0.75
+    min_resolution: int = 512
+    shorten: bool = False
+    base_height: int = 1024
+    base_width: int = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkCost:
+    """Arithmetic of one evaluation on one picture, in FLOPs: fixed + per_cell * n + per_cell_pair * n^2, n latent cells.
+
+    Attention makes the quadratic part, text tokens the fixed one.
+    """
+
+    fixed: float
+    per_cell: float
+    per_cell_pair: float
+
+    def flops(self, cells: int) -> float:
+        return self.fixed + self.per_cell * cells + self.per_cell_pair * cells * cells
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """A model as the plan sees it.
+
+    Attributes:
+        name: For messages and tables.
+        channels: Latent channels.
+        cell_px: Pixels along one side of a latent cell (8 for every published VAE).
+        align: A stage's latent sides are multiples of this many cells (the patch size of transformers, 1 for UNets).
+        oversize: What happens to a size that does not divide: "refuse", or "floor" with a note (FLUX).
+        scheduler: Class name of the checkpoint's diffusers scheduler.
+        scheduler_config: Its scheduler_config.json.
+        start: What `start_sigma` means: a threshold on the "timestep", or the "fraction" of steps still taken.
+        guidance: "branches" are evaluated and combined; "embedded": the scale goes into the network; or "none".
+        scaling_spaces: Transitions that the model can use.
+        defaults: Values for everything the user leaves open.
+        patch: Latent cells along one side of a token, for schedules and tables that count tokens.
+        cost: Arithmetic of the network.
+    """
+
+    name: str
+    channels: int
+    cell_px: int = 8
+    align: int = 1
+    patch: int = 1
+    oversize: Literal["refuse", "floor"] = "refuse"
+    scheduler: str
+    scheduler_config: Mapping[str, object]
+    start: Literal["timestep", "fraction"]
+    guidance: Literal["branches", "embedded", "none"] = "branches"
+    scaling_spaces: tuple[ScalingSpace, ...] = ("resnet", "latent", "pixel")
+    defaults: Defaults
+    cost: NetworkCost

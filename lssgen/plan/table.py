@@ -1,0 +1,143 @@
+"""The table of a run: stages, and in each the steps as plain numbers.
+
+A step is one affine recurrence, whatever the solver. With the network's output F after guidance, and the
+estimates h_1, h_2, ... that earlier steps of the same stage left behind (newest first):
+
+    u  = c_in * x                                   what the network sees
+    h0 = h_x * x + h_f * F                          the estimate this step remembers
+    x' = keep * x + sum_k blend[k] * h_k + noise * e
+
+Everything is computed in float64 and handed to the engine as one float32 row.
+"""
+
+from dataclasses import dataclass, field
+from math import isfinite
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lssgen.errors import PlanError
+
+ROW = ("label", "c_in", "h_x", "h_f", "keep", "noise", "blend")
+"""Columns of a step's row; `blend` stands for 1 + history columns, newest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One network evaluation and the move it makes.
+
+    Attributes:
+        label: What the network is told about the noise (the timestep, in the network's own units).
+        sigma: Noise level of x, in the schedule's own terms: 1 is pure noise for flow models.
+        next_sigma: Noise level of x'.
+        keep: Weight of x in x'.
+        blend: Weights of the estimates in x', newest first; `blend[0]` weighs this step's own.
+        c_in: Factor on x before the network.
+        h_x, h_f: Weights of x and of the network's output in the estimate.
+        noise: Weight of fresh noise in x'. None: the solver draws none here. 0: it draws, and does not use it,
+            which still moves the random stream.
+        guidance: (branch, weight) of every branch that is evaluated, in batch order. F is the weighted sum.
+            Branches are "negative", "positive" and "skip" (the positive prompt with layers left out).
+
+    Raises:
+        PlanError: A number is not finite, or nothing is evaluated.
+    """
+
+    label: float
+    sigma: float
+    next_sigma: float
+    keep: float
+    blend: tuple[float, ...]
+    c_in: float = 1.0
+    h_x: float = 0.0
+    h_f: float = 1.0
+    noise: float | None = None
+    guidance: tuple[tuple[str, float], ...] = (("positive", 1.0),)
+
+    def __post_init__(self) -> None:
+        numbers = (self.label, self.sigma, self.next_sigma, self.c_in, self.h_x, self.h_f, self.keep, *self.blend)
+        if not all(isfinite(number) for number in (*numbers, self.noise or 0.0, *(w for _, w in self.guidance))):
+            raise PlanError(f"step at sigma {self.sigma:.6g} holds a number that is not finite: {self}")
+        if not self.blend or not self.guidance:
+            raise PlanError(f"step at sigma {self.sigma:.6g} evaluates nothing: blend and guidance need an entry each")
+
+    def row(self, history: int) -> NDArray[np.float32]:
+        """The step as the engine takes it: (7 + history,) float32, columns as `ROW`."""
+        blend = (*self.blend, *(0.0,) * (1 + history - len(self.blend)))
+        if len(blend) != 1 + history:
+            raise PlanError(
+                f"this step blends {len(self.blend)} estimates, but the exported step graph keeps {1 + history}; "
+                "choose a solver with a shorter memory"
+            )
+        numbers = (self.label, self.c_in, self.h_x, self.h_f, self.keep, self.noise or 0.0, *blend)
+        return np.asarray(numbers, np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One resolution of the run, and every step taken there.
+
+    The stage starts from x = image * z + noise * e, where z is the clean latent of the stage before, brought to
+    this size, and e is fresh Gaussian noise. The first stage has no z: its `image` is 0.
+
+    Attributes:
+        height, width: Latent size in cells.
+        steps: In order, down to a clean latent.
+        schedule_steps: Length of the stage's full schedule, before its noisiest part was cut off.
+        image, noise: Weights of the transition.
+
+    Raises:
+        PlanError: No steps, or a step that would use an estimate from before the stage's first step.
+    """
+
+    height: int
+    width: int
+    steps: tuple[Step, ...]
+    schedule_steps: int
+    image: float = 0.0
+    noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise PlanError(f"stage of {self.height} x {self.width} cells has no steps")
+        for index, step in enumerate(self.steps):
+            if len(step.blend) > 1 + index:
+                raise PlanError(
+                    f"step {index} of a {self.height} x {self.width} stage blends {len(step.blend)} estimates, but "
+                    f"only {1 + index} exist by then: history does not cross stages"
+                )
+
+    @property
+    def history(self) -> int:
+        """How many earlier estimates the stage's steps look back on."""
+        return max(len(step.blend) for step in self.steps) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A whole run as numbers: nothing in it needs a tensor, an engine or a model.
+
+    Attributes:
+        stages: Smallest first; each is twice as large as the one before in both axes.
+        cell_px: Pixels along one side of a latent cell.
+        scaling_space: How a latent gets to the next size: "resnet", "latent" or "pixel".
+        notes: What the user should know, one sentence each (a floored size, a quirk that applies).
+    """
+
+    stages: tuple[Stage, ...]
+    cell_px: int
+    scaling_space: str = "resnet"
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def height_px(self) -> int:
+        return self.stages[-1].height * self.cell_px
+
+    @property
+    def width_px(self) -> int:
+        return self.stages[-1].width * self.cell_px
+
+    @property
+    def evaluations(self) -> int:
+        """Engine calls in the whole run, one a step."""
+        return sum(len(stage.steps) for stage in self.stages)
