@@ -19,6 +19,7 @@ class Defaults:
         min_resolution: Shortest side in pixels that a first stage may have.
         shorten: Give smaller stages fewer steps (`shorten_intermediate_steps`).
         base_height, base_width: Size at which a stage gets the full number of steps.
+        scaling_space: How a latent gets to the next size; "latent" where there is no trained upsampler.
     """
 
     height: int
@@ -30,11 +31,12 @@ class Defaults:
     shorten: bool = False
     base_height: int = 1024
     base_width: int = 1024
+    scaling_space: ScalingSpace = "resnet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkCost:
-    """Arithmetic of one evaluation on one picture, in FLOPs: fixed + per_cell * n + per_cell_pair * n^2, n latent cells.
+    """FLOPs of one evaluation on one picture of n latent cells: fixed + per_cell * n + per_cell_pair * n^2.
 
     Attention makes the quadratic part, text tokens the fixed one.
     """
@@ -64,6 +66,9 @@ class ModelFacts:
         scaling_spaces: Transitions that the model can use.
         defaults: Values for everything the user leaves open.
         patch: Latent cells along one side of a token, for schedules and tables that count tokens.
+        grid: Flow models: the levels before the shift. "range": evenly from the scheduler's largest timestep to its
+            smallest (SD3). "even": from 1 to 1 / n (FLUX). "labels": whole timesteps from 1000 to 1, which the network
+            is told as they are, without the shift (CogView4).
         cost: Arithmetic of the network.
     """
 
@@ -72,6 +77,7 @@ class ModelFacts:
     cell_px: int = 8
     align: int = 1
     patch: int = 1
+    grid: Literal["range", "even", "labels"] = "range"
     oversize: Literal["refuse", "floor"] = "refuse"
     scheduler: str
     scheduler_config: Mapping[str, object]

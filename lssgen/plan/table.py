@@ -78,13 +78,15 @@ class Stage:
     """One resolution of the run, and every step taken there.
 
     The stage starts from x = image * z + noise * e, where z is the clean latent of the stage before, brought to
-    this size, and e is fresh Gaussian noise. The first stage has no z: its `image` is 0.
+    this size, and e is fresh Gaussian noise. The first stage's z is the picture that the run starts from; where there
+    is none, its `image` is 0.
 
     Attributes:
         height, width: Latent size in cells.
         steps: In order, down to a clean latent.
         schedule_steps: Length of the stage's full schedule, before its noisiest part was cut off.
         image, noise: Weights of the transition.
+        levels: (image, noise) weights in the latent that each step leaves; inpainting mixes what it keeps at these.
 
     Raises:
         PlanError: No steps, or a step that would use an estimate from before the stage's first step.
@@ -96,6 +98,7 @@ class Stage:
     schedule_steps: int
     image: float = 0.0
     noise: float = 1.0
+    levels: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -122,12 +125,15 @@ class Plan:
         cell_px: Pixels along one side of a latent cell.
         scaling_space: How a latent gets to the next size: "resnet", "latent" or "pixel".
         notes: What the user should know, one sentence each (a floored size, a quirk that applies).
+        single_stage_passes: Network passes, guidance branches counted, of the same run in one stage at the full size
+            with all steps; what `predicted_speedup` compares with.
     """
 
     stages: tuple[Stage, ...]
     cell_px: int
     scaling_space: str = "resnet"
     notes: tuple[str, ...] = field(default=())
+    single_stage_passes: int = 0
 
     @property
     def height_px(self) -> int:
