@@ -1,0 +1,174 @@
+"""Arithmetic of the networks, from their config.json alone. A multiplication with an addition counts as two FLOPs.
+
+Matrix products, convolutions and attention are counted, element-wise work is not, as in torch's FlopCounterMode.
+Fields that a file lacks take diffusers' defaults.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lssgen.plan.facts import NetworkCost
+
+Config = Mapping[str, Any]
+
+
+def mmdit_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """SD3Transformer2DModel: text and picture in separate streams that attend to each other.
+
+    Args:
+        net: The transformer's config.json.
+        text_tokens: Length of the text stream.
+    """
+    width = net.get("num_attention_heads", 18) * net.get("attention_head_dim", 64)
+    blocks, patch, channels = net.get("num_layers", 18), net.get("patch_size", 2), net.get("in_channels", 16)
+    dual = len(net.get("dual_attention_layers", ()))
+    text, square = text_tokens, width * width
+    pooled = net.get("pooled_projection_dim", 2048)
+    once = 256 * width + pooled * width + 2 * square + 2 * square  # timestep and pooled text, last modulation
+    once += (12 * blocks + 3 * dual - 4) * square  # modulations; the last block's text has two of six
+    words = net.get("joint_attention_dim", 4096) * net.get("caption_projection_dim", 1152)
+    words += 12 * blocks * square - 9 * square  # the last block reads the text and does not write it
+    token = patch**2 * width * (channels + net.get("out_channels", 16)) + (12 * blocks + 4 * dual) * square
+    joint = _attention(width) * blocks
+    return _cost(
+        once=2 * (once + text * words) + joint * text * text,
+        token=2 * token + 2 * joint * text,
+        pair=joint + _attention(width) * dual,
+        cells=patch**2,
+    )
+
+
+def flux_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """FluxTransformer2DModel: double blocks as in `mmdit_cost`, then single blocks over the joined sequence.
+
+    Args:
+        net: The transformer's config.json.
+        text_tokens: Length of the text stream.
+    """
+    width = net.get("num_attention_heads", 24) * net.get("attention_head_dim", 128)
+    double, single = net.get("num_layers", 19), net.get("num_single_layers", 38)
+    channels = net.get("in_channels", 64)
+    square, text = width * width, text_tokens
+    guided = 2 if net.get("guidance_embeds", False) else 1
+    once = guided * (256 * width + square) + net.get("pooled_projection_dim", 768) * width + square
+    once += (12 * double + 3 * single + 2) * square
+    every = 12 * (double + single) * square
+    joint = _attention(width) * (double + single)
+    return _cost(
+        once=2 * (once + text * (net.get("joint_attention_dim", 4096) * width + every)) + joint * text * text,
+        token=2 * (every + width * (channels + (net.get("out_channels") or channels))) + 2 * joint * text,
+        pair=joint,
+        cells=4,  # the packing of 2 x 2 cells
+    )
+
+
+def cogview_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """CogView4Transformer2DModel: one stream of text and picture with shared weights.
+
+    Args:
+        net: The transformer's config.json.
+        text_tokens: Length of the text part.
+    """
+    width = net.get("num_attention_heads", 64) * net.get("attention_head_dim", 40)
+    blocks, patch, channels = net.get("num_layers", 30), net.get("patch_size", 2), net.get("in_channels", 16)
+    square, text = width * width, text_tokens
+    time, sizes = net.get("time_embed_dim", 512), 6 * net.get("condition_dim", 256)
+    once = width * time + time * time + sizes * time + time * time + (12 * blocks + 2) * time * width
+    every = 12 * blocks * square
+    joint = _attention(width) * blocks
+    return _cost(
+        once=2 * (once + text * (net.get("text_embed_dim", 4096) * width + every)) + joint * text * text,
+        token=2 * (every + patch**2 * width * (channels + net.get("out_channels", 16))) + 2 * joint * text,
+        pair=joint,
+        cells=patch**2,
+    )
+
+
+def unet_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """UNet2DConditionModel of SD 1.x, 2.x and SDXL.
+
+    Args:
+        net: The UNet's config.json.
+        text_tokens: Length of the text that every transformer reads.
+    """
+    widths: Sequence[int] = net.get("block_out_channels", (320, 640, 1280, 1280))
+    levels = len(widths)
+    layers = _per_level(net.get("layers_per_block", 2), levels)
+    depths = _per_level(net.get("transformer_layers_per_block", 1), levels)
+    down = ["CrossAttn" in kind for kind in net.get("down_block_types", _DOWN)]
+    up = ["CrossAttn" in kind for kind in net.get("up_block_types", _UP)]
+    first, last = widths[0], widths[-1]
+    time = 4 * first
+    sum_ = _Unet(time, text_tokens, net.get("cross_attention_dim", 1280))
+    sum_.once += first * time + time * time + (net.get("time_cond_proj_dim") or 0) * first
+    if net.get("addition_embed_type") == "text_time":
+        sum_.once += net["projection_class_embeddings_input_dim"] * time + time * time
+    sum_.convolution(net.get("in_channels", 4), first, 0)
+    skips = [first]
+    width = first
+    for level in range(levels):
+        for _ in range(layers[level]):
+            sum_.resnet(width, widths[level], level)
+            width = widths[level]
+            skips.append(width)
+            if down[level]:
+                sum_.transformer(width, depths[level], level)
+        if level < levels - 1:
+            sum_.convolution(width, width, level + 1)
+            skips.append(width)
+    sum_.resnet(last, last, levels - 1)
+    if net.get("mid_block_type", "UNetMidBlock2DCrossAttn"):
+        sum_.transformer(last, depths[-1], levels - 1)
+    sum_.resnet(last, last, levels - 1)
+    for step, level in enumerate(reversed(range(levels))):
+        for _ in range(layers[level] + 1):
+            sum_.resnet(width + skips.pop(), widths[level], level)
+            width = widths[level]
+            if up[step]:
+                sum_.transformer(width, depths[level], level)
+        if level:
+            sum_.convolution(width, width, level - 1)
+    sum_.convolution(first, net.get("out_channels", 4), 0)
+    return NetworkCost(fixed=2 * sum_.once, per_cell=2 * sum_.cell, per_cell_pair=2 * sum_.pair)
+
+
+_DOWN = (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D")
+_UP = ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3)
+
+
+class _Unet:
+    """Multiplications so far: per picture, per full-size cell, per pair of full-size cells."""
+
+    def __init__(self, time: int, text: int, text_width: int) -> None:
+        self.once = self.cell = self.pair = 0.0
+        self._time, self._text, self._text_width = time, text, text_width
+
+    def convolution(self, of: int, to: int, level: int, taps: int = 9) -> None:
+        self.cell += taps * of * to / 4**level
+
+    def resnet(self, of: int, to: int, level: int) -> None:
+        self.convolution(of, to, level)
+        self.convolution(to, to, level)
+        self.convolution(of, to, level, taps=int(of != to))
+        self.once += self._time * to
+
+    def transformer(self, width: int, depth: int, level: int) -> None:
+        square = width * width
+        # In and out, then by layer: 4 for self-attention, 2 for attention to the text, 12 for the gated feed-forward.
+        self.cell += (2 * square + depth * (18 * square + 2 * self._text * width)) / 4**level
+        self.once += depth * 2 * self._text_width * width * self._text
+        self.pair += depth * 2 * width / 16**level
+
+
+def _attention(width: int) -> int:
+    """FLOPs of attention for one pair of tokens: scores and their sum over the values."""
+    return 4 * width
+
+
+def _cost(*, once: float, token: float, pair: float, cells: int) -> NetworkCost:
+    """From costs per token to costs per latent cell."""
+    return NetworkCost(fixed=once, per_cell=token / cells, per_cell_pair=pair / cells**2)
+
+
+def _per_level(value: int | Sequence[int], levels: int) -> Sequence[int]:
+    return (value,) * levels if isinstance(value, int) else value

@@ -1,0 +1,298 @@
+"""The model families: what differs between them, as data.
+
+A family is a record here, a module with its graphs in `lssgen.models.nets`, and an oracle test. Numbers that a
+checkpoint's own JSON files hold are read from there; records hold what no file says.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from lssgen.errors import ModelError, UnknownModelError
+from lssgen.models.costs import Config, cogview_cost, flux_cost, mmdit_cost, unet_cost
+from lssgen.plan.facts import Defaults, ModelFacts, NetworkCost, ScalingSpace
+
+Configs = Mapping[str, Config]
+"""JSON of a checkpoint by component: "transformer" or "unet", "vae", "scheduler", "text_encoder", ..."""
+
+Guidance = Literal["branches", "embedded", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """What is true of every checkpoint of a family and stands in none of its files.
+
+    Attributes:
+        name: Key in `FAMILIES`.
+        title: For people.
+        pipelines: diffusers pipeline classes whose model_index.json means this family.
+        network: Folder of the denoiser.
+        components: Folders that a checkpoint must have.
+        optional: Folders that it may have and that export uses if present.
+        nets: Module with the family's graphs; importing it needs torch.
+        latent: (channels, patch) from the denoiser's config: latent channels, and cells along one side of a token.
+        guidance: Kind of guidance from the denoiser's config.
+        cost: Arithmetic from the denoiser's config and the number of text tokens.
+        grid, start, oversize, scaling_spaces: See `ModelFacts`.
+        scheduler_fixed: Scheduler fields whose value the published pipeline forces.
+        history: Estimates that the step graph must carry for every solver that fits: 1 for DPM-Solver++(2M), 4 for
+            PNDM, whose memory spans four steps and one evaluation that it forgets.
+        max_sequence_length: Tokens of the long text encoder (T5 or GLM); 0: there is none.
+        attends_clip: The denoiser attends to CLIP's tokens; else it gets their summary only, or there is no CLIP.
+        usual_tokens: Tokens of a usual prompt, for costs, where the long encoder's output is not filled up; else 0.
+        defaults: Of the published LSSGen pipeline.
+        sized_by_config: The default picture size is the denoiser's `sample_size`; else it is that of `defaults`.
+    """
+
+    name: str
+    title: str
+    pipelines: tuple[str, ...]
+    network: Literal["transformer", "unet"]
+    components: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    nets: str
+    latent: Callable[[Config], tuple[int, int]]
+    guidance: Callable[[Config], Guidance]
+    cost: Callable[[Config, int], NetworkCost]
+    grid: Literal["range", "even", "labels"] = "range"
+    start: Literal["timestep", "fraction"]
+    oversize: Literal["refuse", "floor"] = "refuse"
+    scaling_spaces: tuple[ScalingSpace, ...] = ("resnet", "latent", "pixel")
+    scheduler_fixed: Mapping[str, object] = field(default_factory=dict[str, object])
+    history: int
+    max_sequence_length: int = 0
+    attends_clip: bool = True
+    usual_tokens: int = 0
+    defaults: Defaults
+    sized_by_config: bool = False
+
+
+def _patched(net: Config) -> tuple[int, int]:
+    return int(net["in_channels"]), int(net["patch_size"])
+
+
+def _packed(net: Config) -> tuple[int, int]:
+    """FLUX packs 2 x 2 cells into its channels before the network."""
+    return int(net["in_channels"]) // 4, 2
+
+
+def _unpatched(net: Config) -> tuple[int, int]:
+    return int(net["in_channels"]), 1
+
+
+def _branches(net: Config) -> Guidance:
+    del net
+    return "branches"
+
+
+def _flux_guidance(net: Config) -> Guidance:
+    return "embedded" if net.get("guidance_embeds") else "none"
+
+
+def _unet_guidance(net: Config) -> Guidance:
+    """Consistency-distilled UNets (LCM) take the scale as an input."""
+    return "embedded" if net.get("time_cond_proj_dim") else "branches"
+
+
+_SD = Family(
+    name="sd",
+    title="Stable Diffusion 1.x and 2.x",
+    pipelines=("StableDiffusionPipeline", "LatentConsistencyModelPipeline"),
+    network="unet",
+    components=("unet", "vae", "scheduler", "text_encoder", "tokenizer"),
+    nets="lssgen.models.nets.sd",
+    latent=_unpatched,
+    guidance=_unet_guidance,
+    cost=unet_cost,
+    start="fraction",
+    scheduler_fixed={"steps_offset": 1, "clip_sample": False},
+    history=4,
+    defaults=Defaults(
+        height=512, width=512, steps=50, guidance_scale=7.5, min_resolution=512, base_height=512, base_width=512
+    ),
+    sized_by_config=True,
+)
+
+_SDXL = Family(
+    name="sdxl",
+    title="Stable Diffusion XL, Playground v2.5",
+    pipelines=("StableDiffusionXLPipeline",),
+    network="unet",
+    components=("unet", "vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    nets="lssgen.models.nets.sdxl",
+    latent=_unpatched,
+    guidance=_unet_guidance,
+    cost=unet_cost,
+    start="fraction",
+    scaling_spaces=("resnet", "latent"),
+    history=4,
+    defaults=Defaults(height=1024, width=1024, steps=50, guidance_scale=5.0, min_resolution=1024),
+)
+
+_SD3 = Family(
+    name="sd3",
+    title="Stable Diffusion 3 and 3.5",
+    pipelines=("StableDiffusion3Pipeline",),
+    network="transformer",
+    components=("transformer", "vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    optional=("text_encoder_3", "tokenizer_3"),
+    nets="lssgen.models.nets.sd3",
+    latent=_patched,
+    guidance=_branches,
+    cost=mmdit_cost,
+    start="timestep",
+    history=1,
+    max_sequence_length=256,
+    defaults=Defaults(height=1024, width=1024, steps=28, guidance_scale=7.0),
+    sized_by_config=True,
+)
+
+_FLUX = Family(
+    name="flux",
+    title="FLUX.1",
+    pipelines=("FluxPipeline",),
+    network="transformer",
+    components=("transformer", "vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    nets="lssgen.models.nets.flux",
+    latent=_packed,
+    guidance=_flux_guidance,
+    cost=flux_cost,
+    grid="even",
+    start="timestep",
+    oversize="floor",
+    history=1,
+    max_sequence_length=512,
+    attends_clip=False,
+    defaults=Defaults(height=1024, width=1024, steps=50, guidance_scale=3.5, shorten=True),
+)
+
+_COGVIEW4 = Family(
+    name="cogview4",
+    title="CogView4",
+    pipelines=("CogView4Pipeline",),
+    network="transformer",
+    components=("transformer", "vae", "scheduler", "text_encoder", "tokenizer"),
+    nets="lssgen.models.nets.cogview4",
+    latent=_patched,
+    guidance=_branches,
+    cost=cogview_cost,
+    grid="labels",
+    start="timestep",
+    history=1,
+    max_sequence_length=1024,
+    attends_clip=False,
+    usual_tokens=128,
+    defaults=Defaults(height=1024, width=1024, steps=50, guidance_scale=5.0),
+    sized_by_config=True,
+)
+
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (_SD, _SDXL, _SD3, _FLUX, _COGVIEW4)}
+"""Every family, by name."""
+
+
+def family_of(model_index: Mapping[str, object]) -> Family:
+    """The family of a checkpoint, by the pipeline class in its model_index.json.
+
+    Raises:
+        UnknownModelError: No record knows the class.
+    """
+    pipeline = model_index.get("_class_name")
+    for family in FAMILIES.values():
+        if pipeline in family.pipelines:
+            return family
+    known = ", ".join(name for family in FAMILIES.values() for name in family.pipelines)
+    raise UnknownModelError(
+        f"model_index.json names the pipeline {pipeline!r}, which no record knows; known are {known}"
+    )
+
+
+def defaults_from_configs(family: Family, configs: Configs) -> Defaults:
+    """Defaults of a checkpoint that has no alias: the family's, at the size that the checkpoint was trained for.
+
+    For a model of small pictures `min_resolution` and the base size come down to that size.
+    """
+    cells = _config(family, configs, family.network).get("sample_size")
+    if not (family.sized_by_config and isinstance(cells, int)):
+        return family.defaults
+    size, published = cells * cell_px(configs), family.defaults
+    return replace(
+        published,
+        height=size,
+        width=size,
+        min_resolution=min(size, published.min_resolution),
+        base_height=min(size, published.base_height),
+        base_width=min(size, published.base_width),
+    )
+
+
+def facts_from_configs(
+    family: Family, configs: Configs, defaults: Defaults, *, name: str, max_sequence_length: int
+) -> ModelFacts:
+    """What the plan must know, from a checkpoint's JSON files.
+
+    Args:
+        family: The checkpoint's family.
+        configs: JSON by component; the denoiser, "vae" and "scheduler" are needed.
+        defaults: Of the alias, or from `defaults_from_configs`.
+        name: For messages and tables.
+        max_sequence_length: Tokens of the long text encoder, 0 where there is none; counts for costs only.
+
+    Raises:
+        ModelError: A component or a field is missing.
+    """
+    net = _config(family, configs, family.network)
+    scheduler = _config(family, configs, "scheduler")
+    try:
+        channels, patch = family.latent(net)
+        cost = family.cost(net, _text_tokens(family, configs, max_sequence_length))
+        scheduler_class = str(scheduler["_class_name"])
+    except KeyError as error:
+        raise ModelError(
+            f"{name}: field {error} is missing from the {family.network} or scheduler configuration"
+        ) from error
+    return ModelFacts(
+        name=name,
+        channels=channels,
+        cell_px=cell_px(configs),
+        align=patch,
+        patch=patch,
+        grid=family.grid,
+        oversize=family.oversize,
+        scheduler=scheduler_class,
+        scheduler_config={**scheduler, **family.scheduler_fixed},
+        start=family.start,
+        guidance=family.guidance(net),
+        scaling_spaces=family.scaling_spaces,
+        defaults=defaults,
+        cost=cost,
+    )
+
+
+def cell_px(configs: Configs) -> int:
+    """Pixels along one side of a latent cell: the VAE halves the picture once between any two of its levels.
+
+    Raises:
+        ModelError: There is no VAE, or its configuration does not say.
+    """
+    try:
+        return 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    except KeyError as error:
+        raise ModelError(f"the checkpoint's VAE configuration is incomplete: {error} is missing") from error
+
+
+CLIP_TOKENS = 77
+"""Length of every CLIP text encoder of the families."""
+
+
+def _text_tokens(family: Family, configs: Configs, max_sequence_length: int) -> int:
+    """Tokens that the denoiser attends to."""
+    clip = int(configs.get("text_encoder", {}).get("max_position_embeddings", CLIP_TOKENS))
+    return clip * family.attends_clip + (family.usual_tokens or max_sequence_length)
+
+
+def _config(family: Family, configs: Configs, component: str) -> Mapping[str, Any]:
+    if component not in configs:
+        raise ModelError(
+            f"the checkpoint has no {component}; a {family.title} checkpoint has {', '.join(family.components)}"
+        )
+    return configs[component]
