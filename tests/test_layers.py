@@ -17,7 +17,7 @@ ROOMS: dict[str, set[str]] = {
     "engines": {"errors", "paths", "plan", "bundle", "engines.base"},
     "testing": {"errors", "plan", "bundle", "engines", "engines.base"},
     "models": {"errors", "plan", "bundle", "engines.base"},
-    "models.nets": {"errors", "plan", "models"},
+    "models.nets": {"errors", "paths", "plan", "bundle", "engines.base", "models"},
     "export": {"errors", "paths", "plan", "bundle", "engines", "engines.base", "models", "models.nets"},
     "training": {"errors", "paths", "models", "models.nets", "export"},
     "runtime": {"errors", "paths", "plan", "bundle", "engines", "engines.base"},

@@ -1,0 +1,58 @@
+"""The engines by name. A backend's library is imported when somebody asks for it, and not before."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import cast
+
+from lssgen.engines.base import Backend
+from lssgen.errors import BackendError
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a backend is made.
+
+    Attributes:
+        module, function: `function(threads, device_id)` in `lssgen.engines.<module>` returns the backend.
+        extra: What pip must install for it.
+    """
+
+    module: str
+    function: str
+    extra: str
+
+
+ENGINES = {
+    "onnxruntime": Place("onnxruntime", "open_cpu", "onnxruntime"),
+    "onnxruntime-cuda": Place("onnxruntime", "open_cuda", "onnxruntime-gpu"),
+    "tensorrt": Place("tensorrt", "open_tensorrt", "tensorrt"),
+    "tensorrt-rtx": Place("tensorrt", "open_tensorrt_rtx", "tensorrt-rtx"),
+    "openvino": Place("openvino", "open_cpu", "openvino"),
+}
+
+
+def open_backend(name: str, *, threads: int = 0, device_id: int = 0) -> Backend:
+    """The backend of that name, on one device.
+
+    Args:
+        name: A key of `ENGINES`.
+        threads: CPU threads; 0 leaves it to the backend.
+        device_id: Which GPU, for backends that run on one.
+
+    Raises:
+        BackendError: No such name, or its library, driver or device is missing.
+    """
+    place = ENGINES.get(name)
+    if place is None:
+        raise BackendError(f"there is no engine called {name!r}; choose one of {', '.join(ENGINES)}")
+    module = f"lssgen.engines.{place.module}"
+    try:
+        make = getattr(import_module(module), place.function)
+    except ImportError as error:
+        if error.name == module:
+            raise BackendError(f"engine {name!r} is not part of this version of lssgen") from error
+        raise BackendError(
+            f'engine {name!r} needs {error.name or error}; install it with pip install "lssgen[{place.extra}]"'
+        ) from error
+    return cast(Callable[[int, int], Backend], make)(threads, device_id)

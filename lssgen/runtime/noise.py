@@ -1,0 +1,78 @@
+"""Gaussian noise that does not depend on the device: the numbers of torch.Generator("cpu"), without torch.
+
+One stream makes one picture. Everything random in the picture comes from its stream, in a fixed order: the noise of
+each stage, smallest first; after it the posterior noise of a transition through pixels; then one draw a step, where
+the solver draws. So a picture depends on its seed alone, not on the batch it was painted in.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lssgen.errors import PlanError
+
+_BLOCK = 16
+"""torch fills a tensor by Box-Muller in blocks of 16: eight radii, then eight angles."""
+
+
+class NoiseStream:
+    """Standard normal numbers as `torch.randn(..., generator=torch.Generator("cpu").manual_seed(seed))` draws them.
+
+    Equal to 5e-7; the rest is rounding inside the logarithm and the cosine.
+
+    Args:
+        seed: In [0, 2^64). Like torch's generator, only its low 32 bits make a difference.
+
+    Raises:
+        PlanError: The seed lies outside.
+
+    Source: Mersenne Twister with init_genrand seeding, 24-bit uniforms and the blocked Box-Muller transform, as in
+        torch's CPU kernel for `normal_`.
+    """
+
+    def __init__(self, seed: int) -> None:
+        check_seed(seed)
+        self._twister = np.random.RandomState(seed & 0xFFFFFFFF)
+
+    def draw(self, shape: Sequence[int]) -> NDArray[np.float32]:
+        """The next numbers of the stream, as one array.
+
+        Raises:
+            PlanError: Fewer than 16 numbers, for which torch has another algorithm; no latent is that small.
+        """
+        size = prod(shape)
+        if size < _BLOCK:
+            raise PlanError(f"noise of shape {tuple(shape)} has {size} numbers, but the stream draws at least {_BLOCK}")
+        out = np.empty(size, np.float32)
+        uniform = self._uniform(size)  # torch draws all of them first, whole block or not
+        whole = size - size % _BLOCK
+        out[:whole] = _box_muller(uniform[:whole])
+        if whole < size:  # torch overwrites the last 16 with a fresh block
+            out[-_BLOCK:] = _box_muller(self._uniform(_BLOCK))
+        return out.reshape(shape)
+
+    def _uniform(self, size: int) -> NDArray[np.float32]:
+        words = self._twister.randint(0, 1 << 32, size, np.uint32)
+        words &= np.uint32(0xFFFFFF)
+        return words.astype(np.float32) * np.float32(2**-24)
+
+
+def check_seed(seed: int) -> None:
+    """Raise PlanError unless the seed is in [0, 2^64)."""
+    if not 0 <= seed < 1 << 64:
+        raise PlanError(f"seed {seed} cannot be used; choose a whole number from 0 to 2^64 - 1")
+
+
+def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(16 n,) uniform numbers in [0, 1) -> (16 n,) normal ones."""
+    halves = uniform.reshape(-1, 2, _BLOCK // 2)
+    radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - halves[:, 0]))
+    angle = np.float32(2 * np.pi) * halves[:, 1]
+    return np.stack((radius * np.cos(angle), radius * np.sin(angle)), axis=1).reshape(-1)
+
+
+def draw_each(streams: Sequence[NoiseStream], shape: Sequence[int]) -> NDArray[np.float32]:
+    """The next numbers of every stream: (len(streams), *shape)."""
+    return np.stack([stream.draw(shape) for stream in streams])

@@ -1,0 +1,86 @@
+"""Pictures to start from: reading, fitting to the run's size, masks, and putting the untouched part back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from lssgen.errors import PromptError
+from lssgen.plan import Plan
+from lssgen.runtime.sampler import Origin
+from lssgen.runtime.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A picture to start from, at the size of the run.
+
+    Attributes:
+        picture: RGB.
+        repaint: (height_px, width_px) in [0, 1]: 1 where the picture may change, 0 where it stays. Between the two, the
+            painted and the given pixels are mixed at the end.
+    """
+
+    picture: Image.Image
+    repaint: NDArray[np.float32]
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Read a picture, turned as its camera says.
+
+    Raises:
+        PromptError: The file cannot be read as a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise PromptError(f"picture {path} cannot be read: {error}") from error
+
+
+def start_from(plan: Plan, picture: Image.Image, mask: Image.Image | None) -> Start:
+    """Fit a picture and its mask to the run: scaled to cover the size, the same amount cut off both ends.
+
+    Args:
+        plan: Says the size.
+        picture: What to start from.
+        mask: White where it may change, black where it stays; None: all of it may change.
+
+    Raises:
+        PromptError: The mask has another size than the picture, or is black all over.
+    """
+    size = (plan.width_px, plan.height_px)
+    fitted = ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.LANCZOS)
+    if mask is None:
+        return Start(fitted, np.ones((plan.height_px, plan.width_px), np.float32))
+    if mask.size != picture.size:
+        raise PromptError(
+            f"the mask is {mask.width} x {mask.height} px, the picture it belongs to {picture.width} x "
+            f"{picture.height} px; both must have the same size"
+        )
+    repaint = np.asarray(ImageOps.fit(mask.convert("L"), size, Image.Resampling.BOX), np.float32) / np.float32(255)
+    if not repaint.any():
+        raise PromptError("the mask is black all over, so nothing would be painted; white is where to paint")
+    return Start(fitted, repaint)
+
+
+def origin_of(workspace: Workspace, plan: Plan, start: Start) -> Origin:
+    """Encode the picture at every stage's size. A cell stays only if all of its pixels stay."""
+    latents: list[NDArray[np.float32]] = []
+    kept: list[NDArray[np.float32]] = []
+    for index, stage in enumerate(plan.stages):
+        size = (stage.width * plan.cell_px, stage.height * plan.cell_px)
+        picture = start.picture.resize(size, Image.Resampling.LANCZOS)
+        latents.append(workspace.encode(index, np.asarray(picture)))
+        cells = start.repaint.reshape(stage.height, plan.height_px // stage.height, stage.width, -1)
+        kept.append((cells.max((1, 3)) == 0).astype(np.float32))
+    return Origin(latents=tuple(latents), kept=tuple(kept))
+
+
+def pasted(painted: NDArray[np.uint8], start: Start) -> NDArray[np.uint8]:
+    """(height, width, 3) painted pixels where the picture may change, given ones where it stays."""
+    share = start.repaint[..., None]
+    mixed = share * painted.astype(np.float32) + (1 - share) * np.asarray(start.picture, np.float32)
+    return np.rint(mixed).astype(np.uint8)

@@ -1,0 +1,269 @@
+"""A bundle, ready to paint: prompts in, pictures out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Unpack
+from warnings import warn
+
+import numpy as np
+from PIL import Image
+
+from lssgen import paths
+from lssgen.bundle import Bundle, read_bundle, verify
+from lssgen.engines.base import Array, Backend, Engine
+from lssgen.engines.registry import open_backend
+from lssgen.errors import BundleError, EngineError, PromptError
+from lssgen.plan import Plan
+from lssgen.runtime.options import STRENGTH, Options, Request, request_from_options
+from lssgen.runtime.origin import Start, origin_of, pasted, start_from
+from lssgen.runtime.results import BatchTimes, OnProgress, Painting, Picture, Progress, Result, StepCounter
+from lssgen.runtime.sampler import Batch, sample
+from lssgen.runtime.text import PromptWarning, TextEncoder
+from lssgen.runtime.workspace import Geometry, Workspace, stack_each
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """One picture to paint, and how many tokens its prompts take."""
+
+    prompt: str
+    seed: int
+    lengths: tuple[int, ...]
+
+
+def _silent(progress: Progress) -> None:
+    del progress
+
+
+class Pipeline:
+    """A bundle on a backend.
+
+    Graphs are loaded when they are first needed and stay loaded; `close`, or leaving a `with` block, frees them.
+    Buffers stay too, for the next run of the same shape. Not for several threads at a time.
+
+    Args:
+        bundle: From `lssgen.bundle.read_bundle`.
+        backend: From `lssgen.engines.registry.open_backend`.
+
+    Raises:
+        BundleError: A tokenizer cannot be read.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle = bundle
+        self.backend = backend
+        self._engines: dict[str, Engine] = {}
+        self._text = TextEncoder(bundle, backend, self._graph)
+        self._workspace: Workspace | None = None
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        init_image: Image.Image | None = None,
+        mask_image: Image.Image | None = None,
+        on_step: OnProgress = _silent,
+        **options: Unpack[Options],
+    ) -> Result:
+        """Paint `num_images` pictures of every prompt.
+
+        Args:
+            prompt: One or several.
+            init_image: Start from this picture instead of from noise alone; `strength` says how far to go from it.
+            mask_image: Paint only where this picture, of the same size, is white.
+            on_step: Told about every step that is done; what it raises stops the run.
+            options: See `Options`.
+
+        Raises:
+            PlanError: The run cannot be carried out as asked; nothing was loaded.
+            PromptError: A prompt cannot be used.
+            EngineError: A graph cannot be loaded or run, or gave NaN.
+        """
+        parts = self.paint(prompt, init_image=init_image, mask_image=mask_image, on_step=on_step, **options)
+        return Result.joined(list(parts))
+
+    def plan(self, **options: Unpack[Options]) -> Plan:
+        """The run as numbers; loads nothing.
+
+        Raises:
+            PlanError: The run cannot be carried out as asked.
+        """
+        return request_from_options(self.bundle, options).plan
+
+    def paint(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        init_image: Image.Image | None = None,
+        mask_image: Image.Image | None = None,
+        on_step: OnProgress = _silent,
+        **options: Unpack[Options],
+    ) -> Painting:
+        """As calling the pipeline, but hands out every batch as soon as it is painted.
+
+        What is wrong with the arguments is raised by this call, not when the first batch is asked for.
+        """
+        if init_image is not None and mask_image is None:
+            options = {"strength": STRENGTH, **options}
+        request = request_from_options(self.bundle, options)
+        start = self._start(request, init_image, mask_image)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise PromptError("no prompt was given; give at least one, which may be empty")
+        if request.negative_prompt and "negative" not in request.branches:
+            warn("the negative prompt has no effect: guidance is off in this run", PromptWarning, stacklevel=2)
+        batches = list(_batches(self._orders(prompts, request), request.batch))
+        counter = StepCounter(request.plan, len(batches), on_step)
+        return Painting(request, (self._batch(request, start, orders, counter) for orders in batches))
+
+    def close(self) -> None:
+        """Free everything; the pipeline loads its graphs again if it is used again."""
+        self._workspace = None
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+    def __enter__(self) -> "Pipeline":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _graph(self, name: str) -> Engine:
+        if name not in self._engines:
+            manifest = self.bundle.manifest
+            if name not in manifest.graphs:
+                raise BundleError(f"bundle {self.bundle.folder} has no graph {name!r}; export the model again")
+            try:
+                path = self.bundle.path(manifest.graphs[name].file)
+                self._engines[name] = self.backend.load(path, name=f"{manifest.facts.name}/{name}")
+            except EngineError:
+                verify(self.bundle)  # raises if the reason is a file that is not what was exported
+                raise
+        return self._engines[name]
+
+    def _orders(self, prompts: Sequence[str], request: Request) -> list[_Order]:
+        negative = request.negative_prompt
+        encodes_negative = "negative" in request.branches and not self._zeros(request)
+        orders: list[_Order] = []
+        for prompt in prompts:
+            lengths = self._text.lengths(prompt)
+            if encodes_negative:  # all branches go through the network together, so they fill up to the longest
+                lengths = tuple(map(max, lengths, self._text.lengths(negative)))
+            for _ in range(request.num_images):
+                orders.append(_Order(prompt, request.seed + len(orders), lengths))
+        return orders
+
+    def _zeros(self, request: Request) -> bool:
+        return not request.negative_prompt and self.bundle.manifest.empty_negative == "zeros"
+
+    def _start(self, request: Request, picture: Image.Image | None, mask: Image.Image | None) -> Start | None:
+        if picture is None and (mask is not None or request.plan_options.strength < 1):
+            raise PromptError("strength and mask_image belong to a picture to start from; give init_image")
+        if picture is not None and "encode" not in self.bundle.manifest.graphs:
+            raise PromptError(f"bundle {self.bundle.folder} has no graph 'encode', so no run can start from a picture")
+        return None if picture is None else start_from(request.plan, picture, mask)
+
+    def _batch(self, request: Request, start: Start | None, orders: Sequence[_Order], counter: StepCounter) -> Result:
+        began = perf_counter()
+        for name in (*_graphs_of(request.plan), *(["encode"] if start else [])):
+            self._graph(name)
+        loaded = perf_counter()
+        text = self._conditioning(request, orders)
+        encoded = perf_counter()
+        workspace = self._fitting_workspace(request.plan, text["positive"])
+        batch = Batch(
+            seeds=tuple(order.seed for order in orders),
+            text=text,
+            guidance_scale=request.plan_options.guidance_scale,
+            guidance_rescale=request.guidance_rescale,
+            origin=origin_of(workspace, request.plan, start) if start else None,
+        )
+        latents, stages = sample(workspace, request.plan, batch, history=self.bundle.manifest.history, on_step=counter)
+        sampled = perf_counter()
+        pictures = tuple(
+            Picture(
+                image=Image.fromarray(pasted(workspace.decode(latent), start) if start else workspace.decode(latent)),
+                latent=latent,
+                prompt=order.prompt,
+                negative_prompt=request.negative_prompt,
+                seed=order.seed,
+            )
+            for order, latent in zip(orders, latents, strict=True)
+        )
+        ended = perf_counter()
+        times = BatchTimes(
+            pictures=len(orders),
+            load=loaded - began,
+            text=encoded - loaded,
+            stages=tuple(stages),
+            decode=ended - sampled,
+            total=ended - began,
+        )
+        return Result(pictures=pictures, request=request, times=(times,))
+
+    def _conditioning(self, request: Request, orders: Sequence[_Order]) -> dict[str, Mapping[str, Array]]:
+        """(batch, ...) text conditioning, by branch and port."""
+        text: dict[str, Mapping[str, Array]] = {
+            "positive": stack_each([self._text.encode(order.prompt, order.lengths) for order in orders])
+        }
+        if "negative" in request.branches and self._zeros(request):
+            text["negative"] = {port: np.zeros_like(value) for port, value in text["positive"].items()}
+        elif "negative" in request.branches:
+            text["negative"] = stack_each(
+                [self._text.encode(request.negative_prompt, order.lengths) for order in orders]
+            )
+        return text
+
+    def _fitting_workspace(self, plan: Plan, text: Mapping[str, Array]) -> Workspace:
+        """The workspace of the last run if it fits, else a new one in its place."""
+        geometry = Geometry(
+            sizes=tuple((stage.height, stage.width) for stage in plan.stages),
+            batch=len(next(iter(text.values()))),
+            text=tuple((port, value.shape[1:]) for port, value in text.items()),
+            scaling_space=plan.scaling_space,
+        )
+        if self._workspace is None or self._workspace.geometry != geometry:
+            self._workspace = None  # free the old one first
+            self._workspace = Workspace(self.bundle.manifest, self.backend, self._graph, geometry)
+        return self._workspace
+
+
+def load(bundle: str | Path, *, engine: str = "onnxruntime", threads: int = 0, device_id: int = 0) -> Pipeline:
+    """Open a bundle for painting.
+
+    Args:
+        bundle: Its folder, or the name of one below LSSGEN_HOME/bundles.
+        engine: Where to run, see `lssgen.engines.registry.ENGINES`.
+        threads: CPU threads; 0 leaves it to the engine.
+        device_id: Which GPU, for engines that run on one.
+
+    Raises:
+        BundleError: No bundle there, or a damaged one.
+        BackendError: The engine is unknown, or its library, driver or device is missing.
+    """
+    return Pipeline(read_bundle(find_bundle(bundle)), open_backend(engine, threads=threads, device_id=device_id))
+
+
+def find_bundle(bundle: str | Path) -> Path:
+    """The bundle's folder: the path itself, or a folder of that name among the user's bundles."""
+    named = paths.bundles() / bundle
+    return named if not Path(bundle).exists() and named.exists() else Path(bundle)
+
+
+def _graphs_of(plan: Plan) -> tuple[str, ...]:
+    """Names of the graphs that a run of the plan calls."""
+    between = (f"transition_{plan.scaling_space}",) if len(plan.stages) > 1 else ()
+    return ("text", "step", *between, "decode")
+
+
+def _batches(orders: Sequence[_Order], most: int) -> Iterator[Sequence[_Order]]:
+    """Runs of at most so many neighbours whose prompts take equally many tokens."""
+    begin = 0
+    for end in range(1, len(orders) + 1):
+        if end == len(orders) or end - begin == most or orders[end].lengths != orders[begin].lengths:
+            yield orders[begin:end]
+            begin = end

@@ -1,0 +1,157 @@
+"""What a run tells while it goes, and what it gives at the end."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from lssgen.plan import Plan
+from lssgen.runtime.options import Request
+from lssgen.runtime.sampler import Floats, StageTimes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a run is, after a step.
+
+    Attributes:
+        stage, stages: Index of the stage, and how many there are.
+        step, steps: Index of the step in it, and how many it has.
+        height_px, width_px: The stage's picture size.
+        done, total: Steps of the whole run, all batches.
+    """
+
+    stage: int
+    stages: int
+    step: int
+    steps: int
+    height_px: int
+    width_px: int
+    done: int
+    total: int
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(slots=True)
+class StepCounter:
+    """Turns the sampler's steps into `Progress`.
+
+    Attributes:
+        plan: What is carried out, `batches` times.
+        tell: Hears of every step.
+        done: Steps so far.
+    """
+
+    plan: Plan
+    batches: int
+    tell: OnProgress
+    done: int = field(default=0)
+
+    def __call__(self, stage: int, step: int, steps: int) -> None:
+        self.done += 1
+        at = self.plan.stages[stage]
+        self.tell(
+            Progress(
+                stage=stage,
+                stages=len(self.plan.stages),
+                step=step,
+                steps=steps,
+                height_px=at.height * self.plan.cell_px,
+                width_px=at.width * self.plan.cell_px,
+                done=self.done,
+                total=self.batches * self.plan.evaluations,
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One painted picture.
+
+    Attributes:
+        image: RGB.
+        latent: (C, h, w) float32, final, in the model's own space.
+        prompt, negative_prompt, seed: What it came from.
+    """
+
+    image: Image.Image
+    latent: Floats
+    prompt: str
+    negative_prompt: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchTimes:
+    """Seconds that one batch of `pictures` took.
+
+    Attributes:
+        pictures: How many.
+        load: Loading graphs, in the first batch of a pipeline.
+        text: Encoding prompts that are new.
+        stages: Smallest first.
+        decode: Latents to pictures.
+        total: From the beginning to the last picture, loading included.
+    """
+
+    pictures: int
+    load: float
+    text: float
+    stages: tuple[StageTimes, ...]
+    decode: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a run gives.
+
+    Attributes:
+        pictures: In the order of the prompts, `num_images` for each.
+        request: What was asked for, with every default filled in, and its plan.
+        times: One entry a batch.
+    """
+
+    pictures: tuple[Picture, ...]
+    request: Request
+    times: tuple[BatchTimes, ...]
+
+    @classmethod
+    def joined(cls, parts: Sequence["Result"]) -> "Result":
+        """The parts of one run, at least one, as a whole."""
+        return cls(
+            pictures=tuple(picture for part in parts for picture in part.pictures),
+            request=parts[0].request,
+            times=tuple(times for part in parts for times in part.times),
+        )
+
+    @property
+    def plan(self) -> Plan:
+        return self.request.plan
+
+    @property
+    def images(self) -> list[Image.Image]:
+        return [picture.image for picture in self.pictures]
+
+    @property
+    def latents(self) -> Floats:
+        """(pictures, C, h, w) float32."""
+        return np.stack([picture.latent for picture in self.pictures])
+
+
+class Painting(Iterator[Result]):
+    """A run that goes on batch by batch, as its results are asked for.
+
+    Attributes:
+        request: What is carried out, with every default filled in.
+    """
+
+    def __init__(self, request: Request, batches: Iterator[Result]) -> None:
+        self.request = request
+        self._batches = batches
+
+    def __next__(self) -> Result:
+        return next(self._batches)

@@ -1,0 +1,129 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx.parser import parse_model
+
+from lssgen.engines.base import Port
+from lssgen.engines.onnxruntime import OrtBackend
+from lssgen.errors import BackendError, BuildError, EngineError, ShapeError
+from lssgen.testing import FakeBuffer
+
+ADD = "(float[batch, 4] x, float[batch, 4] y) => (float[batch, 4] z) { z = Add (x, y) }"
+HALF = """(float[batch, 4] x) => (float[batch, 4] z) {
+    low = Cast <to = 16> (x)
+    sine = Sin (low)
+    z = Cast <to = 1> (sine)
+}"""
+
+
+def graph(folder: Path, body: str) -> Path:
+    path = folder / "graph.onnx"
+    onnx.save(parse_model(f'<ir_version: 10, opset_import: ["" : 23]> graph {body}'), path)
+    return path
+
+
+@pytest.fixture
+def backend() -> OrtBackend:
+    return OrtBackend(threads=1)
+
+
+def bound(backend: OrtBackend, path: Path) -> tuple[Any, dict[str, Any]]:
+    buffers = {name: backend.empty((2, 4), np.float32) for name in "xyz"}
+    return backend.load(path, name="toy/add").bind(buffers), buffers
+
+
+def test_a_binding_reads_its_inputs_and_writes_its_outputs_in_place(tmp_path: Path, backend: OrtBackend) -> None:
+    run, buffers = bound(backend, graph(tmp_path, ADD))
+    address = buffers["z"].value.data_ptr()
+    for number in (1.0, 2.0):
+        buffers["x"].write(np.full((2, 4), number))
+        buffers["y"].write(np.ones((2, 4)))
+        run()
+        assert (buffers["z"].read() == number + 1).all()
+    assert buffers["z"].value.data_ptr() == address
+
+
+def test_what_was_read_stays_the_readers(tmp_path: Path, backend: OrtBackend) -> None:
+    _, buffers = bound(backend, graph(tmp_path, ADD))
+    buffers["x"].write(np.ones((2, 4)))
+    before = buffers["x"].read()
+    buffers["x"].write(np.zeros((2, 4)))
+    assert (before == 1).all()
+
+
+def test_one_binding_feeds_the_next_without_the_host(tmp_path: Path, backend: OrtBackend) -> None:
+    engine = backend.load(graph(tmp_path, ADD), name="toy/add")
+    a, b, one = (backend.empty((2, 4), np.float32) for _ in range(3))
+    there, back = engine.bind({"x": a, "y": one, "z": b}), engine.bind({"x": b, "y": one, "z": a})
+    a.write(np.zeros((2, 4)))
+    one.write(np.ones((2, 4)))
+    for _ in range(3):
+        there()
+        back()
+    assert (a.read() == 6).all()
+
+
+def test_a_write_converts_the_type_and_refuses_another_shape(backend: OrtBackend) -> None:
+    buffer = backend.empty((2, 4), np.float32)
+    buffer.write(np.arange(8, dtype=np.float64).reshape(4, 2).T)
+    assert buffer.read().tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    with pytest.raises(ShapeError, match=r"shape \(2, 4\) was given an array of shape \(4, 2\)"):
+        buffer.write(np.zeros((4, 2)))
+
+
+def test_ports_are_those_of_the_graph(tmp_path: Path, backend: OrtBackend) -> None:
+    engine = backend.load(graph(tmp_path, ADD), name="toy/add")
+    assert engine.inputs == (Port("x", "float32", ("batch", 4)), Port("y", "float32", ("batch", 4)))
+    assert engine.outputs == (Port("z", "float32", ("batch", 4)),)
+
+
+def test_buffers_that_do_not_fit_are_refused_when_bound(tmp_path: Path, backend: OrtBackend) -> None:
+    engine = backend.load(graph(tmp_path, ADD), name="toy/add")
+    x, y, z = backend.empty((2, 4), np.float32), backend.empty((3, 4), np.float32), backend.empty((2, 4), np.float32)
+    with pytest.raises(ShapeError, match="axis 'batch' is 2 elsewhere"):
+        engine.bind({"x": x, "y": y, "z": z})
+    with pytest.raises(ShapeError, match=r"missing \['y'\]"):
+        engine.bind({"x": x, "z": z})
+    with pytest.raises(ShapeError, match="not a FakeBuffer"):
+        engine.bind({"x": FakeBuffer((2, 4), np.float32), "y": x, "z": z})
+
+
+def test_a_graph_that_fails_while_it_runs_is_named_with_its_shapes(tmp_path: Path, backend: OrtBackend) -> None:
+    path = graph(tmp_path, "(float[a, b] x, float[c, d] y) => (float[a, d] z) { z = MatMul (x, y) }")
+    buffers = {"x": backend.empty((2, 3), np.float32), "y": backend.empty((4, 5), np.float32)}
+    run = backend.load(path, name="toy/product").bind(buffers | {"z": backend.empty((2, 5), np.float32)})
+    with pytest.raises(EngineError, match=r"toy/product failed .*x\[2, 3\], y\[4, 5\]"):
+        run()
+
+
+def test_a_bfloat16_graph_is_refused_with_what_to_do(tmp_path: Path, backend: OrtBackend) -> None:
+    with pytest.raises(BackendError, match="no bfloat16 networks on the CPU; export with --precision fp32 or fp16"):
+        backend.load(graph(tmp_path, HALF), name="toy/step")
+
+
+def test_a_damaged_graph_is_refused_with_its_path(tmp_path: Path, backend: OrtBackend) -> None:
+    path = graph(tmp_path, ADD)
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(BuildError, match=r"cannot load toy/add from .*graph\.onnx"):
+        backend.load(path, name="toy/add")
+
+
+def test_a_closed_engine_binds_nothing(tmp_path: Path, backend: OrtBackend) -> None:
+    engine = backend.load(graph(tmp_path, ADD), name="toy/add")
+    engine.close()
+    with pytest.raises(EngineError, match="was closed"):
+        engine.bind({name: backend.empty((2, 4), np.float32) for name in "xyz"})
+
+
+def test_a_provider_that_is_not_installed_is_refused_with_the_extra() -> None:
+    with pytest.raises(BackendError, match=r"has no WebGPU, only .*lssgen\[onnxruntime-gpu\]"):
+        OrtBackend("WebGPU")
+
+
+def test_the_description_holds_what_decides_speed(backend: OrtBackend) -> None:
+    description = backend.describe()
+    assert (description["backend"], description["threads"]) == ("onnxruntime", 1)
+    assert set(description) >= {"onnxruntime", "provider", "graph_optimization_level"}

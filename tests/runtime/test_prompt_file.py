@@ -1,0 +1,119 @@
+import json
+from pathlib import Path
+
+import pytest
+from fakes import fake_pipeline
+
+from lssgen.errors import PlanError, PromptError
+from lssgen.runtime.options import Options
+from lssgen.runtime.prompt_file import PromptFolders, PromptLine, read_prompt_file
+from lssgen.runtime.results import Progress
+
+TEXT = '{"prompt": "a red circle", "tag": "colors"}\n\n{"prompt": "a blue square"}\n'
+
+
+def lines_of(folder: Path, text: str = TEXT) -> tuple[PromptLine, ...]:
+    (folder / "prompts.jsonl").write_text(text, encoding="utf-8")
+    return read_prompt_file(folder / "prompts.jsonl")[0]
+
+
+def folders_in(folder: Path, **options: object) -> PromptFolders:
+    merged = {"scaling_space": "latent", "num_images": 2, **options}
+    return PromptFolders(fake_pipeline(folder / "bundle"), folder / "out", Options(**merged), ".png")  # type: ignore[typeddict-item]
+
+
+def paint(folder: Path, lines: tuple[PromptLine, ...], **options: object) -> list[str]:
+    """Paint what is missing; returns the folders that were painted."""
+    folders = folders_in(folder, **options)
+    folders.begin()
+    done = [line.folder for line, _ in folders.paint(folders.missing(lines), lambda _: None)]
+    folders.end()
+    return done
+
+
+def test_folders_are_laid_out_as_geneval_reads_them(tmp_path: Path) -> None:
+    assert paint(tmp_path, lines_of(tmp_path)) == ["00000", "00002"]
+    made = tmp_path / "out" / "00000"
+    assert json.loads((made / "metadata.jsonl").read_text()) == {"prompt": "a red circle", "tag": "colors"}
+    assert sorted(path.name for path in (made / "samples").iterdir()) == ["0000.png", "0001.png"]
+    result = json.loads((made / "result.json").read_text())
+    assert (result["n_sample"], result["batch_size"]) == (2, 1)
+    assert result["time"] == pytest.approx(sum(batch["total"] - batch["load"] for batch in result["batches"]))
+
+
+def test_every_prompt_starts_at_the_same_seed(tmp_path: Path) -> None:
+    lines = lines_of(tmp_path, '{"prompt": "a"}\n{"prompt": "a"}\n')
+    paint(tmp_path, lines)
+    first, second = ((tmp_path / "out" / f / "samples/0001.png").read_bytes() for f in ("00000", "00001"))
+    assert first == second
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    lines = lines_of(tmp_path)
+    folders = folders_in(tmp_path)
+    folders.begin()
+
+    def stop(progress: Progress) -> None:
+        if (tmp_path / "out/00002").exists() and progress.done > 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(folders.paint(folders.missing(lines), stop))
+    assert (tmp_path / "out/00000/result.json").exists()
+    assert not (tmp_path / "out/00002/result.json").exists()
+    assert paint(tmp_path, lines) == ["00002"]
+    assert paint(tmp_path, lines) == []
+
+
+def test_a_folder_that_lost_a_picture_is_painted_again(tmp_path: Path) -> None:
+    lines = lines_of(tmp_path)
+    paint(tmp_path, lines)
+    (tmp_path / "out/00002/samples/0001.png").unlink()
+    assert paint(tmp_path, lines) == ["00002"]
+
+
+def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
+    lines = lines_of(tmp_path)
+    paint(tmp_path, lines)
+    with pytest.raises(PlanError, match=r"seed was 0, is 4; .*num_inference_steps was 6, is 9"):
+        paint(tmp_path, lines, seed=4, num_inference_steps=9)
+
+
+def test_a_folder_of_another_prompt_is_refused(tmp_path: Path) -> None:
+    paint(tmp_path, lines_of(tmp_path))
+    with pytest.raises(PromptError, match=r"00000 was made from .*, but line 1 of the prompt file is now"):
+        paint(tmp_path, lines_of(tmp_path, '{"prompt": "a blue circle"}\n'))
+
+
+def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("")
+    with pytest.raises(PromptError, match=r"holds files, but no run\.json"):
+        paint(tmp_path, lines_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "Input data was truncated"),
+        ("[]", "Expected `object`"),
+        ("{}", 'it has no "prompt"'),
+        ('{"prompt": 3}', "Expected `str`, got `int`"),
+    ],
+)
+def test_a_bad_line_is_named_and_can_be_skipped(tmp_path: Path, line: str, words: str) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(f'{{"prompt": "a"}}\n{line}\n{{"prompt": "b"}}\n')
+    with pytest.raises(PromptError, match=f"line 2 of .*{words}"):
+        read_prompt_file(file)
+    lines, wrong = read_prompt_file(file, bad_lines="skip")
+    assert [one.number for one in lines] == [0, 2]
+    assert len(wrong) == 1
+    assert wrong[0].startswith("line 2 of ")
+
+
+def test_a_file_without_prompts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="holds no prompts"):
+        lines_of(tmp_path, "\n")
+    with pytest.raises(PromptError, match="cannot be read"):
+        read_prompt_file(tmp_path / "none.jsonl")
