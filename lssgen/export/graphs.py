@@ -1,0 +1,214 @@
+"""One graph of a bundle: known by its key, written once, probed at every resolution."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import import_module, metadata
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lssgen.bundle import Graph, Probe
+from lssgen.errors import ProbeError
+from lssgen.export.checkpoint import Checkpoint, Parts
+from lssgen.export.config import Precision, Resolution
+from lssgen.export.graph import OPSET, write_graph
+from lssgen.export.probe import probe_graph
+from lssgen.export.samples import axis_sizes, sample_inputs, used_axes
+from lssgen.export.store import Store
+from lssgen.models.nets.recipe import Recipe
+
+DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "diffusers", "transformers")
+SOURCES = (
+    "lssgen.export.checkpoint",
+    "lssgen.export.data",
+    "lssgen.export.graph",
+    "lssgen.export.passes",
+    "lssgen.export.samples",
+    "lssgen.export.weights",
+    "lssgen.models.nets.latent_upsampler",
+    "lssgen.models.nets.step",
+    "lssgen.models.nets.transition",
+    "lssgen.models.nets.unet",
+    "lssgen.models.nets.vae",
+)
+"""Modules whose text decides what a graph looks like, besides the family's own."""
+
+Say = Callable[[str], None]
+"""Takes one line for the user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """Where graphs are made: from what, at which sizes, into which folder.
+
+    Attributes:
+        checkpoint: The weights.
+        nets: Name of the family's module.
+        cell_px: Pixels along one side of a latent cell.
+        resolutions: To probe, smallest first.
+        branches: Guidance branches to probe with.
+        token_axes: Sizes of the axes that count tokens.
+        precision: Asked for.
+        threads: For the probes; 0: as many as there are.
+        store: The bundle's folder.
+        say: For the user.
+        notes: For the manifest; grows.
+    """
+
+    checkpoint: Checkpoint
+    nets: str
+    cell_px: int
+    resolutions: tuple[Resolution, ...]
+    branches: int
+    token_axes: Mapping[str, int]
+    precision: Precision
+    threads: int
+    store: Store
+    say: Say
+    notes: list[str] = field(default_factory=list[str])
+
+    def graph(self, recipe: Recipe) -> Graph:
+        """Make a graph, or find it whole; in float32 if it does not hold up in the precision asked for.
+
+        Raises:
+            ModelError: The checkpoint does not fit.
+            ExportError: The graph cannot be made, or does not pass its probe in float32 either.
+        """
+        precision = "fp32" if recipe.precise else self.precision
+        if recipe.overflows and precision == "fp16":
+            precision = "fp32"
+            self._note(f"{recipe.name} is kept in fp32: the checkpoint says that its numbers are too large for fp16.")
+        try:
+            return self._graph(recipe, precision)
+        except ProbeError as error:
+            if precision == "fp32":
+                raise
+            note = f"{recipe.name} is kept in fp32: in {precision}, {error}."
+            self._note(note)
+            return self._graph(recipe, "fp32")
+
+    def _note(self, note: str) -> None:
+        self.say(note)
+        self.notes.append(note)
+
+    def _graph(self, recipe: Recipe, precision: Precision) -> Graph:
+        start = time.perf_counter()
+        key = self.key(recipe, precision)
+        graph = self.store.find(key)
+        if graph is None:
+            graph = self._made(recipe, precision, key)
+            made = "written"
+        else:
+            graph, made = self._probed(recipe, precision, graph), "was there"
+        worst = max((probe.error for probe in graph.probes), default=0.0)
+        seconds = time.perf_counter() - start
+        self.say(f"{recipe.name:18} {precision}  {made} in {seconds:.1f} s, within {worst:.1e} of torch")
+        return graph
+
+    def _made(self, recipe: Recipe, precision: Precision, key: str) -> Graph:
+        module = self.module(recipe, precision)
+        weights = self.checkpoint.weights(recipe.components)
+        # Any sizes would do, if unlike axes have unlike sizes and the VAE and the patches divide them.
+        sizes = axis_sizes(16, 24, self.cell_px, batch=3, branches=2, tokens=self.token_axes)
+        with self.store.draft(recipe.name) as draft:
+            written = write_graph(
+                module,
+                sample_inputs(recipe, sizes),
+                [port.name for port in recipe.outputs],
+                {port.name: port.shape for port in (*recipe.inputs, *recipe.outputs)},
+                draft / f"{recipe.name}-{key[:12]}.onnx",
+                weights,
+            )
+            probes = self._probes(recipe, precision, written.files[0], self.probe_axes(recipe))
+            graph = Graph(
+                file=written.files[0].name,
+                data=tuple(path.name for path in written.files[1:]),
+                sha256=written.sha256,
+                key=key,
+                precision=precision,
+                inputs=written.inputs,
+                outputs=written.outputs,
+                probes=tuple(probes),
+            )
+            self.store.keep(graph, draft)
+        return graph
+
+    def _probed(self, recipe: Recipe, precision: Precision, graph: Graph) -> Graph:
+        """A graph that was there, with the probes that are wanted now."""
+        wanted = self.probe_axes(recipe)
+        missing = [axes for axes in wanted if axes not in [probe.axes for probe in graph.probes]]
+        new = self._probes(recipe, precision, self.store.folder / graph.file, missing) if missing else ()
+        graph = replace(graph, probes=tuple(probe for probe in (*graph.probes, *new) if probe.axes in wanted))
+        if missing:
+            self.store.keep(graph)
+        return graph
+
+    def _probes(
+        self, recipe: Recipe, precision: Precision, path: Path, axes: Sequence[Mapping[str, int]]
+    ) -> tuple[Probe, ...]:
+        """Compare the graph with its module, whose weights are loaded for that."""
+        weights = self.checkpoint.weights(recipe.components)
+        exact = self.module(recipe, "fp32")
+        weights.load_into(exact)
+        rounded = None
+        if precision == "bf16":
+            rounded = self.module(recipe, precision)
+            weights.load_into(rounded)
+        samples = [(sizes, sample_inputs(recipe, {**self.token_axes, **sizes}, seed=1)) for sizes in axes]
+        return probe_graph(recipe.name, path, exact, rounded, samples, recipe.outputs, precision, self.threads)
+
+    def module(self, recipe: Recipe, precision: Precision) -> nn.Module:
+        return recipe.build(Parts(self.checkpoint, DTYPES[precision])).eval().requires_grad_(False)
+
+    def probe_axes(self, recipe: Recipe) -> list[dict[str, int]]:
+        """Sizes to probe at: every resolution, the smallest one with a batch of two."""
+        # A transition is probed from the stages that it starts from.
+        grows = any("next_height" in port.shape for port in recipe.inputs)
+        resolutions = (self.resolutions[:-1] or self.resolutions) if grows else self.resolutions
+        found: list[dict[str, int]] = []
+        for index, (height, width) in enumerate(resolutions):
+            sizes = axis_sizes(
+                height // self.cell_px,
+                width // self.cell_px,
+                self.cell_px,
+                batch=1 if index else 2,
+                branches=self.branches,
+                tokens=self.token_axes,
+            )
+            used = used_axes(recipe.inputs, sizes)
+            if {**used, "batch": 0} not in [{**axes, "batch": 0} for axes in found]:  # text has no resolution
+                found.append(used)
+        return found
+
+    def key(self, recipe: Recipe, precision: Precision) -> str:
+        """Hash of everything that decides the graph's bytes."""
+        made_from = {
+            "graph": recipe.name,
+            "ports": [str(port) for port in (*recipe.inputs, *recipe.outputs)],
+            "settings": recipe.settings,
+            "precision": precision,
+            "opset": OPSET,
+            "sources": {name: _source_hash(name) for name in (*SOURCES, self.nets)},
+            "libraries": {name: metadata.version(name) for name in LIBRARIES},
+            "configs": {name: dict(self.checkpoint.config(name)) for name in recipe.components},
+            "weights": {name: self.checkpoint.sha256(name) for name in recipe.components},
+            "deltas": self.checkpoint.deltas_sha256(recipe.components),
+        }
+        return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@cache
+def _source_hash(module: str) -> str:
+    """Of a module's text, or of all modules in a package."""
+    file = import_module(module).__file__
+    assert file is not None
+    path = Path(file)
+    files = sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

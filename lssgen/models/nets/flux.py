@@ -1,0 +1,172 @@
+"""FLUX.1 dev, schnell and Krea: double and single stream transformer over packed latents, CLIP's summary, T5."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lssgen.engines.base import Port
+from lssgen.errors import ExportError
+from lssgen.models.nets.packing import on_grid, pack, unpack
+from lssgen.models.nets.recipe import Blueprint, Components, Recipe, TokenRule, Wishes
+from lssgen.models.nets.step import Step, flatten_branches, step_ports
+from lssgen.models.nets.vae import vae_recipes
+
+ENCODERS = ("text_encoder", "text_encoder_2")
+PATCH = 2
+LONGEST = 512
+"""Rows and columns of tokens that the graph has angles for: 8192 px."""
+
+
+def blueprint(components: Components, wishes: Wishes) -> Blueprint:
+    """The graphs of a FLUX.1 checkpoint.
+
+    Raises:
+        ExportError: T5 is not wanted.
+    """
+    if not wishes.t5:
+        raise ExportError("FLUX.1 reads its prompt through T5 and cannot do without; export it with T5")
+    net = components.config("transformer")
+    clip_tokens = int(components.config("text_encoder")["max_position_embeddings"])
+    return Blueprint(
+        recipes=(text_recipe(components, net, clip_tokens), step_recipe(net, wishes), *vae_recipes(components)),
+        tokens=(
+            TokenRule(component="tokenizer", port="input_ids", length=clip_tokens),
+            TokenRule(component="tokenizer_2", port="input_ids_2", length=wishes.max_sequence_length),
+        ),
+        token_axes={"tokens": wishes.max_sequence_length},
+        longest_side=PATCH * LONGEST,
+    )
+
+
+def text_recipe(components: Components, net: Mapping[str, Any], clip_tokens: int) -> Recipe:
+    clip, t5 = (components.config(name) for name in ENCODERS)
+    return Recipe(
+        name="text",
+        components=ENCODERS,
+        inputs=(Port("input_ids", "int64", ("batch", clip_tokens)), Port("input_ids_2", "int64", ("batch", "tokens"))),
+        outputs=(
+            Port("prompt_embeds", "float32", ("batch", "tokens", int(net["joint_attention_dim"]))),
+            Port("pooled_prompt_embeds", "float32", ("batch", int(net["pooled_projection_dim"]))),
+        ),
+        build=lambda parts: FluxText(*(parts.module(name) for name in ENCODERS)),
+        vocabulary={"input_ids": int(clip["vocab_size"]), "input_ids_2": int(t5["vocab_size"])},
+    )
+
+
+def step_recipe(net: Mapping[str, Any], wishes: Wishes) -> Recipe:
+    guided = bool(net.get("guidance_embeds"))
+    inputs, outputs = step_ports(
+        channels=int(net["in_channels"]) // PATCH**2,
+        history=wishes.history,
+        conditioning=(
+            Port("prompt_embeds", "float32", ("branches", "batch", "tokens", int(net["joint_attention_dim"]))),
+            Port("pooled_prompt_embeds", "float32", ("branches", "batch", int(net["pooled_projection_dim"]))),
+            *([Port("guidance", "float32", ("batch",))] if guided else []),
+        ),
+    )
+    return Recipe(
+        name="step",
+        components=("transformer",),
+        inputs=inputs,
+        outputs=outputs,
+        build=lambda parts: FluxStep(parts.module("transformer")),
+    )
+
+
+class FluxStep(Step):
+    """One step of a FLUX network: docs/bundle.md, with T5's text, CLIP's summary and, in dev and Krea, the guidance
+    scale as conditioning."""
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        self.transformer: Any = transformer
+        still, rows, columns = (
+            angles(width, LONGEST, self.transformer.pos_embed.theta) for width in self.transformer.config.axes_dims_rope
+        )
+        # Tables, not arithmetic: every size takes its part of them, which is a constant to engines built for the size.
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("columns", columns, persistent=False)
+        # Position 0 of the axis that pictures do not use, and of all three for text.
+        self.register_buffer("still", still[:, :1], persistent=False)
+        self.register_buffer("origin", torch.cat((still, rows, columns), -1)[:, :1], persistent=False)
+
+    def forward(
+        self,
+        latent: Tensor,
+        history: Tensor,
+        noise: Tensor,
+        row: Tensor,
+        guidance_weights: Tensor,
+        prompt_embeds: Tensor,
+        pooled_prompt_embeds: Tensor,
+        guidance: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        text, pooled = flatten_branches(prompt_embeds), flatten_branches(pooled_prompt_embeds)
+        scale = None
+        if guidance is not None:
+            scale = guidance.unsqueeze(0).expand(guidance_weights.shape[0], -1).flatten(0, 1)
+
+        def velocity(x: Tensor, label: Tensor) -> Tensor:
+            return self.velocity(x, label, text, pooled, scale)
+
+        return self.advance(velocity, latent, history, noise, row, guidance_weights)
+
+    def velocity(self, x: Tensor, label: Tensor, text: Tensor, pooled: Tensor, scale: Tensor | None) -> Tensor:
+        """The transformer, block by block, with its angles from tables.
+
+        Args:
+            x: (n, C, height, width) float32.
+            label: (n,) timestep in 0 to 1000.
+            text: (n, tokens, width of the joint attention).
+            pooled: (n, width of the pooled embedding).
+            scale: (n,) guidance scale, for networks that take it.
+        """
+        net = self.transformer
+        dtype = net.proj_out.weight.dtype
+        height, width = x.shape[2:]
+        # The network is told a share and multiplies it again, which moves some labels by one bit.
+        told = label / 1000 * 1000
+        # Sines and cosines are float32 inside, whatever dtype comes out.
+        scales = () if scale is None else (scale * 1000,)
+        conditioning = net.time_text_embed(told, *scales, pooled.to(dtype))
+        image = net.x_embedder(pack(x.to(dtype), PATCH))
+        context = net.context_embedder(text.to(dtype))
+        rotation = self.rotation(text.shape[1], height // PATCH, width // PATCH)
+        for block in (*net.transformer_blocks, *net.single_transformer_blocks):
+            context, image = block(
+                hidden_states=image, encoder_hidden_states=context, temb=conditioning, image_rotary_emb=rotation
+            )
+        return unpack(net.proj_out(net.norm_out(image, conditioning)), height, width, PATCH)
+
+    def rotation(self, tokens: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, (tokens + rows * columns, width of a head) each: text first, all of it at the origin."""
+        grid = on_grid(self.rows[:, :rows], self.columns[:, :columns])
+        still = self.still.expand(-1, rows * columns, -1)
+        joint = torch.cat((self.origin.expand(-1, tokens, -1), torch.cat((still, grid), -1)), 1)
+        return joint[0], joint[1]
+
+
+def angles(width: int, length: int, theta: float) -> Tensor:
+    """(2, length, width) float32 cosines and sines of rotary positions 0 to length - 1, each number twice in a row.
+
+    Source: Su et al. 2021, arXiv:2104.09864, section 3.2; in float64, as FLUX computes them.
+    """
+    rates = theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    turns = torch.outer(torch.arange(length, dtype=torch.float64), rates).repeat_interleave(2, 1)
+    return torch.stack((turns.cos(), turns.sin())).float()
+
+
+class FluxText(nn.Module):
+    """Prompt ids to FLUX conditioning: T5's last hidden states, filling included, and CLIP's summary; equal to
+    diffusers' encode_prompt."""
+
+    def __init__(self, text_encoder: nn.Module, text_encoder_2: nn.Module) -> None:
+        super().__init__()
+        self.text_encoder: Any = text_encoder
+        self.text_encoder_2: Any = text_encoder_2
+
+    def forward(self, input_ids: Tensor, input_ids_2: Tensor) -> tuple[Tensor, Tensor]:
+        summary = self.text_encoder(input_ids).pooler_output
+        return self.text_encoder_2(input_ids_2)[0].float(), summary.float()

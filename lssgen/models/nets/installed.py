@@ -1,0 +1,35 @@
+"""Where the upsampler for a VAE is installed: found by the content of the VAE's weights, not by a name."""
+
+from pathlib import Path
+
+from lssgen import paths
+from lssgen.bundle import sha256_of
+from lssgen.errors import ModelError
+
+STEM = "diffusion_pytorch_model"
+
+
+def vae_weights_file(folder: Path) -> Path:
+    """The weight file of a diffusers VAE folder: the plain one, else a variant such as fp16, else the old format.
+
+    Raises:
+        ModelError: The folder holds none.
+    """
+    for pattern in (f"{STEM}.safetensors", f"{STEM}.*.safetensors", f"{STEM}.bin", f"{STEM}.*.bin"):
+        if found := sorted(folder.glob(pattern)):
+            return found[0]
+    raise ModelError(f"no {STEM}.safetensors in {folder}; give the folder of a diffusers VAE, or of its pipeline")
+
+
+def vae_sha256(folder: Path) -> str:
+    """Hash of that weight file: the VAE's identity.
+
+    Raises:
+        ModelError: The folder holds none.
+    """
+    return sha256_of(vae_weights_file(folder))
+
+
+def installed_upsampler(vae_sha256: str) -> Path:
+    """Folder in which `lssgen-train-upsampler` puts the upsampler for the VAE with these weights; it may not exist."""
+    return paths.upsamplers() / vae_sha256[:16]

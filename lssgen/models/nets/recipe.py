@@ -1,0 +1,118 @@
+"""What a family tells the exporter: which graphs its checkpoint becomes, and how each is made."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from torch import nn
+
+from lssgen.bundle import SizePort
+from lssgen.engines.base import Port
+
+
+class Components(Protocol):
+    """The parts of a checkpoint, by the names of their folders ("transformer", "text_encoder_2", ...)."""
+
+    @property
+    def index(self) -> Mapping[str, Any]:
+        """The checkpoint's model_index.json."""
+        ...
+
+    def has(self, name: str) -> bool: ...
+
+    def config(self, name: str) -> Mapping[str, Any]:
+        """The part's config.json.
+
+        Raises:
+            ModelError: The checkpoint has no such part.
+        """
+        ...
+
+    def module(self, name: str) -> nn.Module:
+        """The part as diffusers or transformers build it, ready to be called."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What the user may choose about the graphs of any family.
+
+    Attributes:
+        skip_layers: Give the step graph a gate per layer, for skip-layer guidance.
+        t5: Keep the T5 encoder, where the family can do without.
+        max_sequence_length: Tokens of the long text encoder.
+        history: Earlier estimates that the step graph carries, at least 1.
+    """
+
+    skip_layers: bool = False
+    t5: bool = True
+    max_sequence_length: int = 256
+    history: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How one graph is made.
+
+    Attributes:
+        name: Of the graph, as in the manifest.
+        components: Parts of the checkpoint whose weights it holds.
+        inputs, outputs: Its ports, in the order of the module's arguments and results.
+        build: The module. Its parameters are called <part>.<name in the part's checkpoint file>.
+        vocabulary: How many ids the integer inputs may choose from.
+        choices: Numbers that samples of a floating-point input are drawn from; normal numbers where it is not listed.
+        settings: Whatever else decides what the graph computes, for its key.
+        precise: Stays float32 whatever precision is asked for.
+        overflows: Stays float32 where float16 is asked for: its numbers are known to grow beyond that.
+    """
+
+    name: str
+    components: tuple[str, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    build: Callable[[Components], nn.Module]
+    vocabulary: Mapping[str, int] = field(default_factory=dict[str, int])
+    choices: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
+    precise: bool = False
+    overflows: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRule:
+    """A tokenizer of the checkpoint, and how it fills a port of the "text" graph; see `lssgen.bundle.Tokens`.
+
+    Attributes:
+        component: The tokenizer's folder in the checkpoint.
+    """
+
+    component: str
+    port: str
+    length: int
+    mask_port: str | None = None
+    pad_to: Literal["length", "longest"] = "length"
+    pad_side: Literal["left", "right"] = "right"
+    pad_multiple: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blueprint:
+    """Everything the exporter makes of a checkpoint, apart from transitions that need no family.
+
+    Attributes:
+        recipes: The graphs.
+        tokens: The tokenizers.
+        token_axes: A usual size of every axis that counts tokens.
+        layers: Gates of the step graph; 0 without `Wishes.skip_layers`.
+        longest_side: Largest latent height or width in cells that the network can place; 0: any.
+        notes: What the user should know, one sentence each.
+    """
+
+    recipes: tuple[Recipe, ...]
+    tokens: tuple[TokenRule, ...]
+    token_axes: Mapping[str, int]
+    size_ports: tuple[SizePort, ...] = ()
+    empty_negative: Literal["encode", "zeros"] = "encode"
+    layers: int = 0
+    longest_side: int = 0
+    notes: tuple[str, ...] = ()

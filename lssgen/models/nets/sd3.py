@@ -1,0 +1,196 @@
+"""Stable Diffusion 3 and 3.5: MMDiT, two CLIP encoders, optional T5."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lssgen.engines.base import Port
+from lssgen.models.nets.recipe import Blueprint, Components, Recipe, TokenRule, Wishes
+from lssgen.models.nets.step import Step, flatten_branches, step_ports
+from lssgen.models.nets.vae import vae_recipes
+
+ENCODERS = ("text_encoder", "text_encoder_2")
+T5 = "text_encoder_3"
+
+
+def blueprint(components: Components, wishes: Wishes) -> Blueprint:
+    """The graphs of a Stable Diffusion 3 checkpoint."""
+    net = components.config("transformer")
+    t5 = wishes.t5 and components.has(T5)
+    clip_tokens = int(components.config("text_encoder")["max_position_embeddings"])
+    tokens = clip_tokens + wishes.max_sequence_length
+    notes = [f"Without T5, {wishes.max_sequence_length} rows of zeros stand for its tokens, as in diffusers."]
+    return Blueprint(
+        recipes=(
+            text_recipe(components, wishes, t5=t5, clip_tokens=clip_tokens),
+            step_recipe(net, wishes),
+            *vae_recipes(components),
+        ),
+        tokens=(
+            TokenRule(component="tokenizer", port="input_ids", length=clip_tokens),
+            TokenRule(component="tokenizer_2", port="input_ids_2", length=clip_tokens),
+            *(
+                [TokenRule(component="tokenizer_3", port="input_ids_3", length=wishes.max_sequence_length)]
+                if t5
+                else []
+            ),
+        ),
+        token_axes={"tokens": tokens, "t5_tokens": wishes.max_sequence_length},
+        layers=int(net["num_layers"]) if wishes.skip_layers else 0,
+        longest_side=int(net["pos_embed_max_size"]) * int(net["patch_size"]),
+        notes=() if t5 or not wishes.max_sequence_length else tuple(notes),
+    )
+
+
+def text_recipe(components: Components, wishes: Wishes, *, t5: bool, clip_tokens: int) -> Recipe:
+    net = components.config("transformer")
+    width, pooled = int(net["joint_attention_dim"]), int(net["pooled_projection_dim"])
+    encoders = (*ENCODERS, T5) if t5 else ENCODERS
+    tokens = "tokens" if t5 else clip_tokens + wishes.max_sequence_length
+    ids = [Port("input_ids", "int64", ("batch", clip_tokens)), Port("input_ids_2", "int64", ("batch", clip_tokens))]
+    if t5:
+        ids.append(Port("input_ids_3", "int64", ("batch", "t5_tokens")))
+
+    def build(parts: Components) -> nn.Module:
+        third = parts.module(T5) if t5 else None
+        first, second = (parts.module(name) for name in ENCODERS)
+        return SD3Text(first, second, third, width, 0 if t5 else wishes.max_sequence_length)
+
+    return Recipe(
+        name="text",
+        components=encoders,
+        inputs=tuple(ids),
+        outputs=(
+            Port("prompt_embeds", "float32", ("batch", tokens, width)),
+            Port("pooled_prompt_embeds", "float32", ("batch", pooled)),
+        ),
+        build=build,
+        vocabulary={
+            port.name: int(components.config(name)["vocab_size"]) for port, name in zip(ids, encoders, strict=True)
+        },
+        settings={"width": width, "blank_tokens": 0 if t5 else wishes.max_sequence_length},
+    )
+
+
+def step_recipe(net: Mapping[str, Any], wishes: Wishes) -> Recipe:
+    inputs, outputs = step_ports(
+        channels=int(net["in_channels"]),
+        history=wishes.history,
+        layers=int(net["num_layers"]) if wishes.skip_layers else 0,
+        conditioning=(
+            Port("prompt_embeds", "float32", ("branches", "batch", "tokens", int(net["joint_attention_dim"]))),
+            Port("pooled_prompt_embeds", "float32", ("branches", "batch", int(net["pooled_projection_dim"]))),
+        ),
+    )
+    return Recipe(
+        name="step",
+        components=("transformer",),
+        inputs=inputs,
+        outputs=outputs,
+        build=lambda parts: SD3Step(parts.module("transformer")),
+    )
+
+
+class SD3Step(Step):
+    """One step of an SD3 network: docs/bundle.md, with `prompt_embeds` and `pooled_prompt_embeds` as conditioning."""
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        self.transformer: Any = transformer
+
+    def forward(
+        self,
+        latent: Tensor,
+        history: Tensor,
+        noise: Tensor,
+        row: Tensor,
+        guidance_weights: Tensor,
+        prompt_embeds: Tensor,
+        pooled_prompt_embeds: Tensor,
+        layer_gates: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        text, pooled = flatten_branches(prompt_embeds), flatten_branches(pooled_prompt_embeds)
+        gates = None
+        if layer_gates is not None:
+            gates = layer_gates.unsqueeze(1).expand(-1, latent.shape[0], -1).flatten(0, 1)
+
+        def velocity(x: Tensor, label: Tensor) -> Tensor:
+            return self.velocity(x, label, text, pooled, gates)
+
+        return self.advance(velocity, latent, history, noise, row, guidance_weights)
+
+    def velocity(self, x: Tensor, label: Tensor, text: Tensor, pooled: Tensor, gates: Tensor | None) -> Tensor:
+        """The transformer, block by block, so that each picture of the batch can leave blocks out.
+
+        Args:
+            x: (n, C, height, width) float32.
+            label: (n,) timestep in 0 to 1000.
+            text: (n, tokens, width of the joint attention).
+            pooled: (n, width of the pooled embedding).
+            gates: (n, layers), 1 where a block runs. None: all run.
+        """
+        net = self.transformer
+        dtype = net.proj_out.weight.dtype
+        # Sines and cosines of the timestep are float32 inside, whatever dtype comes out.
+        conditioning = net.time_text_embed(label, pooled.to(dtype))
+        image = net.pos_embed(x.to(dtype)).contiguous()
+        context = net.context_embedder(text.to(dtype))
+        for index, block in enumerate(net.transformer_blocks):
+            next_context, next_image = block(hidden_states=image, encoder_hidden_states=context, temb=conditioning)
+            if gates is not None:
+                # A choice, not a blend: the layers that run compute what they compute without gates, to the bit.
+                runs = gates[:, index].reshape(-1, 1, 1) > 0.5
+                next_image = torch.where(runs, next_image, image)
+                if next_context is not None:  # the last block drops the text
+                    next_context = torch.where(runs, next_context, context)
+            image, context = next_image, next_context
+        patches = net.proj_out(net.norm_out(image, conditioning))
+        return unpatch(patches, x.shape[2], x.shape[3], net.config.patch_size)
+
+
+def unpatch(patches: Tensor, height: int, width: int, patch: int) -> Tensor:
+    """(n, height / patch * width / patch, patch * patch * C) -> (n, C, height, width); channels vary fastest."""
+    rows, columns = height // patch, width // patch
+    grid = patches.unflatten(2, (patch, patch, -1)).unflatten(1, (rows, columns))
+    return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+class SD3Text(nn.Module):
+    """Prompt ids to SD3 conditioning.
+
+    The CLIP encoders' next-to-last hidden states stand side by side, filled with zeros up to the width of the joint
+    attention, in front of T5's last ones. Without T5 there are `blank_tokens` rows of zeros in its place.
+
+    Source: Esser et al. 2024, arXiv:2403.03206, appendix; equal to diffusers' encode_prompt.
+    """
+
+    def __init__(
+        self,
+        text_encoder: nn.Module,
+        text_encoder_2: nn.Module,
+        text_encoder_3: nn.Module | None,
+        width: int,
+        blank_tokens: int,
+    ) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.text_encoder_2 = text_encoder_2
+        self.text_encoder_3 = text_encoder_3
+        self.width = width
+        self.blank_tokens = blank_tokens
+
+    def forward(
+        self, input_ids: Tensor, input_ids_2: Tensor, input_ids_3: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        first = self.text_encoder(input_ids, output_hidden_states=True)
+        second = self.text_encoder_2(input_ids_2, output_hidden_states=True)
+        clip = torch.cat((first.hidden_states[-2], second.hidden_states[-2]), -1).float()
+        clip = nn.functional.pad(clip, (0, self.width - clip.shape[-1]))
+        if self.text_encoder_3 is not None:
+            t5 = self.text_encoder_3(input_ids_3)[0].float()
+        else:
+            t5 = clip.new_zeros((clip.shape[0], self.blank_tokens, self.width))
+        pooled = torch.cat((first.text_embeds, second.text_embeds), -1).float()
+        return torch.cat((clip, t5), 1), pooled

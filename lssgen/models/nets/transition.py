@@ -1,0 +1,100 @@
+"""From one stage to the next: upsample a clean latent by two, then mix fresh noise in."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lssgen.engines.base import Port
+from lssgen.models.nets.recipe import Components, Recipe
+from lssgen.models.nets.vae import Vae
+from lssgen.plan.facts import ScalingSpace
+
+EVEN = (-0.03515625, 0.26171875, 0.87890625, -0.10546875, 0.0)
+"""Weights of cells i - 2 to i + 2 in output cell 2 i; output 2 i + 1 has the same, mirrored.
+
+Source: cubic convolution with a = -0.75 at a quarter cell (Keys 1981), the kernel of torch's "bicubic".
+"""
+
+
+def bicubic(image: Tensor) -> Tensor:
+    """Twice the size in both axes: torch's bicubic with align_corners false, as one convolution.
+
+    Every backend has convolutions; their cubic resizes differ at borders and in coefficients.
+
+    Args:
+        image: (batch, C, height, width).
+
+    Returns:
+        (batch, C, 2 height, 2 width).
+    """
+    taps = torch.tensor((EVEN, EVEN[::-1]), dtype=image.dtype, device=image.device)
+    kernels = torch.einsum("ai,bj->abij", taps, taps).reshape(4, 1, 5, 5)
+    batch, channels, height, width = image.shape
+    planes = F.pad(image.reshape(batch * channels, 1, height, width), (2, 2, 2, 2), mode="replicate")
+    return F.pixel_shuffle(F.conv2d(planes, kernels), 2).reshape(batch, channels, 2 * height, 2 * width)
+
+
+def remix(clean: Tensor, noise: Tensor, mix: Tensor) -> Tensor:
+    """mix[0] * clean + mix[1] * noise, (batch, C, h, w) each."""
+    return mix[0] * clean + mix[1] * noise
+
+
+class ResnetTransition(nn.Module):
+    """By the latent upsampler; neither scaled nor clamped before or after."""
+
+    def __init__(self, upsampler: nn.Module) -> None:
+        super().__init__()
+        self.upsampler = upsampler
+
+    def forward(self, latent: Tensor, noise: Tensor, mix: Tensor) -> Tensor:
+        return remix(self.upsampler(latent), noise, mix)
+
+
+class LatentTransition(nn.Module):
+    """By bicubic interpolation of the latent."""
+
+    def forward(self, latent: Tensor, noise: Tensor, mix: Tensor) -> Tensor:
+        return remix(bicubic(latent), noise, mix)
+
+
+class PixelTransition(Vae):
+    """By the way of the picture: decode, bicubic, encode, draw from the posterior."""
+
+    def forward(self, latent: Tensor, noise: Tensor, mix: Tensor, posterior_noise: Tensor) -> Tensor:
+        return remix(self.read(bicubic(self.paint(latent)), posterior_noise), noise, mix)
+
+
+def transition_recipes(components: Components, spaces: Sequence[ScalingSpace], channels: int) -> tuple[Recipe, ...]:
+    """The graphs between stages. "resnet" wants a part called "upsampler"."""
+    small = Port("latent", "float32", ("batch", channels, "height", "width"))
+    large = ("batch", channels, "next_height", "next_width")
+    inputs = (small, Port("noise", "float32", large), Port("mix", "float32", (2,)))
+    outputs = (Port("next_latent", "float32", large),)
+    recipes = {
+        "resnet": Recipe(
+            name="transition_resnet",
+            components=("upsampler",),
+            inputs=inputs,
+            outputs=outputs,
+            build=lambda parts: ResnetTransition(parts.module("upsampler")),
+            precise=True,
+        ),
+        "latent": Recipe(
+            name="transition_latent",
+            components=(),
+            inputs=inputs,
+            outputs=outputs,
+            build=lambda _: LatentTransition(),
+            precise=True,
+        ),
+        "pixel": Recipe(
+            name="transition_pixel",
+            components=("vae",),
+            inputs=(*inputs, Port("posterior_noise", "float32", large)),
+            outputs=outputs,
+            build=lambda parts: PixelTransition(parts.module("vae")),
+        ),
+    }
+    return tuple(recipes[space] for space in spaces if space != "resnet" or components.has("upsampler"))

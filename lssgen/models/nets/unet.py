@@ -1,0 +1,159 @@
+"""The UNet of Stable Diffusion 1, 2 and XL, block by block, and its step."""
+
+from collections.abc import Mapping
+from math import log
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lssgen.engines.base import Port
+from lssgen.errors import ModelError
+from lssgen.models.nets.recipe import Components
+from lssgen.models.nets.step import Step
+
+PLAIN: Mapping[str, object] = {
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "encoder_hid_dim_type": None,
+    "time_embedding_act_fn": None,
+    "center_input_sample": False,
+}
+"""Fields of a UNet's configuration, and the only value at which `predict` computes what diffusers does."""
+
+
+def checked_unet(components: Components, added: str | None) -> Mapping[str, Any]:
+    """The UNet's configuration, if it is a text-to-image network of the kind that `Unet` knows.
+
+    Args:
+        components: The checkpoint.
+        added: The `addition_embed_type` that the family has.
+
+    Raises:
+        ModelError: Names the field that does not fit.
+    """
+    net = components.config("unet")
+    for name, value in {**PLAIN, "addition_embed_type": added}.items():
+        if net.get(name, value) != value:
+            raise ModelError(f"{name} of the unet is {net[name]!r}; export knows text-to-image networks with {value!r}")
+    channels, latent = int(net["in_channels"]), int(components.config("vae")["latent_channels"])
+    if channels != latent:
+        raise ModelError(
+            f"the unet takes {channels} channels, but a latent of its vae has {latent}: it is made for inpainting or "
+            "upscaling; choose the text-to-image checkpoint"
+        )
+    return net
+
+
+def guidance_port(net: Mapping[str, Any]) -> Port:
+    """What the graph is told about guidance besides the weights: the scale itself where the UNet takes it, else phi."""
+    if net.get("time_cond_proj_dim"):
+        return Port("guidance", "float32", ("batch",))
+    return Port("guidance_rescale", "float32", (1,))
+
+
+class Doubled(nn.Module):
+    """diffusers' Upsample2D by two, then the part of it that fits the skip connection, then the convolution.
+
+    Where a side was odd before it was halved, the last row or column is left out. This equals nearest interpolation to
+    that size, for which backends round coordinates differently.
+    """
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        doubled = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        if size is not None:
+            doubled = doubled[:, :, : size[0], : size[1]]
+        return self.conv(doubled)
+
+
+class UnetStep(Step):
+    """One step of a UNet; a subclass gives it the ports of its family."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet: Any = unet
+        for block in self.unet.up_blocks:
+            if block.upsamplers is not None:
+                block.upsamplers = nn.ModuleList(Doubled(layer.conv) for layer in block.upsamplers)
+
+    def move(
+        self,
+        state: tuple[Tensor, Tensor, Tensor],
+        row: Tensor,
+        guidance_weights: Tensor,
+        guidance: Tensor,
+        text: Tensor,
+        added: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`Step.advance` with this network.
+
+        Args:
+            state: latent, history and noise.
+            guidance: As `guidance_port` says.
+            text: (n, tokens, width), branches * batch = n.
+            added: (n, width) of what SDXL adds to the timestep, before its embedding.
+        """
+        width = self.unet.config.time_cond_proj_dim
+        scale = None
+        if width is not None:
+            branches = guidance_weights.shape[0]
+            scale = guidance_features(guidance.unsqueeze(0).expand(branches, -1).flatten(0, 1), width)
+
+        def predict(x: Tensor, label: Tensor) -> Tensor:
+            return self.predict(x, label, text, added, scale)
+
+        return self.advance(predict, *state, row, guidance_weights, None if width is not None else guidance)
+
+    def predict(self, x: Tensor, label: Tensor, text: Tensor, added: Tensor | None, scale: Tensor | None) -> Tensor:
+        """The UNet, at sizes that its levels need not divide.
+
+        Args:
+            x: (n, C, height, width) float32.
+            label: (n,) timestep; for EDM ln(sigma) / 4.
+            text: (n, tokens, width of the cross attention).
+            added: (n, width) features of SDXL's pooled text and sizes.
+            scale: (n, width) features of the guidance scale, for distilled networks.
+        """
+        net = self.unet
+        dtype = net.conv_in.weight.dtype
+        text = text.to(dtype)
+        # Sines and cosines are float32; only what comes out of them is rounded.
+        features = net.time_proj(label).to(dtype)
+        embedding = net.time_embedding(features, None if scale is None else scale.to(dtype))
+        if added is not None:
+            embedding = embedding + net.add_embedding(added.to(dtype))
+        hidden = net.conv_in(x.to(dtype))
+        skips: tuple[Tensor, ...] = (hidden,)
+        for block in net.down_blocks:
+            hidden, left = block(hidden, embedding, **_text(block, text))
+            skips += left
+        if net.mid_block is not None:
+            hidden = net.mid_block(hidden, embedding, **_text(net.mid_block, text))
+        for block in net.up_blocks:
+            taken, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
+            size = skips[-1].shape[2:] if skips else None
+            hidden = block(
+                hidden, res_hidden_states_tuple=taken, temb=embedding, upsample_size=size, **_text(block, text)
+            )
+        return net.conv_out(net.conv_act(net.conv_norm_out(hidden)))
+
+
+def _text(block: Any, text: Tensor) -> dict[str, Tensor]:
+    return {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
+
+
+def guidance_features(scale: Tensor, width: int) -> Tensor:
+    """(n,) guidance scale -> (n, width) sines and cosines, float32.
+
+    Source: Meng et al. 2023, arXiv:2210.03142 (the scale as an input); the constants are those of latent consistency
+    models, Luo et al. 2023, arXiv:2310.04378, as diffusers has them: of (scale - 1) * 1000.
+    """
+    half = width // 2
+    rates = torch.exp(torch.arange(half, dtype=torch.float32) * -(log(10000.0) / (half - 1)))
+    angles = ((scale.float() - 1) * 1000).unsqueeze(1) * rates
+    return F.pad(torch.cat((angles.sin(), angles.cos()), 1), (0, width % 2))

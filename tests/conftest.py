@@ -1,0 +1,42 @@
+"""What tests of several rooms share."""
+
+from pathlib import Path
+
+import pytest
+from toy_bundle import toy_bundle
+
+from lssgen.bundle import Bundle
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a bundle with small real ONNX graphs: 64 px in two stages. Copy it before changing it."""
+    return toy_bundle(tmp_path_factory.mktemp("bundles") / "toy").folder
+
+
+@pytest.fixture(scope="session")
+def sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SD3 checkpoint with T5 and an upsampler of its own. Copy it before changing it."""
+    from factory import tiny_sd3, tiny_upsampler  # torch and diffusers, which most rooms do without
+
+    folder = tiny_sd3(tmp_path_factory.mktemp("checkpoints") / "sd3")
+    tiny_upsampler(folder / "upsampler", licence="CC0-1.0", scaling_factor=1.5305, shift_factor=0.0609)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sd3_bundle(sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """That checkpoint as a bundle for 64 and 128 px, with gates for skip-layer guidance and 24 T5 tokens."""
+    from lssgen.export.config import ExportConfig
+    from lssgen.export.export import export
+
+    config = ExportConfig(
+        model=str(sd3),
+        output=tmp_path_factory.mktemp("bundles") / "sd3",
+        resolutions=((64, 64), (128, 128)),
+        skip_layers=True,
+        layers_to_skip=(0,),
+        max_sequence_length=24,
+        threads=1,
+    )
+    return export(config)

@@ -1,0 +1,89 @@
+"""The probe: it passes what is right, names what is wrong, and moves what overflows to float32."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lssgen.engines.base import Port
+from lssgen.errors import ProbeError
+from lssgen.export.checkpoint import Checkpoint
+from lssgen.export.config import Precision
+from lssgen.export.graph import write_graph
+from lssgen.export.graphs import DTYPES, Workshop
+from lssgen.export.probe import probe_graph
+from lssgen.export.store import open_store
+from lssgen.export.weights import Weights
+from lssgen.models.nets.recipe import Recipe
+
+PORTS = (Port("x", "float32", ("batch", 8)),), (Port("y", "float32", ("batch", 8)),)
+
+
+class Net(nn.Module):
+    """Two layers in some precision; `gain` between them overflows float16 from about 1e4 on."""
+
+    def __init__(self, dtype: torch.dtype, gain: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = (nn.Linear(8, 8).to(dtype) for _ in range(2))
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x.to(self.first.weight.dtype)) * self.gain
+        return self.second(hidden / self.gain).float()
+
+
+def probe(tmp_path: Path, precision: Precision, graph: nn.Module, exact: nn.Module) -> Any:
+    path = tmp_path / "net.onnx"
+    x = torch.randn(3, 8)
+    write_graph(graph, {"x": x}, ["y"], {"x": ("batch", 8), "y": ("batch", 8)}, path, Weights())
+    samples = [({"batch": 3}, {"x": x})]
+    rounded = graph if precision == "bf16" else None
+    return probe_graph("net", path, exact, rounded, samples, PORTS[1], precision)
+
+
+@pytest.mark.parametrize(
+    ("precision", "least", "most"), [("fp32", 0, 1e-6), ("fp16", 1e-5, 1e-2), ("bf16", 1e-4, 3e-2)]
+)
+def test_right_graph_passes_with_the_error_of_its_precision(
+    tmp_path: Path, precision: Precision, least: float, most: float
+) -> None:
+    (found,) = probe(tmp_path, precision, Net(DTYPES[precision]), Net(torch.float32))
+    assert found.finite
+    assert least <= found.error <= most
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_wrong_graph_is_refused_with_its_sizes(tmp_path: Path, precision: Precision) -> None:
+    wrong = Net(DTYPES[precision])
+    nn.init.zeros_(wrong.second.weight)
+    with pytest.raises(ProbeError, match=r"net differs from its torch module by 0\.\d+ \(relative\).* at batch 3"):
+        probe(tmp_path, precision, wrong, Net(torch.float32))
+
+
+def test_overflow_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ProbeError, match="net gives numbers that are not finite at batch 3"):
+        probe(tmp_path, "fp16", Net(torch.float16, gain=1e6), Net(torch.float32))
+
+
+def test_component_that_overflows_in_fp16_is_kept_in_fp32_and_that_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    recipe = Recipe(
+        name="net",
+        components=(),
+        inputs=PORTS[0],
+        outputs=PORTS[1],
+        build=lambda parts: Net(parts.dtype, gain=1e6),  # type: ignore[attr-defined]
+    )
+    with open_store(tmp_path / "bundle") as store:
+        workshop = Workshop(
+            checkpoint=Checkpoint(tmp_path), nets="lssgen.models.nets.sd3", cell_px=4, resolutions=((64, 64),),
+            branches=1, token_axes={}, precision="fp16", threads=1, store=store, say=said.append,
+        )  # fmt: skip
+        graph = workshop.graph(recipe)
+    assert graph.precision == "fp32"
+    assert graph.probes[0].finite
+    assert "net is kept in fp32: in fp16, net gives numbers that are not finite" in said[0]
+    assert workshop.notes == [said[0]]
