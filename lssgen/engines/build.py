@@ -1,0 +1,172 @@
+"""Compile every graph of a bundle: what export does ahead of time, and a run when it finds an engine missing."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from lssgen import paths
+from lssgen.bundle import Bundle, Graph
+from lssgen.engines.cache import Cache, Entry, key_of
+from lssgen.engines.fit import Need, misfits
+from lssgen.engines.profiles import Demand, profiles_of
+from lssgen.engines.targets import rtx_targets
+from lssgen.engines.trt_build import BuildOptions, Job, build_plan
+from lssgen.engines.trt_library import Flavour, Library, open_library
+from lssgen.engines.trt_report import Bounds, Report, check
+from lssgen.errors import BackendError, BuildError, StaleEngineError
+
+Tell = Callable[[str, str, float], None]
+"""Called with the graph, the phase of its build and the share of it that is done, from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What to build, and where to.
+
+    Attributes:
+        flavour: "tensorrt" or "tensorrt-rtx".
+        targets: "sm89", ...; none stands for every target that can (TensorRT-RTX) or the GPU at hand (TensorRT).
+        demand: Batches, guidance branches and resolutions.
+        options: What else changes an engine.
+        bounds: What an engine may be.
+        folder: Of the engines.
+    """
+
+    flavour: Flavour
+    targets: tuple[str, ...] = ()
+    demand: Demand = field(default_factory=Demand)
+    options: BuildOptions = field(default_factory=BuildOptions)
+    bounds: Bounds = field(default_factory=Bounds)
+    folder: Path = field(default_factory=paths.engines)
+
+
+def quiet(graph: str, phase: str, share: float) -> None:
+    """A `Tell` that does nothing."""
+    del graph, phase, share
+
+
+def build_engines(bundle: Bundle, order: Order, tell: Tell = quiet) -> dict[str, Entry]:
+    """Build an engine of every graph of a bundle, or find those that are built already.
+
+    Returns:
+        The engines, by graph.
+
+    Raises:
+        BackendError: The library is missing, or has no GPU where it needs one.
+        BuildError: A target cannot hold the precision, the graph was refused, the result breaks a bound, or there is
+            no room for it. Engines that are finished stay.
+        StaleEngineError: Nothing can be built here, and the engines that are here do not fit; says why.
+    """
+    library = open_library(order.flavour)
+    needs = needs_of(bundle, library, order)
+    here = [*Cache(bundle.folder / "engines").entries(), *Cache(order.folder).entries()]
+    return {need.graph: _found(need, here) or _built(library, bundle, need, order, here, tell) for need in needs}
+
+
+def needs_of(bundle: Bundle, library: Library, order: Order) -> list[Need]:
+    """The engines of a bundle, as facts.
+
+    Raises:
+        BackendError: TensorRT builds for the GPU at hand, and there is none.
+        BuildError: A target cannot hold the precision, or a resolution does not fit the model.
+    """
+    return [
+        Need(
+            graph=name,
+            content=content_of(bundle.manifest.graphs[name]),
+            backend=library.flavour,
+            version=library.version,
+            targets=targets_of(order, bundle.manifest.graphs[name]),
+            options=asdict(order.options),
+            profiles=profiles,
+        )
+        for name, profiles in profiles_of(bundle.manifest, order.demand).items()
+    ]
+
+
+def _found(need: Need, entries: Sequence[Entry]) -> Entry | None:
+    fits = [entry for entry in entries if not misfits(need, entry.report)]
+    return min(fits, key=lambda entry: len(entry.report.profiles), default=None)
+
+
+def _built(library: Library, bundle: Bundle, need: Need, order: Order, here: Sequence[Entry], tell: Tell) -> Entry:
+    graph = bundle.manifest.graphs[need.graph]
+    job = Job(
+        name=need.graph,
+        onnx=bundle.path(graph.file),
+        inputs=graph.inputs,
+        profiles=need.profiles,
+        targets=need.targets,
+        options=order.options,
+    )
+
+    def build() -> tuple[Any, Callable[[int, str], Report]]:
+        began = perf_counter()
+        built = build_plan(library, job, lambda phase, share: tell(need.graph, phase, share))
+
+        def report_of(plan_bytes: int, plan_sha256: str) -> Report:
+            report = Report(
+                graph=need.graph,
+                content=need.content,
+                backend=need.backend,
+                version=need.version,
+                targets=need.targets,
+                precision=graph.precision,
+                options=need.options,
+                profiles=need.profiles,
+                inputs=graph.inputs,
+                outputs=graph.outputs,
+                seconds=perf_counter() - began,
+                plan_bytes=plan_bytes,
+                plan_sha256=plan_sha256,
+                weight_bytes=built.findings.weight_bytes,
+                activation_bytes=built.findings.activation_bytes,
+                attentions=len(built.attentions),
+                unfused=built.findings.unfused(built.attentions, len(need.profiles)),
+                largest=built.findings.largest,
+            )
+            check(report, order.bounds)
+            return report
+
+        return built.plan, report_of
+
+    try:
+        entry = Cache(order.folder).get_or_build(key_of(need), build)
+    except BackendError as error:
+        near = [entry.report for entry in here if entry.report.graph == need.graph]
+        if not near:
+            raise
+        why = "; ".join(f"one {misfits(need, report)}" for report in near)
+        raise StaleEngineError(
+            f"no engine of {need.graph!r} fits: {why}. A new one cannot be built: {error}"
+        ) from error
+    check(entry.report, order.bounds)
+    return entry
+
+
+def content_of(graph: Graph) -> str:
+    """Hash of a graph and its weights, from the hashes that the export wrote down."""
+    return hashlib.sha256("".join(sorted(graph.sha256.values())).encode()).hexdigest()
+
+
+def targets_of(order: Order, graph: Graph) -> tuple[str, ...]:
+    """The targets of a graph's engine.
+
+    Raises:
+        BackendError: TensorRT builds for the GPU at hand, and there is none.
+        BuildError: A target that cannot be built for here, or cannot hold the graph's precision.
+    """
+    if order.flavour == "tensorrt-rtx":
+        return rtx_targets(order.targets, graph.precision)
+    from lssgen.engines.cuda import Device
+
+    here = Device().target
+    if set(order.targets) - {here}:
+        raise BuildError(
+            f"TensorRT builds for the GPU of this machine, {here}, and not for {', '.join(order.targets)}; "
+            "build there, or use --engine tensorrt-rtx, which builds for several GPUs without having one"
+        )
+    return (here,)

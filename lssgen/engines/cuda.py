@@ -1,0 +1,278 @@
+"""The little of CUDA that engines need: one device, one stream, memory, events, graphs. NVIDIA's cuda-bindings inside.
+
+Everything a device does for lssgen is ordered on one stream, so a write, a network and a read follow each other
+without the host waiting, except in `read` and `synchronize`.
+"""
+
+import ctypes
+import weakref
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from lssgen.engines.base import Array
+from lssgen.errors import BackendError, EngineError, ShapeError
+
+_BLOCKS, _BLOCK_BYTES = 4, 2**20
+_ALIGNMENT = 256
+
+
+def bindings() -> Any:
+    """The module `cuda.bindings.runtime`.
+
+    Raises:
+        BackendError: Not installed, or broken.
+    """
+    try:
+        return import_module("cuda.bindings.runtime")
+    except (ImportError, OSError) as error:
+        raise BackendError(
+            f"NVIDIA's Python package cuda-bindings cannot be imported ({error}); install it with "
+            'pip install "lssgen[tensorrt]" or "lssgen[tensorrt-rtx]"'
+        ) from error
+
+
+class Device:
+    """One GPU and the stream that all work on it goes through.
+
+    Args:
+        index: Which GPU, as nvidia-smi counts those that CUDA_VISIBLE_DEVICES leaves.
+
+    Attributes:
+        cuda: The module `cuda.bindings.runtime`.
+        name: "NVIDIA H100 80GB HBM3".
+        target: Its architecture as a build target: "sm90".
+        stream: Handle, for libraries that take one.
+
+    Raises:
+        BackendError: No driver, a driver older than the package, or no such GPU.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        self.cuda: Any = bindings()
+        self.index = index
+        self._see_driver()
+        self.call("cudaSetDevice", index)
+        properties = self.call("cudaGetDeviceProperties", index)
+        self.name: str = properties.name.decode().strip("\0")
+        self.target = f"sm{properties.major}{properties.minor}"
+        self.stream = int(self.call("cudaStreamCreateWithFlags", self.cuda.cudaStreamNonBlocking))
+        self._staging = _Staging(self)
+        weakref.finalize(self, _quietly, self.cuda.cudaStreamDestroy, self.stream)
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Call a function of the CUDA runtime; the result without its status.
+
+        Raises:
+            BackendError: Out of device memory.
+            EngineError: Any other failure, by CUDA's own name.
+        """
+        status, *results = getattr(self.cuda, function)(*arguments)
+        if status != self.cuda.cudaError_t.cudaSuccess:
+            if status == self.cuda.cudaError_t.cudaErrorMemoryAllocation:
+                free, total = self.memory()
+                raise BackendError(
+                    f"{self.name} has no room for another {arguments[0] / 1e6:.0f} MB: {free / 1e6:.0f} of "
+                    f"{total / 1e6:.0f} MB are free; close other programs, use fewer pictures at a time or smaller ones"
+                )
+            raise EngineError(f"{function} failed: {status.name}, {self.cuda.cudaGetErrorString(status)[1].decode()}")
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def memory(self) -> tuple[int, int]:
+        """Free and total device memory in bytes."""
+        _, free, total = self.cuda.cudaMemGetInfo()
+        return int(free), int(total)
+
+    def allocate(self, size: int) -> "Memory":
+        """Device memory, aligned to 256 bytes; freed with the object.
+
+        Raises:
+            BackendError: There is not so much left.
+        """
+        return Memory(self, size)
+
+    def upload(self, source: Array, target: int) -> None:
+        """Copy a contiguous host array to a device address; the array may be reused at once."""
+        self._staging.upload(source.reshape(-1).view(np.uint8), target)
+
+    def download(self, source: int, target: Array) -> None:
+        """Copy to a contiguous host array, after everything before it on the stream."""
+        kind = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self.call("cudaMemcpyAsync", target.ctypes.data, source, target.nbytes, kind, self.stream)
+        self.synchronize()
+
+    def synchronize(self) -> None:
+        """Wait for all work so far."""
+        self.call("cudaStreamSynchronize", self.stream)
+
+    def event(self) -> "Event":
+        """A mark at the stream's present end."""
+        return Event(self)
+
+    def capture(self, work: Callable[[], None]) -> "Graph":
+        """Record what `work` puts on the stream, without running it.
+
+        Raises:
+            EngineError: The work cannot be captured.
+        """
+        self.call(
+            "cudaStreamBeginCapture", self.stream, self.cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        )
+        try:
+            work()
+        except BaseException:
+            self.cuda.cudaStreamEndCapture(self.stream)
+            raise
+        recorded = self.call("cudaStreamEndCapture", self.stream)
+        try:
+            return Graph(self, self.call("cudaGraphInstantiate", recorded, 0))
+        finally:
+            self.call("cudaGraphDestroy", recorded)
+
+    def describe(self) -> dict[str, object]:
+        """For run.json."""
+        return {
+            "device": self.name,
+            "target": self.target,
+            "driver_cuda": _dotted(self.call("cudaDriverGetVersion")),
+            "runtime_cuda": _dotted(self.call("cudaRuntimeGetVersion")),
+            "memory_bytes": self.memory()[1],
+        }
+
+    def _see_driver(self) -> None:
+        cuda = self.cuda
+        needs = _dotted(cuda.cudaRuntimeGetVersion()[1])
+        try:
+            status, count = cuda.cudaGetDeviceCount()
+            driver = cuda.cudaDriverGetVersion()[1]
+        except RuntimeError as error:  # cuda-bindings loads the driver late
+            raise BackendError(f"no NVIDIA driver answers on this machine ({error}); run where a GPU is") from error
+        if status == cuda.cudaError_t.cudaErrorInsufficientDriver and driver:
+            raise BackendError(
+                f"the NVIDIA driver supports CUDA {_dotted(driver)}, but cuda-bindings needs {needs}; "
+                f'upgrade the driver, or install the package for it: pip install "cuda-bindings=={driver // 1000}.*"'
+            )
+        if status != cuda.cudaError_t.cudaSuccess or not count:
+            why = "no NVIDIA driver answers" if not driver else f"the driver shows no GPU ({status.name})"
+            raise BackendError(f"{why} on this machine; run where an NVIDIA GPU is, or with --engine onnxruntime")
+        if self.index >= count:
+            raise BackendError(f"there is no GPU {self.index}; this machine has {count}, counted from 0")
+
+
+class Memory:
+    """Device memory. `address` stays the same until the object dies."""
+
+    def __init__(self, device: Device, size: int) -> None:
+        self.size = size
+        self.address = int(device.call("cudaMalloc", max(size, _ALIGNMENT)))
+        weakref.finalize(self, _quietly, device.cuda.cudaFree, self.address)
+
+
+class CudaBuffer:
+    """A tensor on a GPU; `lssgen.engines.base.Buffer`."""
+
+    def __init__(self, device: Device, shape: Sequence[int], dtype: Any) -> None:
+        self._device = device
+        self._shape = tuple(shape)
+        self._dtype = np.dtype(dtype)
+        self._memory = device.allocate(prod(shape) * self._dtype.itemsize)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._dtype
+
+    @property
+    def address(self) -> int:
+        return self._memory.address
+
+    def write(self, value: Array) -> None:
+        if value.shape != self._shape:
+            raise ShapeError(f"a buffer of shape {self._shape} was given an array of shape {value.shape}")
+        self._device.upload(np.ascontiguousarray(value, self._dtype), self.address)
+
+    def read(self) -> Array:
+        value = np.empty(self._shape, self._dtype)
+        self._device.download(self.address, value)
+        return value
+
+
+class Event:
+    """A mark on the stream."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.handle = device.call("cudaEventCreateWithFlags", 0)
+        weakref.finalize(self, _quietly, device.cuda.cudaEventDestroy, self.handle)
+        self.record()
+
+    def record(self) -> None:
+        """Move the mark to the stream's present end."""
+        self._device.call("cudaEventRecord", self.handle, self._device.stream)
+
+    def wait(self) -> None:
+        """Block the host until the stream has come here."""
+        self._device.call("cudaEventSynchronize", self.handle)
+
+    def milliseconds_since(self, earlier: "Event") -> float:
+        """Time on the device between two marks that it has passed."""
+        return float(self._device.call("cudaEventElapsedTime", earlier.handle, self.handle))
+
+
+class Graph:
+    """Captured work, replayed with one call. The addresses it uses are those of the capture."""
+
+    def __init__(self, device: Device, handle: Any) -> None:
+        self._device = device
+        self._handle = handle
+        weakref.finalize(self, _quietly, device.cuda.cudaGraphExecDestroy, handle)
+
+    def launch(self) -> None:
+        self._device.call("cudaGraphLaunch", self._handle, self._device.stream)
+
+
+class _Staging:
+    """Pinned host memory that uploads go through, so that they neither wait nor keep the caller's array.
+
+    Blocks are filled in turn; one is used again once the last copy out of it is done.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = weakref.proxy(device)
+        self._address = int(device.call("cudaHostAlloc", _BLOCKS * _BLOCK_BYTES, device.cuda.cudaHostAllocDefault))
+        weakref.finalize(self, _quietly, device.cuda.cudaFreeHost, self._address)
+        self._bytes = np.ctypeslib.as_array((ctypes.c_uint8 * (_BLOCKS * _BLOCK_BYTES)).from_address(self._address))
+        self._left = [Event(self._device) for _ in range(_BLOCKS)]
+        self._block = 0
+        self._used = 0
+
+    def upload(self, source: Array, target: int) -> None:
+        kind = self._device.cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        done = 0
+        while done < source.size:
+            if self._used == _BLOCK_BYTES:
+                self._left[self._block].record()
+                self._block, self._used = (self._block + 1) % _BLOCKS, 0
+                self._left[self._block].wait()
+            size = min(source.size - done, _BLOCK_BYTES - self._used)
+            start = self._block * _BLOCK_BYTES + self._used
+            self._bytes[start : start + size] = source[done : done + size]
+            self._device.call("cudaMemcpyAsync", target + done, self._address + start, size, kind, self._device.stream)
+            self._used += size
+            done += size
+
+
+def _dotted(version: int) -> str:
+    """13050 -> "13.5"."""
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def _quietly(function: Callable[[Any], object], handle: Any) -> None:
+    """Free something; at interpreter exit the driver may be gone already."""
+    function(handle)

@@ -1,0 +1,83 @@
+"""GPU architectures, and which precisions each can compile: a table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lssgen.errors import BuildError
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One architecture.
+
+    Attributes:
+        name: "sm89": compute capability 8.9.
+        cards: Where it is found, for people.
+        precisions: Networks that compile for it. Measured with TensorRT-RTX 1.7 where that builds for it.
+        usual: Whether it is meant when no target is named. NVIDIA advises a separate engine for Turing.
+        rtx: Whether TensorRT-RTX builds for it; TensorRT builds for the GPU it runs on, whichever that is.
+    """
+
+    name: str
+    cards: str
+    precisions: tuple[str, ...] = PRECISIONS
+    usual: bool = True
+    rtx: bool = True
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("sm75", "GeForce RTX 20, T4 (Turing)", ("fp16",), usual=False),
+        Target("sm80", "A100, A30 (Ampere)"),
+        Target("sm86", "GeForce RTX 30, A10, A40 (Ampere)"),
+        Target("sm89", "GeForce RTX 40, L4, L40, RTX Ada (Ada)"),
+        Target("sm90", "H100, H200 (Hopper)", rtx=False),
+        Target("sm100", "B200, GB200 (Blackwell)", rtx=False),
+        Target("sm103", "B300, GB300 (Blackwell)", rtx=False),
+        Target("sm120", "GeForce RTX 50, RTX PRO Blackwell (Blackwell)"),
+        Target("sm121", "GB10 (Blackwell)"),
+    )
+}
+
+
+def rtx_targets(names: Sequence[str], precision: str) -> tuple[str, ...]:
+    """Check the targets of a TensorRT-RTX engine.
+
+    Args:
+        names: As the user wrote them: "sm89", "89" and "8.9" are the same. None stands for all from Ampere on.
+        precision: Of the network.
+
+    Returns:
+        Names of `TARGETS`, sorted, each once.
+
+    Raises:
+        BuildError: Unknown to TensorRT-RTX, or cannot hold the precision; says which can.
+    """
+    can = {name for name, target in TARGETS.items() if target.rtx and precision in target.precisions}
+    asked = {normal(name) for name in names} or {name for name in can if TARGETS[name].usual}
+    for name in sorted(asked):
+        if name not in TARGETS:
+            raise BuildError(f"there is no target {name!r}; choose from {', '.join(TARGETS)}")
+        if not TARGETS[name].rtx:
+            raise BuildError(
+                f"TensorRT-RTX does not build for {name}, {TARGETS[name].cards}; use --engine tensorrt there"
+            )
+        if name not in can:
+            raise BuildError(
+                f"{name}, {TARGETS[name].cards}, cannot hold a network in {precision}; it takes "
+                f"{' or '.join(TARGETS[name].precisions)}, and {precision} fits {', '.join(ordered(can))}"
+            )
+    return ordered(asked)
+
+
+def normal(name: str) -> str:
+    """A target's name from what a user may write."""
+    return "sm" + name.lower().removeprefix("sm").removeprefix("_").replace(".", "")
+
+
+def ordered(names: set[str]) -> tuple[str, ...]:
+    """Names by compute capability."""
+    return tuple(sorted(names, key=lambda name: (len(name), name)))

@@ -1,0 +1,196 @@
+"""TensorRT and TensorRT-RTX: compiled engines with static profiles, bound once, replayed as CUDA graphs.
+
+one engine a graph       its weights are on the device once, whatever the number of profiles
+one context a binding    its profile, shapes and addresses never change, so its CUDA graph stays valid
+one arena                scratch memory of all contexts of all engines, since they run one after another
+"""
+
+import logging
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lssgen.bundle import MANIFEST, Bundle, read_bundle
+from lssgen.engines.build import Order, build_engines
+from lssgen.engines.cache import Entry, entry_at
+from lssgen.engines.cuda import CudaBuffer, Device, Memory
+from lssgen.engines.fit import Need, device_bytes, misfits
+from lssgen.engines.trt_engine import TrtEngine
+from lssgen.engines.trt_library import Flavour, Library, open_library
+from lssgen.engines.trt_report import Report, megabytes
+from lssgen.errors import BackendError, BundleError, EngineError, StaleEngineError
+
+_LOG = logging.getLogger("lssgen")
+_CUDA_BYTES = 500_000_000
+"""What the CUDA context and the libraries take; 300 to 500 MB are usual."""
+
+
+class TensorRT:
+    """`lssgen.engines.base.Backend` on one GPU.
+
+    When the first graph of a bundle is loaded, engines that are missing are built, and the device memory of the whole
+    run is predicted.
+
+    Args:
+        library: From `open_library`.
+        device: The GPU.
+        order: What to build where something is missing. Its targets do not matter: the device is the target.
+        low_memory: Keep the weights of one engine at a time on the device. Chosen, with a warning, where they do not
+            fit together.
+
+    Raises:
+        BackendError: The library does not start on this device.
+    """
+
+    def __init__(self, library: Library, device: Device, order: Order, *, low_memory: bool = False) -> None:
+        self.library = library
+        self.device = device
+        self.low_memory = low_memory
+        self._order = replace(order, targets=(device.target,))
+        self._engines: dict[Path, dict[str, Entry]] = {}
+        self._arena: Memory | None = None
+        self._predicted = 0
+        self._awake: weakref.ref[TrtEngine] | None = None
+        with library.listen() as log:
+            self.runtime: Any = library.module.Runtime(library.logger)
+            if self.runtime is None:
+                raise BackendError(f"{library.flavour} does not start on {device.name}: {log.reason()}")
+
+    @property
+    def name(self) -> str:
+        return self.library.flavour
+
+    def load(self, graph: Path, *, name: str) -> TrtEngine:
+        """Load a graph of a bundle (its .onnx file), or the folder of an engine.
+
+        Raises:
+            BackendError: Not enough device memory; known before anything is loaded.
+            BuildError: The engine was missing, and cannot be built.
+            StaleEngineError: The engine is for another device, or of another library or version.
+            EngineError: The engine is damaged.
+        """
+        if graph.is_dir():
+            entries, own = self._given(graph)
+        else:
+            bundle, own = bundle_of(graph)
+            entries = self._built(bundle)
+            if own not in entries:
+                raise EngineError(f"{name} has no engine: no run at the bundle's resolutions needs this graph")
+        self._make_room([entry.report for entry in entries.values()])
+        return TrtEngine(self, name, entries[own])
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> CudaBuffer:
+        return CudaBuffer(self.device, shape, dtype)
+
+    def describe(self) -> Mapping[str, object]:
+        return {
+            "backend": self.name,
+            "version": self.library.version,
+            **self.device.describe(),
+            "low_memory": self.low_memory,
+            "predicted_bytes": self._predicted,
+            "engines": {entry.report.graph: entry.key for built in self._engines.values() for entry in built.values()},
+        }
+
+    def arena(self, size: int) -> Memory:
+        """Scratch memory of at least this size, for whoever runs at the moment."""
+        if self._arena is None or self._arena.size < size:
+            # Contexts made before keep the block whose address is in their CUDA graphs.
+            self._arena = self.device.allocate(size)
+        return self._arena
+
+    def admit(self, engine: TrtEngine) -> None:
+        """See that an engine's weights are on the device; in low-memory mode, and no other's."""
+        if self.low_memory:
+            awake = self._awake() if self._awake else None
+            if awake is not None and awake is not engine:
+                awake.sleep()
+            self._awake = weakref.ref(engine)
+        engine.wake()
+
+    def _built(self, bundle: Bundle) -> dict[str, Entry]:
+        if bundle.folder not in self._engines:
+            with tqdm(total=100, disable=None, leave=False, bar_format="{desc} {percentage:3.0f} % |{bar}|") as bar:
+
+                def tell(graph: str, phase: str, share: float) -> None:
+                    bar.set_description_str(f"building {graph}: {phase}", refresh=False)
+                    bar.update(100 * share - bar.n)
+
+                self._engines[bundle.folder] = build_engines(bundle, self._order, tell)
+        return self._engines[bundle.folder]
+
+    def _given(self, folder: Path) -> tuple[dict[str, Entry], str]:
+        entry = entry_at(folder)
+        if entry is None:
+            raise EngineError(f"{folder} holds no whole engine; build one with lssgen-export --engine {self.name}")
+        report = entry.report
+        need = Need(
+            graph=report.graph,
+            content=report.content,
+            backend=self.library.flavour,
+            version=self.library.version,
+            targets=(self.device.target,),
+            options=report.options,
+            profiles=report.profiles,
+        )
+        if why := misfits(need, report):
+            raise StaleEngineError(
+                f"the engine in {folder} {why}; build it again with lssgen-export --engine {self.name} "
+                f"--target {self.device.target}"
+            )
+        return {report.graph: entry}, report.graph
+
+    def _make_room(self, reports: Sequence[Report]) -> None:
+        """Predict the device memory of a run, choose the mode, and reserve the scratch memory."""
+        if self._arena is not None:
+            return
+        free, total = self.device.memory()
+        in_turn = device_bytes(reports, in_turn=True) + _CUDA_BYTES
+        together = device_bytes(reports, in_turn=False) + _CUDA_BYTES
+        if not self.low_memory and together > free:
+            said = megabytes(together), megabytes(free)
+            _LOG.warning("all networks need %s of device memory, %s are free: they take turns on the device", *said)
+            self.low_memory = True
+        self._predicted = in_turn if self.low_memory else together
+        if self._predicted > free:
+            raise BackendError(
+                f"this run needs {megabytes(self._predicted)} of device memory, with one network at a time; "
+                f"{self.device.name} has {megabytes(free)} free of {megabytes(total)}. Paint smaller pictures or fewer "
+                "at a time, close other programs, or export in fp16 or bf16"
+            )
+        _LOG.info("a run needs %s of device memory, %s are free", megabytes(self._predicted), megabytes(free))
+        self.arena(max((size for report in reports for size in report.activation_bytes), default=0))
+
+
+def bundle_of(graph: Path) -> tuple[Bundle, str]:
+    """The bundle that a graph's file is part of, and the graph's name there.
+
+    Raises:
+        BundleError: There is none.
+    """
+    for folder in graph.parents:
+        if (folder / MANIFEST).is_file():
+            bundle = read_bundle(folder)
+            for name, own in bundle.manifest.graphs.items():
+                if bundle.path(own.file) == graph:
+                    return bundle, name
+    raise BundleError(f"{graph} is no graph of a bundle; TensorRT needs the manifest to know the sizes to build for")
+
+
+def open_tensorrt(threads: int, device_id: int) -> TensorRT:
+    """The "tensorrt" engine of the registry."""
+    return _open("tensorrt", threads, device_id)
+
+
+def open_tensorrt_rtx(threads: int, device_id: int) -> TensorRT:
+    """The "tensorrt-rtx" engine of the registry."""
+    return _open("tensorrt-rtx", threads, device_id)
+
+
+def _open(flavour: Flavour, threads: int, device_id: int) -> TensorRT:
+    del threads  # the work is the device's
+    return TensorRT(open_library(flavour), Device(device_id), Order(flavour=flavour))
