@@ -1,0 +1,270 @@
+"""Full-size checkpoints with random weights, in the layout that diffusers writes: what exports are measured on.
+
+Weights are one block of normal numbers, repeated and scaled by 1 / sqrt(fan-in), so that activations stay finite
+through any depth and a 24 GB checkpoint is written at the speed of the disk.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lssgen.export.graph import weightless
+
+SHARD_BYTES = 10_000_000_000
+BLOCK = 1 << 24
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One component: its class, and its config as published. `library` None: a folder with a config and no weights."""
+
+    library: str
+    cls: str
+    config: Config
+
+
+CLIP_L = Part(
+    library="transformers",
+    cls="CLIPTextModelWithProjection",
+    config={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+            "hidden_act": "quick_gelu", "projection_dim": 768, "vocab_size": 49408, "max_position_embeddings": 77},
+)  # fmt: skip
+CLIP_G = Part(
+    library="transformers",
+    cls="CLIPTextModelWithProjection",
+    config={"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+            "hidden_act": "gelu", "projection_dim": 1280, "vocab_size": 49408, "max_position_embeddings": 77},
+)  # fmt: skip
+T5_XXL = Part(
+    library="transformers",
+    cls="T5EncoderModel",
+    config={"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 32128,
+            "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+)  # fmt: skip
+
+
+def vae(channels: int, scaling: float, shift: float | None, quant: bool) -> Part:
+    return Part(
+        library="diffusers",
+        cls="AutoencoderKL",
+        config={"in_channels": 3, "out_channels": 3, "latent_channels": channels, "layers_per_block": 2,
+                "block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32, "sample_size": 1024,
+                "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+                "scaling_factor": scaling, "shift_factor": shift, "use_quant_conv": quant,
+                "use_post_quant_conv": quant},
+    )  # fmt: skip
+
+
+def sd3(**config: Any) -> Part:
+    published = {"sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "attention_head_dim": 64,
+                 "joint_attention_dim": 4096, "pooled_projection_dim": 2048}  # fmt: skip
+    return Part(library="diffusers", cls="SD3Transformer2DModel", config={**published, **config})
+
+
+FLOW = Part(
+    library="diffusers",
+    cls="FlowMatchEulerDiscreteScheduler",
+    config={"num_train_timesteps": 1000, "shift": 3.0},
+)
+BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+MODELS: Mapping[str, tuple[str, Mapping[str, Part]]] = {
+    "sd15": (
+        "StableDiffusionPipeline",
+        {
+            "scheduler": Part(
+                library="diffusers",
+                cls="PNDMScheduler",
+                config={**BETAS, "skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1},
+            ),
+            "text_encoder": Part(library="transformers", cls="CLIPTextModel", config=CLIP_L.config),
+            "unet": Part(
+                library="diffusers",
+                cls="UNet2DConditionModel",
+                config={"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+            ),
+            "vae": vae(4, 0.18215, None, quant=True),
+        },
+    ),
+    "sdxl": (
+        "StableDiffusionXLPipeline",
+        {
+            "scheduler": Part(
+                library="diffusers",
+                cls="EulerDiscreteScheduler",
+                config={**BETAS, "timestep_spacing": "leading", "steps_offset": 1},
+            ),
+            "text_encoder": Part(library="transformers", cls="CLIPTextModel", config=CLIP_L.config),
+            "text_encoder_2": CLIP_G,
+            "unet": Part(
+                library="diffusers",
+                cls="UNet2DConditionModel",
+                config={"sample_size": 128, "cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20],
+                        "block_out_channels": [320, 640, 1280], "transformer_layers_per_block": [1, 2, 10],
+                        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+                        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+                        "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+                        "projection_class_embeddings_input_dim": 2816, "use_linear_projection": True},
+            ),
+            "vae": vae(4, 0.13025, None, quant=True),
+        },
+    ),
+    "sd3-medium": (
+        "StableDiffusion3Pipeline",
+        {
+            "scheduler": FLOW,
+            "text_encoder": CLIP_L,
+            "text_encoder_2": CLIP_G,
+            "text_encoder_3": T5_XXL,
+            "transformer": sd3(
+                num_layers=24, num_attention_heads=24, caption_projection_dim=1536, pos_embed_max_size=192
+            ),
+            "vae": vae(16, 1.5305, 0.0609, quant=False),
+        },
+    ),
+    "sd3.5-large": (
+        "StableDiffusion3Pipeline",
+        {
+            "scheduler": FLOW,
+            "text_encoder": CLIP_L,
+            "text_encoder_2": CLIP_G,
+            "text_encoder_3": T5_XXL,
+            "transformer": sd3(
+                num_layers=38,
+                num_attention_heads=38,
+                caption_projection_dim=2432,
+                pos_embed_max_size=192,
+                qk_norm="rms_norm",
+            ),
+            "vae": vae(16, 1.5305, 0.0609, quant=False),
+        },
+    ),
+    "flux-dev": (
+        "FluxPipeline",
+        {
+            "scheduler": Part(
+                library="diffusers",
+                cls="FlowMatchEulerDiscreteScheduler",
+                config={"num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5,
+                        "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096},
+            ),
+            "text_encoder": Part(library="transformers", cls="CLIPTextModel", config=CLIP_L.config),
+            "text_encoder_2": T5_XXL,
+            "transformer": Part(
+                library="diffusers",
+                cls="FluxTransformer2DModel",
+                config={"patch_size": 1, "in_channels": 64, "num_layers": 19, "num_single_layers": 38,
+                        "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096,
+                        "pooled_projection_dim": 768, "guidance_embeds": True, "axes_dims_rope": [16, 56, 56]},
+            ),
+            "vae": vae(16, 0.3611, 0.1159, quant=False),
+        },
+    ),
+}  # fmt: skip
+"""Configs as the checkpoints' authors published them."""
+
+
+def write_checkpoint(name: str, folder: Path, parts: tuple[str, ...], dtype: torch.dtype) -> int:
+    """Write a checkpoint of `MODELS`, with weights for `parts` and configs for all; returns the bytes of weights."""
+    pipeline, components = MODELS[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    index = {"_class_name": pipeline, **{key: [part.library, part.cls] for key, part in components.items()}}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    total = 0
+    for key, part in components.items():
+        (folder / key).mkdir(exist_ok=True)
+        file = "scheduler_config.json" if key == "scheduler" else "config.json"
+        (folder / key / file).write_text(json.dumps({"_class_name": part.cls, **part.config}, indent=2))
+        if key in parts:
+            total += write_weights(skeleton(part, dtype), folder / key, part.library)
+    return total
+
+
+def skeleton(part: Part, dtype: torch.dtype) -> nn.Module:
+    cls = getattr(import_module(part.library), part.cls)
+    with weightless(dtype):
+        if part.library == "transformers":
+            return cls(cls.config_class(**part.config))
+        return cls.from_config(dict(part.config))
+
+
+def write_weights(module: nn.Module, folder: Path, library: str) -> int:
+    """Random weights for a module, in as many safetensors files as the published ones have."""
+    stem = "model" if library == "transformers" else "diffusion_pytorch_model"
+    tensors = {name: tensor for name, tensor in module.state_dict().items() if name != "encoder.embed_tokens.weight"}
+    shards: list[dict[str, Tensor]] = [{}]
+    for name, tensor in tensors.items():
+        if sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > SHARD_BYTES:
+            shards.append({})
+        shards[-1][name] = tensor
+    single = len(shards) == 1
+    names = [
+        f"{stem}.safetensors" if single else f"{stem}-{at + 1:05}-of-{len(shards):05}.safetensors"
+        for at in range(len(shards))
+    ]
+    for file, shard in zip(names, shards, strict=True):
+        write_shard(folder / file, shard)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    if not single:
+        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+    return total
+
+
+def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, tensor in tensors.items():
+        header[name] = {
+            "dtype": names[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(0))
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in tensors.items():
+            for piece in random_values(name, tensor, block):
+                file.write(memoryview(piece.view(torch.uint8).numpy()))
+
+
+def random_values(name: str, tensor: Tensor, block: Tensor) -> Iterator[Tensor]:
+    """The tensor's values, flattened, in pieces."""
+    count = tensor.numel()
+    if not tensor.is_meta:  # a buffer that the module has computed
+        yield tensor.detach().contiguous().flatten()
+        return
+    mean, spread = 0.0, 0.02
+    if tensor.dim() > 1 and "embed" not in name:
+        spread = 1 / math.sqrt(count / tensor.shape[0])
+    elif name.endswith("weight") and tensor.dim() == 1:
+        mean = 1.0
+    for start in range(0, count, len(block)):
+        # Shifted from piece to piece, so that no two tensors are equal.
+        piece = (
+            block.roll((hash_of(name) + start) % 4099)[: count - start] if count < 1 << 20 else block[: count - start]
+        )
+        yield (piece * spread + mean).to(tensor.dtype)
+
+
+def hash_of(name: str) -> int:
+    return sum(name.encode())
+
+
+if __name__ == "__main__":
+    model, target, *chosen = sys.argv[1:]
+    print(write_checkpoint(model, Path(target), tuple(chosen), torch.float16), "bytes")

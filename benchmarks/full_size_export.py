@@ -1,0 +1,348 @@
+"""Export full-size models without loading their weights: seconds, peak memory, and whether the graphs are right.
+
+    python -m benchmarks.full_size_export --work /big/disk sd3-medium sd15 sdxl sd3.5-large flux-dev
+
+For each model a checkpoint with random weights is written (16-bit, the size of the published one), its step graph, and
+where it has one its T5 text graph, are exported in a process of their own, checked, and deleted again. Checks:
+
+- every initialiser is a tensor of the checkpoint, every tensor of the network is in the graph, and a sample of them is
+  read back from the data file and compared, element by element;
+- the first block, computed by ONNX Runtime from the exported graph, equals torch with the same weights;
+- SD 1.5, in float32: the whole step, computed by ONNX Runtime, equals torch.
+
+Results go to benchmarks/results/full_size_export.json. Seconds of CPU are the process's own and do not depend on what
+else the machine does; seconds of wall clock do.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "full_size_export.json"
+GOALS = {
+    "sd15": (120, 1.5),
+    "sdxl": (120, 1.5),
+    "sd3-medium": (120, 1.5),
+    "sd3.5-large": (300, 2.0),
+    "flux-dev": (300, 2.0),
+}
+"""Seconds and peak GB on two cores."""
+
+BLOCKS = {
+    "sd15": "unet.down_blocks.0",
+    "sdxl": "unet.down_blocks.0",
+    "sd3-medium": "transformer.transformer_blocks.0",
+    "sd3.5-large": "transformer.transformer_blocks.0",
+    "flux-dev": "transformer.transformer_blocks.0",
+}
+STAGED = ("_traced", "optimise", "_save")
+SAMPLED = 12
+HALF_TOLERANCE = 2e-2
+"""A block in float16: some ten roundings of 5e-4 in sequence, on either side, in different orders."""
+
+SINGLE_TOLERANCE = 1e-4
+"""A whole network in float32: some hundred layers that each differ by about 1e-6."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=list(GOALS), help=", ".join(GOALS))
+    parser.add_argument("--work", type=Path, default=Path("full-size"), help="folder for the checkpoints; emptied")
+    parser.add_argument("--text", action="store_true", help="T5-XXL too")
+    parser.add_argument("--child", nargs=4, metavar=("MODEL", "GRAPH", "PRECISION", "TASK"), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.child:
+        print(json.dumps(TASKS[args.child[3]](args.work, *args.child[:3])))
+        return 0
+    for model in args.models:
+        record(model, measured(args.work / model, model, text=args.text))
+        shutil.rmtree(args.work / model, ignore_errors=True)
+    return 0
+
+
+def measured(folder: Path, model: str, *, text: bool) -> dict[str, Any]:
+    """Everything about one model; each graph in a child process, so that peaks are its own."""
+    network = "unet" if model.startswith("sd1") or model == "sdxl" else "transformer"
+    graphs = [("step", "fp16", [network])]
+    if text and model in ("sd3-medium", "sd3.5-large", "flux-dev"):
+        graphs.append(("text", "bf16", ["text_encoder", "text_encoder_2", "text_encoder_3"]))
+    found: dict[str, Any] = {
+        "conditions": conditions(),
+        "goal": dict(zip(("seconds", "peak_gb"), GOALS[model], strict=True)),
+    }
+    for graph, precision, parts in graphs:
+        shutil.rmtree(folder, ignore_errors=True)
+        size = write(folder, model, parts)
+        found[graph] = {"precision": precision, "checkpoint_gb": round(size / 1e9, 2)}
+        found[graph].update(child(folder, model, graph, precision, "export"))
+        found[graph].update(child(folder, model, graph, precision, "check_names"))
+        if graph == "step":
+            found[graph].update(child(folder, model, graph, precision, "check_block"))
+        for file in folder.glob(f"{graph}.*"):
+            file.unlink()
+    if model == "sd15":
+        child(folder, model, "step", "fp32", "export")
+        found["step"].update(child(folder, model, "step", "fp32", "check_step"))
+    return found
+
+
+def write(folder: Path, model: str, parts: Sequence[str]) -> int:
+    import torch
+
+    from benchmarks.checkpoints import MODELS, write_checkpoint
+
+    return write_checkpoint(model, folder, tuple(part for part in parts if part in MODELS[model][1]), torch.float16)
+
+
+def child(folder: Path, model: str, graph: str, precision: str, task: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.full_size_export", "--work", str(folder), "--child"]
+    start = time.perf_counter()
+    done = subprocess.run([*command, model, graph, precision, task], stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{model} {graph} {precision} {task}: {found}", flush=True)
+    return {**found, "seconds": round(time.perf_counter() - start, 1)} if task == "export" else found
+
+
+def export(folder: Path, _model: str, graph: str, precision: str) -> dict[str, Any]:
+    """The export as `lssgen-export` does it, start of the interpreter and imports included in the parent's seconds."""
+    recipe, parts = recipe_of(folder, graph, precision)
+    from lssgen.export import graph as writer
+
+    stages: dict[str, float] = {}
+    for name in STAGED:
+        setattr(writer, name, _timed(getattr(writer, name), name.strip("_"), stages))
+    written = writer.write_graph(
+        recipe.build(parts),
+        samples(recipe, height=16, width=24, batch=3, branches=2),
+        [port.name for port in recipe.outputs],
+        {port.name: port.shape for port in (*recipe.inputs, *recipe.outputs)},
+        folder / f"{graph}.onnx",
+        parts.checkpoint.weights(recipe.components),
+    )
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "peak_gb": round(used.ru_maxrss * 1024 / 1e9, 3),
+        "stages_cpu_seconds": stages,
+        "data_gb": round(sum(path.stat().st_size for path in written.files[1:]) / 1e9, 2),
+        "transposed": len(written.transposed),
+    }
+
+
+def check_names(folder: Path, _model: str, graph: str, precision: str) -> dict[str, Any]:
+    """Names against checkpoint keys, and a sample of values against the checkpoint."""
+    import onnx_ir as ir
+    import torch
+
+    from lssgen.export.data import TORCH_TYPES
+
+    recipe, parts = recipe_of(folder, graph, precision)
+    weights = parts.checkpoint.weights(recipe.components).fit(recipe.build(parts))
+    loaded = ir.load(folder / f"{graph}.onnx")
+    transposed = set(json.loads(loaded.metadata_props["lssgen.transposed"]))
+    found = {name: value for name, value in loaded.graph.initializers.items() if name in weights}
+    for name in list(found)[:: max(1, len(found) // SAMPLED)]:
+        value = found[name]
+        expected = weights.tensor(name, TORCH_TYPES[value.dtype])
+        expected = (expected.T if name in transposed else expected).contiguous()
+        stored = value.const_value.tobytes()
+        if stored != bytes(expected.flatten().view(torch.uint8).numpy()):
+            raise SystemExit(f"{name} in the graph is not the checkpoint's")
+    constants = [value.const_value for name, value in loaded.graph.initializers.items() if name not in weights]
+    return {
+        "nodes": len(loaded.graph),
+        "weights": len(found),
+        "unused_keys": sorted(set(weights) - set(found)),
+        "largest_constant_bytes": max(constant.nbytes for constant in constants),
+    }
+
+
+def check_block(folder: Path, model: str, graph: str, precision: str) -> dict[str, Any]:
+    """The first block's outputs: the exported graph, cut off behind it, against torch up to the same place."""
+    import numpy as np
+
+    recipe, parts = recipe_of(folder, graph, precision)
+    module = recipe.build(parts)
+    inputs = samples(recipe, height=8, width=12, batch=1, branches=2)
+    expected = torch_block(module, parts.checkpoint.weights(recipe.components), BLOCKS[model], inputs)
+    made = onnx_block(folder / f"{graph}.onnx", BLOCKS[model], inputs)
+    worst = 0.0
+    for tensor in expected:
+        same = [value for value in made if value.shape == tuple(tensor.shape)]
+        wanted = tensor.float().numpy()
+        errors = [float(np.linalg.norm(value.astype(np.float32) - wanted) / np.linalg.norm(wanted)) for value in same]
+        worst = max(worst, min(errors, default=float("inf")))
+    if not worst <= HALF_TOLERANCE:
+        raise SystemExit(f"{BLOCKS[model]} differs from torch by {worst}")
+    return {"block": BLOCKS[model], "block_outputs": len(expected), "block_error": worst}
+
+
+def torch_block(module: Any, weights: Any, block: str, inputs: Mapping[str, Any]) -> list[Any]:
+    """Run the module up to the end of a block; what comes later stays without weights."""
+    import torch
+    from torch import nn
+
+    class ReachedError(Exception):
+        pass
+
+    found: list[Any] = []
+
+    def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        found.extend(tensor for tensor in flattened(output) if isinstance(tensor, torch.Tensor))
+        raise ReachedError
+
+    fitted = weights.fit(module)
+    for name, parameter in list(module.named_parameters()):
+        if parameter.is_meta and not late(name, block):
+            owner, _, key = name.rpartition(".")
+            value = nn.Parameter(fitted.tensor(name, parameter.dtype), requires_grad=False)
+            module.get_submodule(owner)._parameters[key] = value
+    for name, buffer in list(module.named_buffers()):
+        if name in fitted:
+            owner, _, key = name.rpartition(".")
+            module.get_submodule(owner)._buffers[key] = fitted.tensor(name, buffer.dtype)
+    module.get_submodule(block).register_forward_hook(stop)
+    with torch.no_grad():
+        try:
+            module.eval()(**inputs)
+        except ReachedError:
+            return found
+    raise SystemExit(f"{block} was never run")
+
+
+def late(name: str, block: str) -> bool:
+    """Parts that come behind the first block and are large."""
+    siblings = block.rpartition(".")[0] + "."
+    later = name.startswith(siblings) and not name.startswith(f"{block}.")
+    return later or any(part in name for part in ("single_transformer_blocks", "mid_block", "up_blocks"))
+
+
+def flattened(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple | list):
+        for part in value:
+            yield from flattened(part)
+    else:
+        yield value
+
+
+def onnx_block(path: Path, block: str, inputs: Mapping[str, Any]) -> list[Any]:
+    """Every value that leaves the block, from a graph that ends there."""
+    import onnx_ir as ir
+    import onnx_ir.passes.common as passes
+    import onnxruntime
+
+    loaded = ir.load(path)
+    inside = {node for node in loaded.graph if (node.name or "").startswith((f"{block}.", f"{block}/"))}
+    leaving = [
+        value for node in inside for value in node.outputs if any(user not in inside for user, _ in value.uses())
+    ]
+    floating = [value for value in leaving if value.dtype is not None and value.dtype.is_floating_point()]
+    loaded.graph.outputs.clear()
+    loaded.graph.outputs.extend(floating)
+    passes.RemoveUnusedNodesPass()(loaded)
+    cut = path.with_name("block.onnx")
+    ir.save(loaded, cut)
+    session = onnxruntime.InferenceSession(cut)
+    names = {port.name for port in session.get_inputs()}
+    made = session.run(None, {name: value.numpy() for name, value in inputs.items() if name in names})
+    cut.unlink()
+    return list(made)
+
+
+def check_step(folder: Path, model: str, graph: str, precision: str) -> dict[str, Any]:
+    """The whole step in ONNX Runtime against torch."""
+    import numpy as np
+    import onnxruntime
+    import torch
+
+    recipe, parts = recipe_of(folder, graph, precision)
+    inputs = samples(recipe, height=16, width=16, batch=1, branches=2)
+    session = onnxruntime.InferenceSession(folder / f"{graph}.onnx")
+    made = session.run(["next_latent"], {name: value.numpy() for name, value in inputs.items()})[0]
+    del session
+    module = recipe.build(parts).eval()
+    parts.checkpoint.weights(recipe.components).load_into(module)
+    with torch.no_grad():
+        expected = module(**inputs)[0].numpy()
+    # What the network adds, not the latent that goes through.
+    moved = expected - inputs["latent"].numpy()
+    error = float(np.linalg.norm(made - expected) / np.linalg.norm(moved))
+    if not error <= SINGLE_TOLERANCE:
+        raise SystemExit(f"the step of {model} differs from torch by {error}")
+    return {"whole_step_error": error, "whole_step_precision": precision, "whole_step_latent": [16, 16]}
+
+
+TASKS = {"export": export, "check_names": check_names, "check_block": check_block, "check_step": check_step}
+
+
+def recipe_of(folder: Path, graph: str, precision: str) -> tuple[Any, Any]:
+    """A graph's recipe and the checkpoint's parts, as `lssgen-export` finds them."""
+    from lssgen.export.checkpoint import Checkpoint, Parts
+    from lssgen.export.graphs import DTYPES
+    from lssgen.models.families import family_of
+    from lssgen.models.nets.recipe import Wishes
+
+    checkpoint = Checkpoint(folder)
+    family = family_of(checkpoint.index)
+    wishes = Wishes(max_sequence_length=family.max_sequence_length, history=family.history)
+    parts = Parts(checkpoint, DTYPES[precision])
+    recipes = import_module(family.nets).blueprint(parts, wishes).recipes
+    return next(recipe for recipe in recipes if recipe.name == graph), parts
+
+
+def samples(recipe: Any, *, height: int, width: int, batch: int, branches: int) -> dict[str, Any]:
+    from lssgen.export.samples import axis_sizes, sample_inputs
+
+    tokens = {"tokens": 77, "t5_tokens": 77}
+    return sample_inputs(recipe, axis_sizes(height, width, 8, batch=batch, branches=branches, tokens=tokens))
+
+
+def _timed(function: Any, name: str, stages: dict[str, float]) -> Any:
+    def timed(*args: Any) -> Any:
+        start = time.process_time()
+        result = function(*args)
+        stages[name] = round(time.process_time() - start, 1)
+        return result
+
+    return timed
+
+
+def conditions() -> dict[str, Any]:
+    packages = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+    }
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def record(model: str, found: Mapping[str, Any]) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results[model] = found
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
