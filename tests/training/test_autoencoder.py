@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from huggingface_hub.errors import LocalEntryNotFoundError
 
-from lssgen.errors import ModelError
+from lssgen.errors import FetchError, ModelError
 from lssgen.training.autoencoder import load_autoencoder
 
 CPU = torch.device("cpu")
@@ -71,3 +72,12 @@ def test_damaged_weights_are_refused(vae: Path, tmp_path: Path) -> None:
 def test_what_is_neither_a_folder_nor_a_hub_id_is_refused() -> None:
     with pytest.raises(ModelError, match=r"no folder './not/a/folder', and it is no hub id either"):
         load_autoencoder("./not/a/folder", CPU)
+
+
+def test_a_hub_that_does_not_answer_is_a_fetch_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr("lssgen.training.autoencoder.snapshot_download", offline)
+    with pytest.raises(FetchError, match=r"'some/vae' is no folder here, and the hub did not give it: no connection"):
+        load_autoencoder("some/vae", CPU)

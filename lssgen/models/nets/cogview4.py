@@ -140,14 +140,16 @@ class CogViewStep(Step):
         image = net.patch_embed.proj(pack(x.to(dtype), patch))
         context = net.patch_embed.text_proj(text.to(dtype))
         rotation = self.rotation(text.shape[1], height // patch, width // patch)
-        hidden = F.pad((1 - mask) * NEVER, (0, image.shape[1])).to(dtype)
+        scores = F.pad((1 - mask) * NEVER, (0, image.shape[1])).to(dtype)
+        # The same for every reader; ONNX Runtime's Attention does not broadcast it.
+        scores = scores[:, None, None].expand(-1, -1, scores.shape[1], -1)
         for block in net.transformer_blocks:
             image, context = block(
                 hidden_states=image,
                 encoder_hidden_states=context,
                 temb=conditioning,
                 image_rotary_emb=rotation,
-                attention_mask=hidden[:, None, None],
+                attention_mask=scores,
             )
         return unpack(net.proj_out(net.norm_out(image, conditioning)), height, width, patch)
 

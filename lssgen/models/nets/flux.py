@@ -79,6 +79,11 @@ class FluxStep(Step):
     """One step of a FLUX network: docs/bundle.md, with T5's text, CLIP's summary and, in dev and Krea, the guidance
     scale as conditioning."""
 
+    rows: Tensor
+    columns: Tensor
+    still: Tensor
+    origin: Tensor
+
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
         self.transformer: Any = transformer

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lssgen.engines.base import Port
+from lssgen.errors import ExportError
 from lssgen.models.nets.recipe import Blueprint, Components, Recipe, TokenRule, Wishes
 from lssgen.models.nets.step import Step, flatten_branches, step_ports
 from lssgen.models.nets.vae import vae_recipes
@@ -21,7 +22,9 @@ def blueprint(components: Components, wishes: Wishes) -> Blueprint:
     t5 = wishes.t5 and components.has(T5)
     clip_tokens = int(components.config("text_encoder")["max_position_embeddings"])
     tokens = clip_tokens + wishes.max_sequence_length
-    notes = [f"Without T5, {wishes.max_sequence_length} rows of zeros stand for its tokens, as in diffusers."]
+    if t5 and wishes.max_sequence_length < 1:
+        raise ExportError("T5 needs room for a token: ask for a --max-sequence-length of 1 or more, or for --no-t5")
+    blank = 0 if t5 else wishes.max_sequence_length
     return Blueprint(
         recipes=(
             text_recipe(components, wishes, t5=t5, clip_tokens=clip_tokens),
@@ -40,7 +43,7 @@ def blueprint(components: Components, wishes: Wishes) -> Blueprint:
         token_axes={"tokens": tokens, "t5_tokens": wishes.max_sequence_length},
         layers=int(net["num_layers"]) if wishes.skip_layers else 0,
         longest_side=int(net["pos_embed_max_size"]) * int(net["patch_size"]),
-        notes=() if t5 or not wishes.max_sequence_length else tuple(notes),
+        notes=(f"Without T5, {blank} rows of zeros stand for its tokens, as in diffusers.",) if blank else (),
     )
 
 
@@ -143,7 +146,7 @@ class SD3Step(Step):
                 # A choice, not a blend: the layers that run compute what they compute without gates, to the bit.
                 runs = gates[:, index].reshape(-1, 1, 1) > 0.5
                 next_image = torch.where(runs, next_image, image)
-                if next_context is not None:  # the last block drops the text
+                if not block.context_pre_only:  # the last block drops the text
                     next_context = torch.where(runs, next_context, context)
             image, context = next_image, next_context
         patches = net.proj_out(net.norm_out(image, conditioning))
