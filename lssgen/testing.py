@@ -259,6 +259,26 @@ def decode_network(*, channels: int = 4, cell_px: int = 8) -> Network:
     )
 
 
+def encode_network(*, channels: int = 4, cell_px: int = 8) -> Network:
+    """The encoder that belongs to `decode_network`."""
+
+    def run(given: Mapping[str, Array]) -> Mapping[str, Array]:
+        batch, height, width, _ = given["picture"].shape
+        cells = given["picture"].reshape(batch, height // cell_px, cell_px, width // cell_px, cell_px, 3)
+        rgb = (cells.mean((2, 4)).transpose(0, 3, 1, 2) - 128) / 64
+        mean = np.concatenate([rgb, np.zeros((batch, channels - 3, *rgb.shape[2:]))], axis=1)
+        return {"latent": mean + 0.01 * given["posterior_noise"]}
+
+    return Network(
+        inputs=(
+            Port("picture", "uint8", ("batch", "picture_height", "picture_width", 3)),
+            Port("posterior_noise", "float32", ("batch", channels, "height", "width")),
+        ),
+        outputs=(Port("latent", "float32", ("batch", channels, "height", "width")),),
+        run=run,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FakeModel:
     """What a fake bundle is made from; `networks` has the graphs that a run needs.

@@ -95,26 +95,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     options, prompts = _wanted(args)
-    folder = find_bundle(args.bundle) if args.bundle else _demo_bundle()
+    if not args.plan_only:
+        _refuse_contradictions(args, prompts)
+    bundle = read_bundle(find_bundle(args.bundle) if args.bundle else _demo_bundle())
     if args.plan_only:
-        facts = read_bundle(folder).manifest.facts
-        request = request_from_options(read_bundle(folder), options)
-        print(as_table(facts, request.plan_options, request.plan))
+        request = request_from_options(bundle, options)
+        print(as_table(bundle.manifest.facts, request.plan_options, request.plan))
         return
-    alone = (args.prompt, args.save_latents, args.init_image, args.mask_image)
-    if args.prompts and (any(alone) or not args.outdir):
-        raise PromptError(
-            "--prompts FILE.jsonl goes with --outdir DIR, and not with a PROMPT, --save-latents, --init-image or "
-            "--mask-image"
-        )
-    if not (prompts or args.prompts):
-        raise PromptError('nothing to paint: give a prompt, as in lssgen-run "a red circle", or --prompts FILE.jsonl')
-    backend = open_backend(args.engine, threads=args.threads, device_id=args.device)
-    with Pipeline(read_bundle(folder), backend) as pipeline:
+    with Pipeline(bundle, open_backend(args.engine, threads=args.threads, device_id=args.device)) as pipeline:
         if args.prompts:
             _paint_file(pipeline, args, options)
         else:
             _paint(pipeline, args, options, prompts)
+
+
+def _refuse_contradictions(args: argparse.Namespace, prompts: Sequence[str]) -> None:
+    alone = (args.prompt, args.save_latents, args.init_image, args.mask_image)
+    if bool(args.prompts) != bool(args.outdir) or (args.prompts and any(alone)):
+        raise PromptError(
+            "--prompts FILE.jsonl and --outdir DIR go together, and without PROMPT, --save-latents, --init-image and "
+            "--mask-image"
+        )
+    if not (prompts or args.prompts):
+        raise PromptError('nothing to paint: give a prompt, as in lssgen-run "a red circle", or --prompts FILE.jsonl')
 
 
 def _wanted(args: argparse.Namespace) -> tuple[Options, Sequence[str]]:
@@ -131,6 +134,7 @@ def _wanted(args: argparse.Namespace) -> tuple[Options, Sequence[str]]:
 def _paint(pipeline: Pipeline, args: argparse.Namespace, options: Options, prompts: Sequence[str]) -> None:
     """Paint and write the pictures of some prompts; what was written before an interruption is whole, and on record."""
     files, record = _places(args, len(prompts) * options.get("num_images", 1))
+    init_image, mask_image = (path and read_picture(path) for path in (args.init_image, args.mask_image))
     start = {path.name: sha256_of(path) for path in (args.init_image, args.mask_image) if path}
     pictures: list[Picture] = []
     written: list[PictureRecord] = []
@@ -142,13 +146,7 @@ def _paint(pipeline: Pipeline, args: argparse.Namespace, options: Options, promp
         write_record(done, record)
 
     with _progress(args.quiet) as on_step:
-        results = pipeline.paint(
-            prompts,
-            init_image=args.init_image and read_picture(args.init_image),
-            mask_image=args.mask_image and read_picture(args.mask_image),
-            on_step=on_step,
-            **options,
-        )
+        results = pipeline.paint(prompts, init_image=init_image, mask_image=mask_image, on_step=on_step, **options)
         note()  # a place that cannot be written to is found out now, not after the work
         try:
             for result in results:

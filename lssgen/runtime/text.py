@@ -115,25 +115,22 @@ class _PortTokenizer:
     def __init__(self, bundle: Bundle, rules: Tokens) -> None:
         path = bundle.path(rules.file)
         try:
-            self._whole: Tokenizer = Tokenizer.from_file(str(path))
-            self._cut: Tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer: Tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise BundleError(f"tokenizer {path} cannot be read: {error}; export the model again") from error
-        for tokenizer in (self._whole, self._cut):
-            tokenizer.no_padding()
-        self._whole.no_truncation()
-        self._cut.enable_truncation(rules.length)
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(rules.length)
         self.rules = rules
 
     def length(self, text: str) -> int:
         """Tokens the port takes for this text, filling included; refuses text that cannot be read."""
-        rules, needed = self.rules, max(1, len(self._ids(text)))
+        rules, needed = self.rules, max(1, len(self._encode(text).ids))
         return rules.length if rules.pad_to == "length" else ceil(needed / rules.pad_multiple) * rules.pad_multiple
 
     def feed(self, text: str, length: int) -> dict[str, Array]:
         """(1, length) ids, and mask where the port has one."""
         rules = self.rules
-        ids = self._ids(text)
+        ids = self._encode(text).ids
         begin = length - len(ids) if rules.pad_side == "left" else 0
         row, mask = np.full((1, length), rules.pad_id, np.int64), np.zeros((1, length), np.int64)
         row[0, begin : begin + len(ids)] = ids
@@ -142,17 +139,11 @@ class _PortTokenizer:
 
     def lost(self, text: str) -> str:
         """The end of the text that is cut off."""
-        if len(self._encode(self._whole, text).ids) <= self.rules.length:
-            return ""
-        kept = self._encode(self._cut, text)
-        return text[max((end for _, end in kept.offsets), default=0) :].strip()
+        kept = self._encode(text)
+        return text[max(end for _, end in kept.offsets) :].strip() if kept.overflowing else ""
 
-    def _ids(self, text: str) -> list[int]:
-        return self._encode(self._cut, text).ids
-
-    @staticmethod
-    def _encode(tokenizer: Tokenizer, text: str) -> Encoding:
+    def _encode(self, text: str) -> Encoding:
         try:
-            return tokenizer.encode(text)
+            return self._tokenizer.encode(text)
         except (TypeError, UnicodeError) as error:
             raise PromptError(f"prompt {text!r} cannot be read: {error}") from error

@@ -114,7 +114,9 @@ def test_a_prompt_file_becomes_folders_and_resumes(run: Any, capsys: pytest.Capt
         (("a", "-o", "x.gif"), "unknown format"),
         (("a", "--height", "72"), "multiples of 16 px"),
         (("a", "--num-images", "0"), "num_images is 0"),
-        (("a", "--prompts", "p.jsonl"), "goes with --outdir"),
+        (("--prompts", "p.jsonl"), "go together"),
+        (("a", "--outdir", "g"), "go together"),
+        (("a", "--prompts", "p.jsonl", "--outdir", "g"), "without PROMPT"),
         (("--prompts", "p.jsonl", "--outdir", "g"), "prompt file p.jsonl cannot be read"),
         (("a", "--config", "none.json"), "none.json cannot be read"),
         (("a", "-o", "/proc/x.png"), "cannot be written"),
@@ -189,3 +191,22 @@ def test_the_first_stage_starts_from_the_noise_of_the_seed(run: Any, monkeypatch
     monkeypatch.setattr(NoiseStream, "__init__", note)
     assert run("a", "--seed", "11", "--num-images", "2") == 0
     assert drawn == [11, 12]
+
+
+def test_a_picture_is_repainted_where_its_mask_is_white(run: Any) -> None:
+    given = np.random.default_rng(0).integers(60, 200, (64, 64, 3), np.uint8)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:32] = 255
+    Image.fromarray(given).save("in.png")
+    Image.fromarray(mask).save("mask.png")
+    assert run("a red circle", "--init-image", "in.png", "--mask-image", "mask.png", "-o", "out.png") == 0
+    with Image.open("out.png") as image:
+        painted = np.asarray(image)
+    assert np.array_equal(painted[32:], given[32:])
+    assert not np.array_equal(painted[:32], given[:32])
+    assert set(json.loads(Path("out.run.json").read_text())["start"]) == {"in.png", "mask.png"}
+
+
+def test_a_picture_that_is_not_there_is_named(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("a", "--init-image", "none.png") == 1
+    assert "picture none.png cannot be read" in capsys.readouterr().err

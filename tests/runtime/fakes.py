@@ -17,6 +17,7 @@ from lssgen.testing import (
     FakeModel,
     Network,
     decode_network,
+    encode_network,
     fake_bundle,
     step_network,
     text_network,
@@ -48,6 +49,7 @@ def fake_pipeline(
         "text": text_network(),
         "step": step or step_network(network),
         "decode": decode_network(),
+        "encode": encode_network(),
         **SPACES,
     }
     return Pipeline(fake_bundle(folder, FakeModel(facts=facts, networks=networks, **model)), FakeBackend(networks))
