@@ -13,6 +13,8 @@ OUT ?= out
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[tensorrt-rtx]' \
+		|| echo 'TensorRT-RTX cannot be installed here; the tests that build its engines will be skipped'
 	touch $@
 
 demo: .venv/ready  ## export the demo model, paint one prompt, score it
