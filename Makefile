@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Installing torch first keeps pip from choosing a build with CUDA where a plain one is at hand.
 TORCH := $(shell grep '^torch==' constraints.txt)
+# The stubs require tensorrt itself, whose library is on an index of its own; pyright needs the stubs alone.
+STUBS := $(shell grep '^tensorrt-stubs==' constraints.txt)
 OUT ?= out
 
 .PHONY: demo test test-all check format docs clean
@@ -13,6 +15,7 @@ OUT ?= out
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps $(STUBS)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[tensorrt-rtx]' \
 		|| echo 'TensorRT-RTX cannot be installed here; the tests that build its engines will be skipped'
 	touch $@
