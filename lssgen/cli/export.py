@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from lssgen import paths
 from lssgen.cli.common import run
-from lssgen.engines.build import Order, Tell, build_engines
-from lssgen.engines.registry import ENGINES
+from lssgen.cli.engine_options import add_engine_options, build, list_engines, order_from_args, prune_engines
 from lssgen.engines.trt_library import Flavour
 from lssgen.errors import ExportError
 from lssgen.models.aliases import ALIASES
@@ -48,20 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH[:SCALE]",
         help="merge a LoRA in; may be repeated",
     )
-    parser.add_argument(
-        "--engine",
-        choices=tuple(ENGINES),
-        default="onnxruntime",
-        help="also build the graphs for it, where it needs that",
-    )
-    parser.add_argument(
-        "--target",
-        default="",
-        metavar="SM,...",
-        help="GPU architectures to build for: sm89,sm120; default: all that fit",
-    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads for the probes; default: all")
     parser.add_argument("--list-models", action="store_true", help="print the aliases and stop")
+    add_engine_options(parser)
     return parser
 
 
@@ -70,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.list_models:
         print(alias_table())
+        return 0
+    engines = args.engines or paths.engines()
+    if args.list or args.prune is not None:
+        print(list_engines(engines) if args.list else prune_engines(engines, args.prune))
         return 0
     if args.model is None:
         parser.error("--model is needed")
@@ -86,7 +79,7 @@ def _export(args: argparse.Namespace) -> None:
 
     config = ExportConfig(
         model=args.model,
-        output=args.output or Path("bundles") / Path(args.model).name,
+        output=args.output or Path("bundles") / Path(args.model).resolve().name,
         revision=args.revision,
         resolutions=args.resolutions,
         precision=args.precision,
@@ -98,32 +91,14 @@ def _export(args: argparse.Namespace) -> None:
         loras=tuple(Lora(path, scale) for path, scale in map(lora, args.lora)),
         threads=args.threads,
     )
-    bundle = export(config, say=_say)
+    bundle = export(config, say=lambda line: print(line, file=sys.stderr, flush=True))
     if args.engine in get_args(Flavour):
-        targets = tuple(target for target in args.target.split(",") if target)
-        build_engines(bundle, Order(flavour=args.engine, targets=targets), _tell())
+        build(bundle, order_from_args(args))
     print(bundle.folder)
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _tell() -> Tell:
-    """A line for every phase of every graph's build."""
-    last: list[tuple[str, str]] = []
-
-    def tell(graph: str, phase: str, share: float) -> None:
-        del share
-        if (graph, phase) not in last:
-            last.append((graph, phase))
-            _say(f"building {graph}: {phase}")
-
-    return tell
-
-
 def resolutions(text: str) -> tuple[tuple[int, int], ...]:
-    """ "512,768x1024" -> ((512, 512), (1024, 768)): a side, or WIDTHxHEIGHT; (height, width) comes out."""
+    """(height, width) pairs from sides and WIDTHxHEIGHT: "512,768x1024" is ((512, 512), (1024, 768))."""
     sizes: list[tuple[int, int]] = []
     for size in text.split(","):
         sides = size.lower().split("x")
@@ -134,7 +109,7 @@ def resolutions(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def layers(text: str) -> tuple[int, ...]:
-    """ "7,8,9" -> (7, 8, 9)."""
+    """Numbers with commas between them."""
     try:
         return tuple(int(layer) for layer in text.split(","))
     except ValueError as error:
@@ -142,7 +117,7 @@ def layers(text: str) -> tuple[int, ...]:
 
 
 def lora(text: str) -> tuple[Path, float]:
-    """ "style.safetensors:0.8" -> the path and its strength, 1 where none is given."""
+    """Path and strength, 1 where none is given, from "style.safetensors:0.8"."""
     path, colon, scale = text.rpartition(":")
     try:
         return (Path(path), float(scale)) if colon else (Path(text), 1.0)

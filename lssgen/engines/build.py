@@ -10,9 +10,10 @@ from typing import Any
 from lssgen import paths
 from lssgen.bundle import Bundle, Graph
 from lssgen.engines.cache import Cache, Entry, key_of
+from lssgen.engines.cuda import Device
 from lssgen.engines.fit import Need, misfits
 from lssgen.engines.profiles import Demand, profiles_of
-from lssgen.engines.targets import rtx_targets
+from lssgen.engines.targets import normal, rtx_targets
 from lssgen.engines.trt_build import BuildOptions, Job, build_plan
 from lssgen.engines.trt_library import Flavour, Library, open_library
 from lssgen.engines.trt_report import Bounds, Report, check
@@ -33,6 +34,7 @@ class Order:
         options: What else changes an engine.
         bounds: What an engine may be.
         folder: Of the engines.
+        device_id: The GPU that TensorRT builds on.
     """
 
     flavour: Flavour
@@ -41,6 +43,7 @@ class Order:
     options: BuildOptions = field(default_factory=BuildOptions)
     bounds: Bounds = field(default_factory=Bounds)
     folder: Path = field(default_factory=paths.engines)
+    device_id: int = 0
 
 
 def quiet(graph: str, phase: str, share: float) -> None:
@@ -73,13 +76,14 @@ def needs_of(bundle: Bundle, library: Library, order: Order) -> list[Need]:
         BackendError: TensorRT builds for the GPU at hand, and there is none.
         BuildError: A target cannot hold the precision, or a resolution does not fit the model.
     """
+    here = Device(order.device_id).target if order.flavour == "tensorrt" else ""
     return [
         Need(
             graph=name,
             content=content_of(bundle.manifest.graphs[name]),
             backend=library.flavour,
             version=library.version,
-            targets=targets_of(order, bundle.manifest.graphs[name]),
+            targets=targets_of(order, bundle.manifest.graphs[name], here),
             options=asdict(order.options),
             profiles=profiles,
         )
@@ -152,19 +156,15 @@ def content_of(graph: Graph) -> str:
     return hashlib.sha256("".join(sorted(graph.sha256.values())).encode()).hexdigest()
 
 
-def targets_of(order: Order, graph: Graph) -> tuple[str, ...]:
-    """The targets of a graph's engine.
+def targets_of(order: Order, graph: Graph, here: str) -> tuple[str, ...]:
+    """The targets of a graph's engine; `here` is the GPU at hand, for TensorRT.
 
     Raises:
-        BackendError: TensorRT builds for the GPU at hand, and there is none.
         BuildError: A target that cannot be built for here, or cannot hold the graph's precision.
     """
     if order.flavour == "tensorrt-rtx":
         return rtx_targets(order.targets, graph.precision)
-    from lssgen.engines.cuda import Device
-
-    here = Device().target
-    if set(order.targets) - {here}:
+    if {normal(target) for target in order.targets} - {here}:
         raise BuildError(
             f"TensorRT builds for the GPU of this machine, {here}, and not for {', '.join(order.targets)}; "
             "build there, or use --engine tensorrt-rtx, which builds for several GPUs without having one"

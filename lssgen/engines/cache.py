@@ -78,7 +78,8 @@ def write_whole(path: Path, data: Any) -> None:
     with suppress(OSError):
         partial.write_bytes(data)
         partial.replace(path)
-    partial.unlink(missing_ok=True)
+    with suppress(OSError):
+        partial.unlink()
 
 
 class Cache:
@@ -168,7 +169,7 @@ class Cache:
 
 
 def _write_problem(error: OSError, folder: Path) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):  # Windows has no quotas
         free = shutil.disk_usage(folder).free
         return (
             f"the disk of {folder} is full ({free / 1e6:.0f} MB free); make room, remove engines with "

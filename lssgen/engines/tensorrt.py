@@ -50,7 +50,7 @@ class TensorRT:
         self.library = library
         self.device = device
         self.low_memory = low_memory
-        self._order = replace(order, targets=(device.target,))
+        self._order = replace(order, targets=(device.target,), device_id=device.index)
         self._engines: dict[Path, dict[str, Entry]] = {}
         self._arena: Memory | None = None
         self._predicted = 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from lssgen.engines.base import Port
 from lssgen.engines.profiles import Profile
-from lssgen.engines.trt_library import Library, progress_monitor
+from lssgen.engines.trt_library import Library, plain, progress_monitor
 from lssgen.engines.trt_onnx import engine_model
 from lssgen.engines.trt_report import Attention, Findings, findings
 from lssgen.errors import BackendError, BuildError
@@ -153,7 +153,9 @@ def _corners(port: Port, profile: Profile) -> tuple[tuple[int, ...], tuple[int, 
 
 def _parse_errors(parser: Any) -> str:
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    return "; ".join(f"node {e.node_name()} ({e.node_operator()}): {e.desc()}" for e in errors) or "no reason given"
+    return (
+        "; ".join(f"node {e.node_name()} ({e.node_operator()}): {plain(e.desc())}" for e in errors) or "no reason given"
+    )
 
 
 def _attentions(trt: Any, network: Any) -> tuple[Attention, ...]:

@@ -25,7 +25,7 @@ _KEPT = ("Layers:", "Total ")  # what a report is read from; a verbose log as a 
 
 
 # "IBuilder::buildSerializedNetwork: Error Code 4: API Usage Error (the reason. In function at file.cpp:12)"
-_ERROR = re.compile(r"Error Code \d+: [\w ]+ \((.*?)(?: In \S+ at \S+:\d+)?\)\s*$", re.DOTALL)
+_ERROR = re.compile(r"Error Code \d+: [\w ]+ \((.*?)(?: In \S+ at \S+:\d+)?\)\s*$", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(slots=True)
@@ -42,10 +42,13 @@ class Log:
 
     def reason(self) -> str:
         """The cause of a failure in one line."""
-        if not self.errors:
-            return "it gave no reason"
-        found = _ERROR.search(self.errors[0])
-        return " ".join((found[1] if found else self.errors[0]).split())
+        return plain(self.errors[0]) if self.errors else "it gave no reason"
+
+
+def plain(message: str) -> str:
+    """A library's message in one line, without its own functions, source files and line numbers."""
+    found = _ERROR.search(message)
+    return " ".join((found[1] if found else message).split())
 
 
 class Library:
@@ -125,6 +128,7 @@ def progress_monitor(module: Any, tell: Callable[[str, float], None], cancelled:
             module.IProgressMonitor.__init__(self)
             self.starts: dict[str, float] = {}
             self.worth: dict[str, float] = {}
+            self.furthest = 0.0
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             start, whole = 0.0, 1.0
@@ -135,12 +139,15 @@ def progress_monitor(module: Any, tell: Callable[[str, float], None], cancelled:
         def phase_finish(self, phase_name: str) -> None:
             self.starts.pop(phase_name, None)
             self.worth.pop(phase_name, None)
+            if not self.starts:
+                tell(phase_name, 1.0)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             del step
             if phase_name in self.starts:
                 self.starts[phase_name] += self.worth[phase_name]
-                tell(phase_name, min(1.0, self.starts[phase_name]))
+                self.furthest = min(1.0, max(self.furthest, self.starts[phase_name]))
+                tell(phase_name, self.furthest)
             return not cancelled.is_set()
 
     return Monitor()

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -46,6 +45,7 @@ def write_data(values: Sequence[ir.Value], slabs: Slabs, path: Path) -> str:
     offset = 0
     with path.open("wb") as file:
         for value in values:
+            assert value.name is not None
             assert value.dtype is not None
             assert value.shape is not None
             nbytes = math.prod(value.shape.numpy()) * int(value.dtype.itemsize)
@@ -64,5 +64,4 @@ def write_data(values: Sequence[ir.Value], slabs: Slabs, path: Path) -> str:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    flat: np.ndarray[tuple[int], np.dtype[np.uint8]] = tensor.contiguous().flatten().view(torch.uint8).numpy()
-    return memoryview(flat)
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data

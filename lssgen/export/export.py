@@ -5,8 +5,11 @@ from dataclasses import dataclass, replace
 from importlib import import_module, metadata
 from typing import Any
 
+import torch
+
 from lssgen.bundle import Bundle, Manifest, SkipLayers, Source, Tokens
 from lssgen.errors import ExportError
+from lssgen.export.checkpoint import Parts
 from lssgen.export.config import ExportConfig, Resolution, checked_resolutions, default_resolutions
 from lssgen.export.graphs import Say, Workshop
 from lssgen.export.hub import Model, find_model
@@ -67,7 +70,6 @@ def export(config: ExportConfig, say: Say = lambda _: None) -> Bundle:
     with open_store(config.output) as store:
         workshop = Workshop(
             checkpoint=plan.model.checkpoint,
-            nets=plan.model.family.nets,
             cell_px=plan.facts.cell_px,
             resolutions=plan.resolutions,
             branches=2 if plan.facts.guidance == "branches" else 1,
@@ -118,7 +120,8 @@ def design(config: ExportConfig) -> Design:
         facts = _without_resnet(facts)
     else:
         model = replace(model, checkpoint=model.checkpoint.with_part("upsampler", chosen.folder))
-    blueprint: Blueprint = import_module(model.family.nets).blueprint(model.checkpoint, wishes)
+    components = Parts(model.checkpoint, torch.float32)
+    blueprint: Blueprint = import_module(model.family.nets).blueprint(components, wishes)
     usual = default_resolutions(facts)
     parts = dict.fromkeys(part for recipe in blueprint.recipes for part in recipe.components)
     loras = [f"LoRA {lora.path.name} is merged in with strength {lora.scale:g}." for lora in config.loras]
@@ -129,7 +132,7 @@ def design(config: ExportConfig) -> Design:
         blueprint=blueprint,
         recipes=(
             *blueprint.recipes,
-            *transition_recipes(model.checkpoint, facts.scaling_spaces, facts.channels),
+            *transition_recipes(components, facts.scaling_spaces, facts.channels),
         ),
         resolutions=checked_resolutions(config.resolutions or usual, facts, blueprint.longest_side),
         skip_layers=_skip_layers(config, model, blueprint.layers),

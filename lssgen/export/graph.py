@@ -27,6 +27,7 @@ from lssgen.export.data import INLINE_BYTES, TORCH_TYPES, write_data
 from lssgen.export.passes.concats import cast_concat_inputs
 from lssgen.export.passes.einsums import replace_permuting_einsums
 from lssgen.export.passes.names import name_nodes
+from lssgen.export.passes.norms import match_norm_scales
 from lssgen.export.passes.optimise import optimise
 from lssgen.export.passes.transposes import fold_transposes
 from lssgen.export.weights import Weights, tensors_of
@@ -63,11 +64,11 @@ def weightless(dtype: torch.dtype) -> Generator[None]:
     """
     register = nn.Module.register_parameter
 
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            cast = dtype if parameter.is_floating_point() else parameter.dtype
-            parameter = nn.Parameter(parameter.detach().to("meta", cast), requires_grad=False)
-        register(module, name, parameter)
+    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            cast = dtype if param.is_floating_point() else param.dtype
+            param = nn.Parameter(param.detach().to("meta", cast), requires_grad=False)
+        register(self, name, param)
 
     nn.Module.register_parameter = on_meta
     try:
@@ -103,6 +104,7 @@ def write_graph(
         optimise(model)
     replace_permuting_einsums(model)
     cast_concat_inputs(model)
+    match_norm_scales(model)
     transposed = fold_transposes(model, [value for value, _ in free])
     values = _bind(model, free)
     ports = _name_axes(model, axes)
@@ -140,10 +142,16 @@ def _traced(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[s
                 output_names=list(outputs),
             )
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ExportError(f"{name} cannot be exported: {type(error).__name__}: {reason[:600]}") from error
+        raise ExportError(f"{name} cannot be exported: {_reason(error)}") from error
     assert made is not None
     return made.model
+
+
+def _reason(error: BaseException) -> str:
+    """The first cause, which says what is wrong; the exporter wraps it into advice for its own developers."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).strip().splitlines()[:2])}"
 
 
 def _exported(
@@ -187,7 +195,7 @@ def _faked(module: nn.Module, mode: FakeTensorMode) -> Generator[None]:
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
     """The exporter remarks on packages that are not installed and on its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
+    logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -30,15 +30,10 @@ SOURCES = (
     "lssgen.export.data",
     "lssgen.export.graph",
     "lssgen.export.passes",
-    "lssgen.export.samples",
     "lssgen.export.weights",
-    "lssgen.models.nets.latent_upsampler",
-    "lssgen.models.nets.step",
-    "lssgen.models.nets.transition",
-    "lssgen.models.nets.unet",
-    "lssgen.models.nets.vae",
+    "lssgen.models.nets",
 )
-"""Modules whose text decides what a graph looks like, besides the family's own."""
+"""Modules whose text decides what a graph looks like; a package stands for all that is in it."""
 
 Say = Callable[[str], None]
 """Takes one line for the user."""
@@ -50,7 +45,6 @@ class Workshop:
 
     Attributes:
         checkpoint: The weights.
-        nets: Name of the family's module.
         cell_px: Pixels along one side of a latent cell.
         resolutions: To probe, smallest first.
         branches: Guidance branches to probe with.
@@ -63,7 +57,6 @@ class Workshop:
     """
 
     checkpoint: Checkpoint
-    nets: str
     cell_px: int
     resolutions: tuple[Resolution, ...]
     branches: int
@@ -182,7 +175,7 @@ class Workshop:
                 branches=self.branches,
                 tokens=self.token_axes,
             )
-            used = used_axes(recipe.inputs, sizes)
+            used = used_axes((*recipe.inputs, *recipe.outputs), sizes)
             if {**used, "batch": 0} not in [{**axes, "batch": 0} for axes in found]:  # text has no resolution
                 found.append(used)
         return found
@@ -195,7 +188,7 @@ class Workshop:
             "settings": recipe.settings,
             "precision": precision,
             "opset": OPSET,
-            "sources": {name: _source_hash(name) for name in (*SOURCES, self.nets)},
+            "sources": {name: _source_hash(name) for name in SOURCES},
             "libraries": {name: metadata.version(name) for name in LIBRARIES},
             "configs": {name: dict(self.checkpoint.config(name)) for name in recipe.components},
             "weights": {name: self.checkpoint.sha256(name) for name in recipe.components},

@@ -178,7 +178,7 @@ def needed_files(names: Iterable[str], parts: Iterable[str]) -> list[str]:
 
 
 def _variant(name: str) -> str:
-    """ "fp16" for "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors", "" for an unmarked file."""
+    """The mark in a file's name: "fp16" for "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors"."""
     marks = re.findall(r"\.(\w+?)(?=[.-])", name.rpartition("/")[2])
     return marks[0] if marks else ""
 

@@ -1,6 +1,6 @@
 """The proof of a graph: ONNX Runtime against the torch module, on seeded inputs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,8 +39,8 @@ def probe_graph(
 ) -> tuple[Probe, ...]:
     """Compare a graph with the float32 module it was made from.
 
-    ONNX Runtime's CPU cannot compute in bfloat16. Such a graph is proved in two halves: its float32 twin against the
-    module, bound as float32 is, and the module in bfloat16 against the one in float32. The larger error counts.
+    ONNX Runtime's CPU cannot compute in bfloat16. Such a graph is proved in two halves: its float32 twin, which has the
+    rounded weights, and the module in bfloat16, both against the module in float32. The larger error counts.
 
     Args:
         exact: The module in float32, weights loaded.
@@ -52,13 +52,12 @@ def probe_graph(
         ProbeError: ONNX Runtime refuses the graph, or an output is wrong or not finite.
     """
     runnable = float32_twin(path) if precision == "bf16" else nullcontext(path)
-    graph_precision: Precision = "fp32" if precision == "bf16" else precision
     probes: list[Probe] = []
     with runnable as file:
         session = open_session(file, threads)
         for axes, inputs in samples:
             wanted = run_torch(exact, inputs, outputs)
-            probe = compare(run_graph(session, inputs, outputs), wanted, axes, graph_precision)
+            probe = compare(run_graph(session, inputs, outputs), wanted, axes, precision)
             require(name, probe)
             if rounded is not None:
                 low = compare(run_torch(rounded, inputs, outputs), wanted, axes, precision)
@@ -95,7 +94,7 @@ def run_graph(session: ort.InferenceSession, inputs: Mapping[str, Tensor], outpu
     """Evaluate the graph."""
     names = [port.name for port in outputs]
     results = session.run(names, {name: value.numpy() for name, value in inputs.items()})
-    return Outputs(dict(zip(names, results, strict=True)))
+    return Outputs({name: np.asarray(value) for name, value in zip(names, results, strict=True)})
 
 
 def compare(got: Outputs, wanted: Outputs, axes: Mapping[str, int], precision: Precision) -> Probe:
@@ -147,7 +146,7 @@ def open_session(path: Path, threads: int = 0) -> ort.InferenceSession:
 
 
 @contextmanager
-def float32_twin(path: Path) -> Iterator[Path]:
+def float32_twin(path: Path) -> Generator[Path]:
     """The same graph with float32 in the place of bfloat16, in a temporary file: the CPU cannot run bfloat16."""
     model = ir.load(path)
     for value in model.graph.initializers.values():

@@ -8,7 +8,7 @@ the new one. File names hold the key, so that a new graph never overwrites one t
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +43,7 @@ class Store:
         return graph
 
     @contextmanager
-    def draft(self, name: str) -> Iterator[Path]:
+    def draft(self, name: str) -> Generator[Path]:
         """A folder to write into; it is gone afterwards, whatever happened."""
         folder = self.folder / WORK / f"draft-{name}"
         shutil.rmtree(folder, ignore_errors=True)
@@ -78,7 +78,7 @@ class Store:
 
 
 @contextmanager
-def open_store(folder: Path) -> Iterator[Store]:
+def open_store(folder: Path) -> Generator[Store]:
     """Open a bundle's folder for writing; it is made where it does not exist.
 
     Raises:

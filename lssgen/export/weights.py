@@ -247,6 +247,7 @@ class Weights:
                 value = fitted.tensor(name, tensor.dtype)
                 values[id(tensor)] = nn.Parameter(value, False) if isinstance(tensor, nn.Parameter) else value
         for part in module.modules():
+            slots: dict[str, Any]
             for slots in (part._parameters, part._buffers):  # pyright: ignore[reportPrivateUsage]
                 slots.update({key: values[id(old)] for key, old in slots.items() if id(old) in values})
 

@@ -1,7 +1,9 @@
 """The doubles forbid what they must, and have no name that the real libraries lack."""
 
+import ast
 import inspect
 import re
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import trt_double
 from cuda_double import CudaDouble, RuleBrokenError
 
 from lssgen.bundle import read_bundle
+from lssgen.engines import trt_build, trt_engine, trt_library
 from lssgen.engines.fit import Need
 from lssgen.engines.profiles import Demand, profiles_of
 
@@ -208,3 +211,27 @@ def documented(text: str, name: str) -> list[list[str]]:
     """Parameter names of every overload in a pybind11 docstring."""
     heads = re.findall(rf"(?m)^(?:\d+\. )?{name}\((self: .*)\) -> ", text)
     return [re.findall(r"(?:^|, )(\w+): ", head)[1:] for head in heads]
+
+
+RTX_ONLY = {
+    "ComputeCapability", "CudaGraphStrategy", "DISABLED", "REQUIRE_USER_ALLOCATION", "create_runtime_cache",
+    "cuda_graph_strategy", "defer_weights_loading", "load_weights", "num_compute_capabilities",
+    "set_compute_capability", "set_runtime_cache", "unload_weights", "weights_loaded",
+}  # fmt: skip
+"""What the code asks for with `hasattr`, or only where the library is TensorRT-RTX."""
+
+
+def test_what_both_libraries_are_asked_for_is_in_the_published_stubs_of_tensorrt() -> None:
+    """Names that our code takes from TensorRT-RTX must be TensorRT's too, which cannot be installed everywhere."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="the wheel tensorrt-rtx-cu13 is not installed")
+    try:
+        stubs = metadata.distribution("tensorrt-stubs").locate_file("tensorrt_bindings/tensorrt.pyi")
+    except metadata.PackageNotFoundError:
+        pytest.skip("tensorrt-stubs is not installed (pip install --no-deps tensorrt-stubs)")
+    classes = [cls for cls in vars(trt).values() if inspect.isclass(cls)]
+    real = {name for cls in classes for name in dir(cls)} | set(dir(trt))
+    sources = [ast.parse(Path(module.__file__ or "").read_text()) for module in (trt_build, trt_engine, trt_library)]
+    used = {node.attr for source in sources for node in ast.walk(source) if isinstance(node, ast.Attribute)} & real
+    published = set(re.findall(r"\b\w+\b", Path(str(stubs)).read_text()))
+    assert used > {"create_optimization_profile", "set_tensor_address", "TF32"}  # the search finds something
+    assert {name for name in used - published if not name.startswith("_")} == RTX_ONLY

@@ -26,7 +26,7 @@ from lssgen.engines.tensorrt import TensorRT
 from lssgen.engines.trt_engine import TrtEngine
 from lssgen.engines.trt_library import Flavour, Library
 from lssgen.engines.trt_report import Report
-from lssgen.errors import BackendError, EngineError, ShapeError, StaleEngineError
+from lssgen.errors import BackendError, BuildError, EngineError, ShapeError, StaleEngineError
 from lssgen.runtime import Pipeline
 from lssgen.testing import FakeBackend
 
@@ -203,6 +203,12 @@ def test_where_nothing_can_be_built_the_misfits_are_explained(make: Make, monkey
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(StaleEngineError, match=r"was built for sm89, and not for sm86.*needs the Python package onnx"):
         machine.backend().load(machine.bundle.path("step.onnx"), name="toy/step")
+
+
+def test_tensorrt_builds_for_the_gpu_at_hand_only(make: Make) -> None:
+    machine = make("tensorrt")
+    with pytest.raises(BuildError, match="TensorRT builds for the GPU of this machine, sm89, and not for sm90"):
+        needs_of(machine.bundle, machine.library, replace(machine.order, targets=("sm90",)))
 
 
 def test_a_truncated_engine_counts_as_none(make: Make) -> None:

@@ -32,6 +32,7 @@ def copy(sd3: Path, tmp_path: Path) -> Path:
         ({"resolutions": ((64, 64), (64, 200))}, ExportError, r"positions up to 192 px \(pos_embed_max_size\)"),
         ({"skip_layers": True}, ExportError, r"name no layers to skip; name some.*layers 0 to 1"),
         ({"skip_layers": True, "layers_to_skip": (2,)}, ExportError, r"has layers 0 to 1; cannot skip 2"),
+        ({"max_sequence_length": 0}, ExportError, r"T5 needs room for a token.*or for --no-t5"),
         ({"model": "sd4"}, UnknownModelError, r"no model called 'sd4' \(did you mean sd"),
         ({"model": "no such thing"}, UnknownModelError, r"give an alias \(.*sd3.5-medium.*\), the id of a hub"),
     ],
@@ -62,7 +63,7 @@ def test_unknown_pipeline_is_refused(config: ExportConfig, copy: Path) -> None:
 @pytest.mark.parametrize(
     ("missing", "words"),
     [
-        ("vae", "has no vae"),
+        ("vae", "'vae' is missing"),
         ("text_encoder_2", "names text_encoder_2, but there is no such folder"),
         ("transformer", "has no transformer"),
         ("tokenizer", "names tokenizer, but there is no such folder"),

@@ -59,9 +59,11 @@ class Net(nn.Module):
         tokens = grid.flatten(2).transpose(1, 2)
         tokens = tokens + self.net.positions[: tokens.shape[1]].to(dtype)
         words = text.to(dtype).mean(0)
-        mixed = (
-            F.scaled_dot_product_attention(self.net.q(tokens), self.net.k(words), self.net.tied(words)) * self.net.scale
+        q, k, v = (
+            layer.unflatten(2, (2, -1)).transpose(1, 2)
+            for layer in (self.net.q(tokens), self.net.k(words), self.net.tied(words))
         )
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2) * self.net.scale
         patches = self.net.out(mixed).unflatten(2, (4, 4, 4)).unflatten(1, (rows, columns))
         grown = torch.einsum("nhwpqc->nchpwq", patches).flatten(4, 5).flatten(2, 3)
         return grown.float(), words.float().mean(1)
@@ -110,7 +112,7 @@ def written(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Mappi
     return {name: export(folder / f"{name}.onnx", weights, dtype) for name, dtype in TYPES.items()}
 
 
-# A handful of float32 operations in another order; a float16 has eleven bits, and about ten roundings follow each other.
+# A handful of float32 operations in another order; a float16 has eleven bits, and about ten roundings accumulate.
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-6), ("fp16", 4e-3)])
 @pytest.mark.parametrize("sizes", [(3, 8, 12, 5, 2), (1, 6, 4, 1, 1), (2, 20, 16, 9, 3)])
 def test_the_graph_equals_torch_at_every_size(
@@ -261,7 +263,7 @@ class Choosy(nn.Module):
 
 
 def test_a_module_that_cannot_be_traced_is_an_export_error(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="choosy cannot be exported"):
+    with pytest.raises(ExportError, match=r"choosy cannot be exported: .*data-dependent"):
         write_graph(Choosy(), {"x": torch.ones(3)}, ["y"], {"x": (3,), "y": (3,)}, tmp_path / "choosy.onnx", Weights())
     assert list(tmp_path.iterdir()) == []
 
@@ -284,5 +286,5 @@ def test_an_einsum_that_moves_axes_is_a_transpose(written: Mapping[str, Written]
     graph = onnx.load(written["bf16"].files[0], load_external_data=False).graph
     kinds = Counter(node.op_type for node in graph.node)
     assert "Einsum" not in kinds
-    assert [6] in [len(node.attribute[0].ints) * [1] and [len(node.attribute[0].ints)] for node in graph.node
-                   if node.op_type == "Transpose"]  # fmt: skip
+    orders = [list(node.attribute[0].ints) for node in graph.node if node.op_type == "Transpose"]
+    assert [0, 5, 1, 3, 2, 4] in orders

@@ -79,7 +79,7 @@ def test_component_that_overflows_in_fp16_is_kept_in_fp32_and_that_is_said(tmp_p
     )
     with open_store(tmp_path / "bundle") as store:
         workshop = Workshop(
-            checkpoint=Checkpoint(tmp_path), nets="lssgen.models.nets.sd3", cell_px=4, resolutions=((64, 64),),
+            checkpoint=Checkpoint(tmp_path), cell_px=4, resolutions=((64, 64),),
             branches=1, token_axes={}, precision="fp16", threads=1, store=store, say=said.append,
         )  # fmt: skip
         graph = workshop.graph(recipe)

@@ -27,8 +27,8 @@ PROMPT, NEGATIVE = "the red circle", "a big ring"
 CLOSE = 1e-4
 """Relative L2. float32 in other orders of summation, carried through a dozen evaluations; measured below 1e-5."""
 
-INDEXING = {"GatherND", "GatherElements", "ScatterND", "ScatterElements"}
-"""Nodes of index arithmetic, which engines neither fuse nor fold."""
+INDEXING = {"GatherND", "GatherElements", "ScatterND", "ScatterElements", "SplitToSequence", "SequenceAt", "Loop", "If"}
+"""Nodes of index arithmetic and control flow, which engines refuse, or neither fuse nor fold."""
 
 ONE_PASS = 1e-5
 """The same, for one evaluation of a text encoder."""

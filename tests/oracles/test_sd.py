@@ -31,7 +31,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "two stages, guided": TWO | GUIDED,
     "three stages, shortened": THREE,
     "sides that the levels do not divide": {
-        "height": 40, "width": 56, "base_height": 40, "base_width": 56, "min_resolution": 20, "num_inference_steps": 4,
+        "height": 40, "width": 56, "base_height": 40, "base_width": 56, "min_resolution": 20, "num_inference_steps": 5,
     },
     "guided and rescaled": TWO | GUIDED | {"guidance_rescale": 0.7},
     "by pixels": TWO | {"scaling_space": "pixel"},

@@ -14,5 +14,6 @@ def cast_concat_inputs(model: ir.Model) -> None:
                 continue
             cast = ir.node("Cast", [value], {"to": dtype}, metadata_props=dict(node.metadata_props))
             cast.outputs[0].type = ir.TensorType(dtype)
-            node.graph.insert_before(node, cast)  # pyright: ignore[reportOptionalMemberAccess]
+            assert node.graph is not None
+            node.graph.insert_before(node, cast)
             node.replace_input_with(at, cast.outputs[0])

@@ -18,4 +18,5 @@ def replace_permuting_einsums(model: ir.Model) -> None:
             metadata_props=dict(node.metadata_props),
         )
         new.outputs[0].type = node.outputs[0].type
+        assert node.graph is not None
         ir.convenience.replace_nodes_and_values(node.graph, node, [node], [new], node.outputs, new.outputs)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lssgen.engines.base import Port
 from lssgen.errors import ExportError
@@ -87,6 +88,8 @@ class FluxStep(Step):
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
         self.transformer: Any = transformer
+        for block in (*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks):
+            block.attn.set_processor(JointAttention())
         still, rows, columns = (
             angles(width, LONGEST, self.transformer.pos_embed.theta) for width in self.transformer.config.axes_dims_rope
         )
@@ -151,6 +154,52 @@ class FluxStep(Step):
         still = self.still.expand(-1, rows * columns, -1)
         joint = torch.cat((self.origin.expand(-1, tokens, -1), torch.cat((still, grid), -1)), 1)
         return joint[0], joint[1]
+
+
+class JointAttention:
+    """Attention over text and picture in one sequence, which the single blocks have as one already."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Names and results as diffusers calls a processor. Its end is sliced: a split would make an ONNX sequence."""
+        del attention_mask
+        assert image_rotary_emb is not None
+        query, key, value = heads(attn, hidden_states, ("to_q", "to_k", "to_v"))
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        if encoder_hidden_states is not None:
+            text = heads(attn, encoder_hidden_states, ("add_q_proj", "add_k_proj", "add_v_proj"))
+            query = torch.cat((attn.norm_added_q(text[0]), query), 2)
+            key = torch.cat((attn.norm_added_k(text[1]), key), 2)
+            value = torch.cat((text[2], value), 2)
+        query, key = rotated(query, image_rotary_emb), rotated(key, image_rotary_emb)
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2, 3)
+        if encoder_hidden_states is None:
+            return mixed
+        tokens = encoder_hidden_states.shape[1]
+        return attn.to_out[0](mixed[:, tokens:]), attn.to_add_out(mixed[:, :tokens])
+
+
+def heads(attn: Any, x: Tensor, layers: tuple[str, str, str]) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value, (n, heads, places, width) each."""
+    query, key, value = (getattr(attn, layer)(x).unflatten(2, (attn.heads, -1)).transpose(1, 2) for layer in layers)
+    return query, key, value
+
+
+def rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """(n, heads, places, width) turned by its place's angles, in float32; neighbours are pairs.
+
+    Source: Su et al. 2021, arXiv:2104.09864, section 3.4.2.
+    """
+    cosines, sines = rotation
+    real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((-imaginary, real), -1).flatten(-2)
+    return (x.float() * cosines + turned * sines).to(x.dtype)
 
 
 def angles(width: int, length: int, theta: float) -> Tensor:

@@ -1,0 +1,238 @@
+"""One command for a machine with an NVIDIA GPU: is every backend right, and how fast is it?
+
+    python -m benchmarks.gpu.check --work /big/disk/gpu-check
+
+1. Correctness: every graph and whole runs on ONNX Runtime CUDA, TensorRT and TensorRT-RTX, each where it is installed
+   and takes the device, against ONNX Runtime on the CPU: the demo model, and a tiny random model of every family.
+2. Latency: SD3-medium and SDXL in full size with random weights, in fp16 at 512 and 1024 px: a step alone, stages,
+   gaps between steps, LSSGen against a single stage; the same network in torch, eager and compiled; device memory.
+
+What cannot be done here is skipped, and said. Results go to benchmarks/results/gpu_check.json; the exit status is 1 if
+something was wrong. `--bundle` checks bundles of your own instead of part 1's.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu import latency, parity
+from lssgen.bundle import Bundle, read_bundle
+from lssgen.engines.base import Backend
+from lssgen.engines.cuda import Device
+from lssgen.engines.registry import open_backend
+from lssgen.errors import LssgenError
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "gpu_check.json"
+ENGINES = ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
+FAMILIES = {
+    "sd3": ("factory", "tiny_sd3"),
+    "sd": ("factory_families", "tiny_sd"),
+    "sdxl": ("factory_families", "tiny_sdxl"),
+    "flux": ("factory_families", "tiny_flux"),
+    "cogview4": ("factory_families", "tiny_cogview4"),
+}
+"""Functions below tests/ that write a tiny checkpoint of each family."""
+
+PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "torch", "diffusers")
+FULL_SIZE = ("sd3-medium", "sdxl")
+
+
+@dataclass(slots=True)
+class Record:
+    """What was found.
+
+    Attributes:
+        machine: What it was found on.
+        verdicts: Of part 1.
+        timings: Of part 2, by model.
+        memory: Bytes on the device after the runs, by model and engine.
+        skipped: What was left out, and why.
+    """
+
+    machine: dict[str, object]
+    verdicts: list[parity.Verdict] = field(default_factory=list)
+    timings: dict[str, list[latency.Timing]] = field(default_factory=dict)
+    memory: dict[str, dict[str, int]] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    def skip(self, what: str, why: object) -> None:
+        self.skipped.append(f"{what}: {why}")
+        print(f"skipped   {what}: {why}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("gpu-check"), help="folder for checkpoints and bundles")
+    parser.add_argument("--bundle", type=Path, action="append", default=[], help="check this bundle; may be repeated")
+    parser.add_argument("--engines", nargs="*", choices=ENGINES, default=ENGINES)
+    parser.add_argument("--full-size", nargs="*", choices=FULL_SIZE, default=FULL_SIZE, help="none: correctness only")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args(argv)
+    record = Record(machine())
+    backends = dict(opened(args.engines, record))
+    if not backends:
+        record.skip("everything", "no engine takes a GPU of this machine")
+    else:
+        reference = open_backend("onnxruntime")
+        for bundle in given(args.bundle) if args.bundle else small_bundles(args.work, record):
+            for open_one in backends.values():
+                check(bundle, reference, open_one(), record)
+        for model in args.full_size:
+            race(model, args.work, backends, record)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(asdict(record), indent=2) + "\n")
+    print(table(record))
+    return 1 if any(verdict.state == "WRONG" for verdict in record.verdicts) else 0
+
+
+def machine() -> dict[str, object]:
+    """Date, device and versions."""
+    found: dict[str, object] = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "host": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    try:
+        found |= Device().describe()
+    except LssgenError as error:
+        found["device"] = str(error)
+    return found
+
+
+def opened(engines: Sequence[str], record: Record) -> Iterator[tuple[str, Callable[[], Backend]]]:
+    """The engines that take this machine's GPU. Each check opens its own, so that memory starts from nothing."""
+    for engine in engines:
+        try:
+            open_backend(engine)
+        except LssgenError as error:
+            record.skip(engine, error)
+        else:
+            yield engine, lambda engine=engine: open_backend(engine)
+
+
+def check(bundle: Bundle, reference: Backend, backend: Backend, record: Record) -> None:
+    """Part 1 for one bundle on one backend."""
+    for verdicts in (parity.graph_verdicts, parity.run_verdicts):
+        for verdict in verdicts(bundle, reference, backend):
+            record.verdicts.append(verdict)
+            detail = verdict.note or f"error {verdict.error:.1e}, bound {verdict.bound:.0e}"
+            print(f"{verdict.state:<9} {verdict.engine}: {verdict.what}: {detail}", flush=True)
+
+
+def race(model: str, work: Path, backends: dict[str, Callable[[], Backend]], record: Record) -> None:
+    """Part 2 for one model."""
+    try:
+        bundle = full_size_bundle(model, work)
+    except (ImportError, OSError, LssgenError) as error:
+        record.skip(f"latency of {model}", error)
+        return
+    timings = record.timings.setdefault(model, [])
+    for name, open_one in backends.items():
+        try:
+            backend = open_one()
+            alone = latency.step_timings(bundle, backend)
+            timings += alone + latency.run_timings(bundle, backend, alone)
+            free, total = Device().memory()
+            record.memory.setdefault(model, {})[name] = total - free
+        except LssgenError as error:
+            record.skip(f"latency of {model} on {name}", error)
+    sizes = tuple(
+        (height // bundle.manifest.facts.cell_px, width // 8) for height, width in bundle.manifest.resolutions
+    )
+    try:
+        timings += latency.torch_timings(model, sizes)
+    except (ImportError, RuntimeError, AssertionError) as error:  # no CUDA in this torch, or no room
+        record.skip(f"{model} in torch", error)
+
+
+def given(folders: Sequence[Path]) -> Iterator[Bundle]:
+    """Bundles that the user named."""
+    yield from map(read_bundle, folders)
+
+
+def small_bundles(work: Path, record: Record) -> Iterator[Bundle]:
+    """The demo model, and a tiny random model of every family, in fp32 and fp16."""
+    try:
+        from lssgen.export.config import ExportConfig
+        from lssgen.export.export import export
+    except ImportError as error:
+        record.skip("the demo model and the families", f"lssgen[export] is not installed ({error})")
+        return
+    sys.path.insert(0, str(ROOT / "tests"))
+    for precision in ("fp32", "fp16"):
+        checkpoints: dict[str, Callable[[], str]] = {"demo": lambda: "demo"}
+        for family, (module, function) in FAMILIES.items():
+            folder = work / "checkpoints" / family
+            checkpoints[family] = lambda m=module, f=function, to=folder: str(written(m, f, to))
+        for name, checkpoint in checkpoints.items():
+            sizes = ((128, 128), (256, 256)) if name == "demo" else ((64, 64), (128, 128))
+            try:
+                output = work / "bundles" / f"{name}-{precision}"
+                yield export(ExportConfig(model=checkpoint(), output=output, resolutions=sizes, precision=precision))  # type: ignore[arg-type]
+            except (ImportError, AttributeError, LssgenError) as error:
+                record.skip(f"{name} in {precision}", error)
+
+
+def written(module: str, function: str, folder: Path) -> Path:
+    """A tiny checkpoint, written once."""
+    if not folder.exists():
+        getattr(import_module(module), function)(folder)
+    return folder
+
+
+def full_size_bundle(model: str, work: Path) -> Bundle:
+    """A bundle of a full-size model with random weights, exported once."""
+    import torch
+
+    from benchmarks.checkpoints import MODELS, write_checkpoint
+    from lssgen.export.config import ExportConfig
+    from lssgen.export.export import export
+
+    sys.path.insert(0, str(ROOT / "tests"))
+    tokenizers = import_module("factory")
+    checkpoint = work / "checkpoints" / model
+    parts = tuple(part for part in MODELS[model][1] if part not in ("scheduler", "text_encoder_3"))
+    if not (checkpoint / "model_index.json").exists():
+        write_checkpoint(model, checkpoint, parts, torch.float16)
+        for name in ("tokenizer", "tokenizer_2"):
+            if f"text_encoder{name.removeprefix('tokenizer')}" in parts:
+                tokenizers.clip_tokenizer(checkpoint / name, pad=tokenizers.CLIP_END)
+    config = ExportConfig(
+        model=str(checkpoint),
+        output=work / "bundles" / model,
+        resolutions=((512, 512), (1024, 1024)),
+        precision="fp16",
+        t5=False,
+    )
+    return export(config, lambda line: print(line, flush=True))
+
+
+def table(record: Record) -> str:
+    """The record for people."""
+    lines = ["", " ".join(f"{key} {value};" for key, value in record.machine.items())]
+    states = [verdict.state for verdict in record.verdicts]
+    lines.append(", ".join(f"{states.count(state)} {state}" for state in ("ok", "WRONG", "skipped")))
+    for model, timings in record.timings.items():
+        engines = list(dict.fromkeys(timing.engine for timing in timings))
+        width = max(len(timing.what) for timing in timings)
+        lines += ["", f"{model}, ms".ljust(width) + "".join(f"{engine:>18}" for engine in engines)]
+        for what in dict.fromkeys(timing.what for timing in timings):
+            ms: dict[str, Any] = {timing.engine: timing.ms for timing in timings if timing.what == what}
+            cells = (f"{ms[engine]:18.2f}" if engine in ms else " " * 18 for engine in engines)
+            lines.append(what.ljust(width) + "".join(cells))
+        lines += [f"device memory on {e}: {size / 1e9:.2f} GB" for e, size in record.memory.get(model, {}).items()]
+    lines += ["", *(f"skipped: {line}" for line in record.skipped)]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

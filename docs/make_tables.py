@@ -1,0 +1,137 @@
+"""Write docs/families.md: what is supported, from the records, and what proves it, from the names of the tests.
+
+python docs/make_tables.py
+"""
+
+import ast
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lssgen.models.aliases import ALIASES, Alias
+from lssgen.models.families import FAMILIES, Family
+from lssgen.plan.options import OWN_SOLVER
+from lssgen.plan.schedules import solver_for, solver_names
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "families.md"
+
+HEAD = """# Model families
+
+This page is written by `docs/make_tables.py` from the records in `lssgen/models/` and the tests in `tests/oracles/`.
+
+Any checkpoint of these families in the diffusers layout can be exported: by alias, by hub id, or as a local folder.
+"""
+
+PRECISIONS = """
+## Precision
+
+| | inside the network | always float32 |
+|---|---|---|
+| `fp32` | float32 | everything |
+| `fp16` | float16, but a VAE that says `force_upcast` (SDXL), and every graph whose probe fails, in float32 | \
+latents, guidance, the solver's update, sines and cosines of times, sizes and positions, T5's layers that overflow |
+| `bf16` | bfloat16 | latents, guidance, the solver's update, sines and cosines of times, sizes and positions |
+
+The published FLUX.1 and CogView4 checkpoints, and T5, were trained in bfloat16; prefer `bf16` for them.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = (HEAD, "## Families\n", _families(), "## Checkpoints with a name\n", _aliases(), PRECISIONS, _proofs())
+    return "\n".join(part.strip("\n") + "\n" for part in parts)
+
+
+def _families() -> str:
+    rows = [
+        (
+            f"`{family.name}`",
+            family.title,
+            ", ".join(family.pipelines),
+            ", ".join(_solvers(family)),
+            ", ".join(family.scaling_spaces),
+            "a share of the steps" if family.start == "fraction" else "a timestep / 1000",
+            _optional(family),
+        )
+        for family in FAMILIES.values()
+    ]
+    head = ("family", "models", "diffusers pipelines", "solvers", "transitions", "`start_sigma` is", "can do without")
+    return _table(head, rows)
+
+
+def _solvers(family: Family) -> Iterable[str]:
+    """Of all checkpoints of the family; the first is the first checkpoint's own."""
+    schedulers = dict.fromkeys(alias.facts().scheduler for alias in _named(family) if not alias.local)
+    return dict.fromkeys(solver for scheduler in schedulers for solver in solver_names(scheduler))
+
+
+def _optional(family: Family) -> str:
+    return ", ".join(name for name in family.optional if name.startswith("text")) or "-"
+
+
+def _named(family: Family) -> list[Alias]:
+    return [alias for alias in ALIASES.values() if alias.family == family.name]
+
+
+def _aliases() -> str:
+    rows = [
+        (
+            f"`{alias.name}`",
+            "in this package" if alias.local else _link(alias.source),
+            ", ".join(f"{part} of {_link(source)}" for part, source in alias.swaps.items()) or "-",
+            alias.licence + (", gated" if alias.gated else ""),
+            "-" if alias.local else solver_for(alias.facts(), OWN_SOLVER),
+            f"{alias.defaults.height} x {alias.defaults.width}",
+            str(alias.defaults.min_resolution),
+            str(alias.defaults.steps),
+            f"{alias.defaults.guidance_scale:g}",
+            "yes" if alias.defaults.shorten else "no",
+        )
+        for alias in ALIASES.values()
+    ]
+    head = (
+        "alias",
+        "checkpoint",
+        "with",
+        "licence",
+        "solver",
+        "px",
+        "smallest stage px",
+        "steps",
+        "guidance",
+        "`shorten`",
+    )
+    return _table(head, rows)
+
+
+def _link(repository: str) -> str:
+    return f"[{repository}](https://huggingface.co/{repository})"
+
+
+def _proofs() -> str:
+    """Every oracle test of a family as the sentence that its name is."""
+    parts = ["## What is compared with diffusers\n"]
+    for family in FAMILIES.values():
+        path = ROOT / "tests" / "oracles" / f"test_{family.name}.py"
+        parts.append(f"**{family.title}** (`{path.relative_to(ROOT)}`)\n")
+        if path.is_file():
+            parts.append("\n".join(f"- {sentence}" for sentence in _sentences(path)) + "\n")
+    return "\n".join(parts)
+
+
+def _sentences(path: Path) -> list[str]:
+    found: list[str] = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            slow = any("slow" in ast.unparse(mark) for mark in node.decorator_list)
+            found.append(node.name.removeprefix("test_").replace("_", " ") + (" (`make test-all`)" if slow else ""))
+    return found
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,96 @@
+"""The GPU check finds what is wrong, skips what is not there, and says both."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.gpu import check, latency, parity
+from lssgen.bundle import read_bundle
+from lssgen.engines.onnxruntime import OrtBackend
+from lssgen.engines.registry import open_backend
+from lssgen.errors import BackendError
+
+
+class Off(OrtBackend):
+    """A backend that is wrong by a share of every value it reads back."""
+
+    share = 0.0
+
+    @property
+    def name(self) -> str:
+        return "off"
+
+    def empty(self, shape: Any, dtype: Any) -> Any:
+        buffer = super().empty(shape, dtype)
+        read, share = buffer.read, self.share
+        buffer.read = lambda: (read() * (1 + share)).astype(dtype)  # type: ignore[method-assign]
+        return buffer
+
+
+@pytest.fixture(scope="module")
+def off() -> Off:
+    return Off(threads=1)
+
+
+def test_a_right_backend_is_right_for_every_graph_at_every_size(toy: Path, off: Off) -> None:
+    off.share = 0.0
+    verdicts = list(parity.graph_verdicts(read_bundle(toy), open_backend("onnxruntime", threads=1), off))
+    assert {verdict.state for verdict in verdicts} == {"ok"}
+    assert sum("step" in verdict.what for verdict in verdicts) == 2
+
+
+def test_a_backend_that_is_off_by_a_hundredth_is_wrong(toy: Path, off: Off) -> None:
+    off.share = 0.01
+    verdicts = list(parity.graph_verdicts(read_bundle(toy), open_backend("onnxruntime", threads=1), off))
+    assert all(verdict.state == "WRONG" for verdict in verdicts if "decode" not in verdict.what)
+
+
+def test_a_result_that_is_not_a_number_is_wrong() -> None:
+    nan = parity.relative_error(np.array([np.nan, 1.0]), np.array([1.0, 1.0]))
+    assert parity.Verdict(what="", engine="", error=nan, bound=1.0).state == "WRONG"
+
+
+def test_whole_runs_are_compared_too(toy: Path, off: Off) -> None:
+    off.share = 0.0
+    verdicts = list(parity.run_verdicts(read_bundle(toy), open_backend("onnxruntime", threads=1), off))
+    assert [(verdict.what, verdict.state) for verdict in verdicts] == [
+        ("toy whole run, staged", "ok"),
+        ("toy whole run, single stage", "ok"),
+    ]
+
+
+def test_timings_name_steps_stages_and_gaps(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "ROUNDS", 1)
+    backend = open_backend("onnxruntime", threads=1)
+    alone = latency.step_timings(read_bundle(toy), backend)
+    timings = latency.run_timings(read_bundle(toy), backend, alone)
+    assert [timing.what for timing in alone] == [
+        f"step, batch 1, branches 2, height {size}, width {size}" for size in (4, 8)
+    ]
+    assert any(timing.what.startswith("staged, stage 2:") and "64 x 64" in timing.what for timing in timings)
+    assert all(timing.ms > 0 for timing in (*alone, *timings))
+
+
+def test_without_a_gpu_the_check_says_what_it_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nothing(engine: str) -> Any:
+        raise BackendError(f"no {engine} here")
+
+    monkeypatch.setattr(check, "open_backend", nothing)
+    assert check.main(["--work", str(tmp_path), "--output", str(tmp_path / "found" / "check.json")]) == 0
+    assert "skipped   tensorrt: no tensorrt here" in capsys.readouterr().out
+    found = json.loads((tmp_path / "found" / "check.json").read_text())
+    assert found["skipped"][-1] == "everything: no engine takes a GPU of this machine"
+
+
+def test_a_wrong_result_is_the_exit_status(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: Off
+) -> None:
+    off.share = 0.5
+    monkeypatch.setattr(check, "open_backend", lambda name: off if name == "tensorrt" else OrtBackend(threads=1))
+    arguments = ["--bundle", str(toy), "--engines", "tensorrt", "--full-size", "--output", str(tmp_path / "check.json")]
+    assert check.main(arguments) == 1
