@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -183,10 +184,22 @@ def write_checkpoint(name: str, folder: Path, parts: tuple[str, ...], dtype: tor
     for key, part in components.items():
         (folder / key).mkdir(exist_ok=True)
         file = "scheduler_config.json" if key == "scheduler" else "config.json"
-        (folder / key / file).write_text(json.dumps({"_class_name": part.cls, **part.config}, indent=2))
+        (folder / key / file).write_text(json.dumps(whole_config(part), indent=2))
         if key in parts:
             total += write_weights(skeleton(part, dtype), folder / key, part.library)
     return total
+
+
+def whole_config(part: Part) -> Config:
+    """The config with the class's defaults, as the libraries save it."""
+    cls = getattr(import_module(part.library), part.cls)
+    if part.library == "transformers":
+        return {**cls.config_class(**part.config).to_dict(), "architectures": [part.cls]}
+    parameters = signature(cls.__init__).parameters.values()
+    defaults = {
+        parameter.name: parameter.default for parameter in parameters if parameter.default is not Parameter.empty
+    }
+    return {"_class_name": part.cls, **defaults, **part.config}
 
 
 def skeleton(part: Part, dtype: torch.dtype) -> nn.Module:

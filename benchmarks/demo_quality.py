@@ -34,7 +34,7 @@ from score import score  # noqa: E402
 
 Variant = Mapping[str, Any]
 
-SIGMAS = (0.3, 0.5, 0.667, 0.75, 0.85)
+SIGMAS = (0.3, 0.5, 0.75, 0.9)
 ONE_STAGE = "one stage"
 
 

@@ -231,6 +231,7 @@ _RECORDS = (
             steps=20,
             guidance_scale=4.0,
             min_resolution=128,
+            shorten=True,
             base_height=256,
             base_width=256,
         ),

@@ -83,16 +83,19 @@ def _check(run: _Run) -> None:
 
 def _stage(run: _Run, size: StageSize, *, first: bool) -> Stage:
     asks = _asks(run, size)
+    cut: tuple[Ask, ...] = ()
     whole = first and run.options.strength == 1
     if whole:
         image, noise = 0.0, _first_noise(run, asks)
     else:
-        asks = asks[_start(run, asks, size, "strength" if first else "start_sigma") :]
+        start = _start(run, asks, size, "strength" if first else "start_sigma")
+        cut, asks = asks[:start], asks[start:]
         image, noise = _mix(run, asks[0])
     if run.solver == "pndm" and run.options.pndm == "aligned" and not whole and len(asks) > 1:
         asks = (*asks[:2], *asks[1:])
     steps = tuple(
-        replace(step, guidance=_guidance(run, index, size, first=first)) for index, step in enumerate(_rows(run, asks))
+        replace(step, guidance=_guidance(run, index, size, first=first))
+        for index, step in enumerate(_rows(run, asks, cut))
     )
     return Stage(
         height=size.height,
@@ -163,10 +166,10 @@ def _mix(run: _Run, ask: Ask) -> tuple[float, float]:
     return ask.level.image, ask.level.noise
 
 
-def _rows(run: _Run, asks: tuple[Ask, ...]) -> tuple[Step, ...]:
+def _rows(run: _Run, asks: tuple[Ask, ...], cut: tuple[Ask, ...]) -> tuple[Step, ...]:
     match run.solver:
         case "pndm":
-            return pndm(asks)
+            return pndm(asks, cut)
         case "dpm++2m":
             return dpmpp_2m(asks)
         case "euler-ancestral":

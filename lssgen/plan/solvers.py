@@ -84,11 +84,17 @@ _PNDM_WARM_UP = (
 _PNDM = (55 / 24, -59 / 24, 37 / 24, -9 / 24)
 
 
-def pndm(asks: Sequence[Ask]) -> tuple[Step, ...]:
+def pndm(asks: Sequence[Ask], cut: Sequence[Ask] = ()) -> tuple[Step, ...]:
     """Pseudo linear multistep without Runge-Kutta warm-up (`skip_prk_steps`).
 
-    The second evaluation repeats the first step from where it began, with the mean of both outputs. That beginning is
-    an affine combination of x and of the first output, so it costs one more weight and no state.
+    The second evaluation makes the step that leads to its own level again, from where the first step began, with the
+    mean of both outputs. That beginning is an affine combination of x and of the first output, so it costs one more
+    weight and no state.
+
+    Args:
+        asks: The evaluations of the stage.
+        cut: Those before them that a later stage leaves out. Where a cut falls on the timestep that the warm-up
+            repeats, the step to be made again is the last of these.
 
     Source: Liu et al. 2022, arXiv 2202.09778, eq. 9 and 12, as in diffusers' PNDMScheduler.
     """
@@ -99,10 +105,13 @@ def pndm(asks: Sequence[Ask]) -> tuple[Step, ...]:
         blend = tuple(gain * weight for weight in weights)
         at, to = ask.level, ask.to
         if index == 1:
-            # Undoing the first step takes its whole gain back; the mean gives each output half of it.
-            _, gain = _pndm_move(asks[0])
-            keep, blend = 1.0, (gain / 2, gain / 2 - gain)
-            at = to = asks[0].to
+            again = cut[-1] if cut and asks[0].label == ask.label else asks[0]
+            made_keep, made_gain = _pndm_move(asks[0])
+            keep, gain = _pndm_move(again)
+            # Undo the first step, x = (x1 - made_gain * F0) / made_keep, and give each output half of the new gain.
+            keep /= made_keep
+            blend = (gain / 2, gain / 2 - keep * made_gain)
+            at, to = asks[0].to, again.to
         steps.append(Step(label=ask.label, sigma=at.sigma, next_sigma=to.sigma, c_in=ask.c_in, keep=keep, blend=blend))
     return tuple(steps)
 
