@@ -1,6 +1,7 @@
 """The bundle: a folder with graphs, weights and tokenizers, and a manifest that says everything about them.
 
-The runtime reads nothing else and knows no model family. `FORMAT` changes when an old runtime would misread a new bundle.
+The runtime reads nothing else and knows no model family. `FORMAT` changes when an old runtime would misread a new
+bundle.
 """
 
 import hashlib
@@ -135,7 +136,7 @@ class Source:
     model: str
     revision: str | None = None
     licence: str = "unknown"
-    sha256: Mapping[str, str] = field(default_factory=lambda: {})
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
