@@ -10,8 +10,7 @@ from PIL import Image
 
 import lssgen
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples" / "demo_model")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from demo_quality import held_out_prompts
 
