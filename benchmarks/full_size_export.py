@@ -215,7 +215,7 @@ def torch_block(module: Any, weights: Any, block: str, inputs: Mapping[str, Any]
     module.get_submodule(block).register_forward_hook(stop)
     with torch.no_grad():
         try:
-            module.eval()(**inputs)
+            module.eval()(*inputs.values())
         except ReachedError:
             return found
     raise SystemExit(f"{block} was never run")
@@ -274,7 +274,7 @@ def check_step(folder: Path, model: str, graph: str, precision: str) -> dict[str
     module = recipe.build(parts).eval()
     parts.checkpoint.weights(recipe.components).load_into(module)
     with torch.no_grad():
-        expected = module(**inputs)[0].numpy()
+        expected = module(*inputs.values())[0].numpy()
     # What the network adds, not the latent that goes through.
     moved = expected - inputs["latent"].numpy()
     error = float(np.linalg.norm(made - expected) / np.linalg.norm(moved))

@@ -16,6 +16,7 @@ from lssgen.export.hub import Model, find_model
 from lssgen.export.store import Store, open_store
 from lssgen.export.tokenizers import convert_tokenizer
 from lssgen.export.upsampler import MISSING, Chosen, choose_upsampler
+from lssgen.models.aliases import with_scheduler
 from lssgen.models.configs import configs_from_folder
 from lssgen.models.families import facts_from_configs
 from lssgen.models.nets.recipe import Blueprint, Recipe, Wishes
@@ -144,8 +145,9 @@ def design(config: ExportConfig) -> Design:
 def _facts(model: Model, wishes: Wishes) -> ModelFacts:
     configs: dict[str, Mapping[str, Any]] = dict(configs_from_folder(model.checkpoint.folder))
     configs.update({name: model.checkpoint.config(name) for name in model.checkpoint.extra})
+    amended = with_scheduler(configs, model.scheduler)
     return facts_from_configs(
-        model.family, configs, model.defaults, name=model.name, max_sequence_length=wishes.max_sequence_length
+        model.family, amended, model.defaults, name=model.name, max_sequence_length=wishes.max_sequence_length
     )
 
 

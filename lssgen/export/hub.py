@@ -33,6 +33,7 @@ class Model:
         licence: As the alias has it, or where to find it.
         max_sequence_length: Tokens of the long text encoder.
         skip_layers: What the authors leave out in skip-layer guidance; empty where unknown.
+        scheduler: diffusers class to use in place of the one that the checkpoint names; empty: that one.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Model:
     licence: str
     max_sequence_length: int
     skip_layers: tuple[int, ...] = ()
+    scheduler: str = ""
 
 
 def find_model(model: str, revision: str | None = None, *, without: tuple[str, ...] = ()) -> Model:
@@ -97,6 +99,7 @@ def _named(alias: Alias, model: Model, without: tuple[str, ...]) -> Model:
         licence=alias.licence,
         max_sequence_length=alias.max_sequence_length,
         skip_layers=alias.skip_layers,
+        scheduler=alias.scheduler,
     )
 
 

@@ -64,16 +64,21 @@ class Alias:
         return self.amended(configs_from_folder(Path(self.source)) if self.local else self.published)
 
     def amended(self, configs: Configs) -> Configs:
-        """A checkpoint's JSON with what this alias changes in it: the scheduler's class."""
-        if not self.scheduler:
-            return configs
-        return {**configs, "scheduler": {**configs["scheduler"], "_class_name": self.scheduler}}
+        """A checkpoint's JSON with what this alias changes in it."""
+        return with_scheduler(configs, self.scheduler)
 
     def facts(self) -> ModelFacts:
         """What the plan must know, without a download."""
         return facts_from_configs(
             self.record, self.configs(), self.defaults, name=self.name, max_sequence_length=self.max_sequence_length
         )
+
+
+def with_scheduler(configs: Configs, scheduler: str) -> Configs:
+    """A checkpoint's JSON with another scheduler class; empty: with its own."""
+    if not scheduler:
+        return configs
+    return {**configs, "scheduler": {**configs["scheduler"], "_class_name": scheduler}}
 
 
 _BETAS: Mapping[str, Any] = {

@@ -1,14 +1,18 @@
 """The hub, as it looks from here: which files are fetched, and what a refusal is turned into."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import errors
 
-from lssgen.errors import FetchError, LssgenError, UnknownModelError
+from lssgen.errors import FetchError, LssgenError, PlanError, UnknownModelError
 from lssgen.export import hub
+from lssgen.export.config import ExportConfig
+from lssgen.export.export import design
+from lssgen.models.aliases import ALIASES
 
 WEIGHTS = "diffusion_pytorch_model"
 REPOSITORY = [
@@ -114,3 +118,12 @@ def test_offline_the_cache_is_asked(monkeypatch: pytest.MonkeyPatch, sd3: Path) 
     monkeypatch.setattr(hub.hub, "snapshot_download", snapshot)
     hub.find_model("somebody/model")
     assert asked == [True]
+
+
+def test_alias_that_names_a_scheduler_is_planned_with_it(
+    monkeypatch: pytest.MonkeyPatch, sd3: Path, tmp_path: Path
+) -> None:
+    other = replace(ALIASES["sd3"], source=str(sd3), local=True, scheduler="SchedulerOfTheAlias")
+    monkeypatch.setitem(ALIASES, "sd3", other)
+    with pytest.raises(PlanError, match="SchedulerOfTheAlias"):
+        design(ExportConfig(model="sd3", output=tmp_path / "bundle", resolutions=((64, 64),)))
