@@ -101,6 +101,8 @@ def open_library(flavour: Flavour) -> Library:
     if flavour not in _libraries:
         try:
             module = import_module(_MODULES[flavour])
+            if not hasattr(module, "Runtime"):
+                raise ImportError("only type stubs of that name are installed")
         except (ImportError, OSError) as error:
             raise BackendError(
                 f"engine {flavour!r} needs the Python package {_MODULES[flavour]}, which cannot be imported ({error}); "

@@ -1,7 +1,8 @@
 """Real engines, built by TensorRT-RTX without a GPU."""
 
 import _thread
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +79,15 @@ def test_the_stored_graph_stays_as_it_was(toy: Path, tmp_path: Path, order: Orde
     assert bundle.path("attends.onnx").read_bytes() == before
 
 
+@pytest.fixture
+def sigint() -> Iterator[None]:
+    """A shell starts what runs in its background with SIGINT ignored; Python then never raises."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint")
 def test_ctrl_c_stops_a_build_and_leaves_nothing(toy: Path, tmp_path: Path, order: Order) -> None:
     pressed: list[bool] = []
 

@@ -1,7 +1,9 @@
 """Reports: what a build log says, and what is refused."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from test_cache import report_of
@@ -134,8 +136,11 @@ def test_an_error_is_told_without_the_librarys_own_source_lines() -> None:
     assert Log(errors=["plain  words"]).reason() == "plain words"
 
 
-def test_a_library_that_is_not_installed_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
+@pytest.mark.parametrize("module", [None, ModuleType("tensorrt")])  # the second is what stubs alone look like
+def test_a_library_that_is_not_installed_is_said_in_words(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType | None
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
     with pytest.raises(BackendError, match=r'needs the Python package tensorrt, .*pip install "lssgen\[tensorrt\]"'):
         open_library("tensorrt")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import filelock
 import pytest
+import torch
 from factory import tiny_upsampler
 
 from lssgen.bundle import read_bundle, verify
@@ -34,15 +35,21 @@ def test_killed_export_finishes_when_run_again(
     with monkeypatch.context() as patch:
         holder = {"write_graph": graphs, "keep": store.Store, "finish": store.Store}[moment]
         patch.setattr(holder, moment, _deadly(getattr(holder, moment), 0 if moment == "finish" else graph))
-        process = multiprocessing.get_context("fork").Process(target=export, args=(config,))
+        process = multiprocessing.get_context("fork").Process(target=_export_in_fork, args=(config,))
         process.start()
-        process.join()
+        process.join(timeout=300)
         assert process.exitcode == -signal.SIGKILL
     bundle = export(config)
     verify(read_bundle(bundle.folder))
     done = {"write_graph": graph, "keep": graph, "finish": len(ALL)}[moment]
     assert written == ALL[done:]
     assert not list(bundle.folder.glob(".*"))
+
+
+def _export_in_fork(config: ExportConfig) -> None:
+    """A fork has none of its parent's OpenMP threads, and would wait for them for ever."""
+    torch.set_num_threads(1)
+    export(config)
 
 
 def _deadly(function: object, calls: int) -> object:

@@ -70,6 +70,7 @@ def test_rotary_angles_of_flux_are_those_of_diffusers() -> None:
     rope = FluxPosEmbed(theta=10000, axes_dim=[4, 6, 6])
     net = nn.Module()
     net.pos_embed, net.config = rope, SimpleNamespace(axes_dims_rope=(4, 6, 6))  # pyright: ignore
+    net.transformer_blocks, net.single_transformer_blocks = nn.ModuleList(), nn.ModuleList()
     text = torch.zeros(5, 3)
     image = torch.cartesian_prod(torch.zeros(1), torch.arange(3.0), torch.arange(7.0))
     for came, expected in zip(FluxStep(net).rotation(5, 3, 7), rope(torch.cat((text, image))), strict=True):
