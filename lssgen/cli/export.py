@@ -133,3 +133,7 @@ def alias_table() -> str:
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     return "\n".join(f"{name:{widths[0]}}  {source:{widths[1]}}  {licence}" for name, source, licence in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

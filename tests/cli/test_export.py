@@ -1,6 +1,7 @@
 """lssgen-export: flags, refusals, tables."""
 
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 
@@ -68,3 +69,10 @@ def test_model_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         command.main([])
     assert "--model is needed" in capsys.readouterr().err
+
+
+def test_command_runs_as_a_module_too() -> None:
+    """`lssgen-run` exports the demo model that way."""
+    command_line = [sys.executable, "-m", "lssgen.cli.export", "--list-models"]
+    done = subprocess.run(command_line, capture_output=True, text=True, check=True)
+    assert "sd3" in done.stdout
