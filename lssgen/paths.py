@@ -7,7 +7,7 @@ import platformdirs
 
 
 def home() -> Path:
-    """Folder for exported bundles, built engines and trained upsamplers; LSSGEN_HOME moves it."""
+    """Folder for bundles, engines, trained upsamplers and converted checkpoints; LSSGEN_HOME moves it."""
     return Path(os.environ.get("LSSGEN_HOME") or platformdirs.user_data_path("lssgen"))
 
 
@@ -21,3 +21,7 @@ def engines() -> Path:
 
 def upsamplers() -> Path:
     return home() / "upsamplers"
+
+
+def checkpoints() -> Path:
+    return home() / "checkpoints"

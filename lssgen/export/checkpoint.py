@@ -13,10 +13,13 @@ from torch import nn
 
 from lssgen.errors import ModelError
 from lssgen.export.graph import weightless
-from lssgen.export.lora import Lora, read_lora
+from lssgen.export.lora import Lora, read_lora, renaming
 from lssgen.export.weights import Delta, Weights, open_weights
 from lssgen.models.configs import INDEX, read_json
 from lssgen.models.nets.latent_upsampler import CONFIG_FILE, LatentUpSampler, read_config
+
+SETTINGS = (".json", ".txt", ".model")
+"""How the names of a part's small files end: configuration and vocabulary."""
 
 ATTENTION = {"T5EncoderModel": "eager"}
 """Attention implementations other than sdpa: T5's sdpa cannot be exported (its bias breaks the decomposition)."""
@@ -99,7 +102,8 @@ class Checkpoint:
         if not loras:
             return self
         names = list(self.weights(tuple(parts)))
-        return replace(self, deltas=tuple(read_lora(lora, names, network) for lora in loras))
+        rename = renaming(self.pipeline, self.skeleton(network, torch.float32).config)
+        return replace(self, deltas=tuple(read_lora(lora, names, network, rename) for lora in loras))
 
     def sha256(self, name: str) -> Mapping[str, str]:
         """Hash of each of a part's weight files, by file name; reads them once."""

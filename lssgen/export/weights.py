@@ -43,6 +43,7 @@ STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 IGNORED = (
     r"\.position_ids$",
     r"\.logit_scale$",
+    r"\.text_projection\.",
     r"\.vision_model\.",
     r"\.visual_projection\.",
     r"\.decoder\.",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from factory_families import tiny_flux
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -47,6 +48,74 @@ def test_lora_adds_its_product(sd3: Path, tmp_path: Path, module: str, down: str
     save_file({down: narrow, up: wide}, tmp_path / "lora.safetensors")
     before, after = merged(sd3, tmp_path / "lora.safetensors", 0.5, module)
     torch.testing.assert_close(after, before + 0.5 * wide @ narrow)
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_flux(tmp_path_factory.mktemp("checkpoints") / "flux")
+
+
+FLUX_PARTS = ("transformer", "text_encoder", "text_encoder_2")
+IMAGE, T5 = "transformer.transformer_blocks.0.attn", "text_encoder_2.encoder.block.0.layer.0.SelfAttention"
+
+
+@pytest.mark.parametrize(
+    ("module", "ends"),
+    [
+        ("lora_unet_double_blocks_0_img_attn_qkv", (".lora_down.weight", ".lora_up.weight")),
+        ("diffusion_model.double_blocks.0.img_attn.qkv", (".lora_down.weight", ".lora_up.weight")),
+        ("diffusion_model.double_blocks.0.img_attn.qkv", (".lora_A.weight", ".lora_B.weight")),
+        ("double_blocks.0.processor.qkv_lora1", (".down.weight", ".up.weight")),
+    ],
+    ids=["kohya", "ComfyUI", "ComfyUI, PEFT", "XLabs"],
+)
+def test_fused_layers_of_the_original_code_come_apart(
+    flux: Path, tmp_path: Path, module: str, ends: tuple[str, str]
+) -> None:
+    narrow, wide = torch.randn(2, 32), torch.randn(96, 2)
+    save_file({module + ends[0]: narrow, module + ends[1]: wide}, tmp_path / "lora.safetensors")
+    plain, changed = (
+        Checkpoint(flux),
+        Checkpoint(flux).with_loras([Lora(tmp_path / "lora.safetensors")], FLUX_PARTS, "transformer"),
+    )
+    for letter, rows in zip("qkv", wide.chunk(3), strict=True):
+        before, after = (c.weights(FLUX_PARTS).tensor(f"{IMAGE}.to_{letter}.weight") for c in (plain, changed))
+        torch.testing.assert_close(after, before + rows @ narrow)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "module", "rows", "columns"),
+    [
+        ("lora_unet_final_layer_linear", "transformer.proj_out", 16, 32),
+        ("lora_te3_encoder_block_0_layer_0_SelfAttention_k", f"{T5}.k", 32, 32),
+        ("text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.k", f"{T5}.k", 32, 32),
+    ],
+)
+def test_alpha_counts_where_diffusers_drops_it_or_the_change(
+    flux: Path, tmp_path: Path, trainer: str, module: str, rows: int, columns: int
+) -> None:
+    narrow, wide = torch.randn(4, columns), torch.randn(rows, 4)
+    ends = {"lora_down.weight": narrow, "lora_up.weight": wide, "alpha": torch.tensor(1.0)}
+    save_file({f"{trainer}.{end}": value for end, value in ends.items()}, tmp_path / "lora.safetensors")
+    changed = Checkpoint(flux).with_loras([Lora(tmp_path / "lora.safetensors")], FLUX_PARTS, "transformer")
+    before, after = (c.weights(FLUX_PARTS).tensor(f"{module}.weight") for c in (Checkpoint(flux), changed))
+    torch.testing.assert_close(after, before + 1 / 4 * wide @ narrow)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "lora_unet_double_blocks_0_img_attn_proj.dora_scale",
+        "lora_unet_double_blocks_0_img_attn_proj.diff_b",
+        "lora_unet_double_blocks_7_img_attn_proj.lora_mid.weight",
+    ],
+)
+def test_what_diffusers_would_leave_out_is_refused(flux: Path, tmp_path: Path, key: str) -> None:
+    name = "lora_unet_double_blocks_0_img_attn_proj"
+    tensors = {f"{name}.lora_down.weight": torch.ones(2, 32), f"{name}.lora_up.weight": torch.ones(32, 2)}
+    save_file({**tensors, key: torch.ones(1)}, tmp_path / "lora.safetensors")
+    with pytest.raises(ModelError, match=rf"keys without a weight:\n  {key}$"):
+        Checkpoint(flux).with_loras([Lora(tmp_path / "lora.safetensors")], FLUX_PARTS, "transformer")
 
 
 def test_alpha_divides_by_the_rank(sd3: Path, tmp_path: Path) -> None:
@@ -91,6 +160,12 @@ def test_lora_of_another_width_is_refused(sd3: Path, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "wide.safetensors")
     with pytest.raises(ModelError, match=r"changes a weight of shape \[64, 64\], the model's is \[16, 16\]"):
         Checkpoint(sd3).with_loras([Lora(tmp_path / "wide.safetensors")], PARTS, "transformer").weights(PARTS)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_strength_that_is_no_number_is_refused(scale: float) -> None:
+    with pytest.raises(ModelError, match=r"strength (nan|inf) of LoRA style\.safetensors is no number"):
+        Lora(Path("style.safetensors"), scale)
 
 
 def test_file_that_is_no_lora_is_refused(sd3: Path, tmp_path: Path) -> None:
