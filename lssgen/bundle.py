@@ -50,7 +50,9 @@ class Graph:
         key: Hash of everything the graph was made from; two graphs with one key are the same.
         precision: Of the network inside: "fp32", "fp16" or "bf16". Inputs and outputs keep their own types.
         inputs, outputs: The graph's ports.
-        probes: How well it computes what torch computes; one a resolution.
+        probes: How well it computes what torch computes, at every size where that was tried.
+        stands_for: Key of the graph in the precision asked for, which did not hold up; empty: it did.
+        why: How it did not; a sentence.
     """
 
     file: str
@@ -61,6 +63,8 @@ class Graph:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     probes: tuple[Probe, ...] = ()
+    stands_for: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,17 +92,31 @@ class Tokens:
     pad_multiple: int = 1
 
 
+SizeValue = Literal[
+    "height_px",
+    "width_px",
+    "original_height",
+    "original_width",
+    "target_height",
+    "target_width",
+    "crop_top",
+    "crop_left",
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizePort:
     """A step input that tells the network about the stage's size.
 
     Attributes:
         port: Name of the (branches, batch, len(values)) float32 input.
-        values: What its entries are: "height_px", "width_px", "crop_top" or "crop_left".
+        values: What its entries are: the stage's own "height_px" and "width_px"; "original_height" and
+            "original_width", "target_height" and "target_width", which are the same unless the user gives others; and
+            "crop_top" and "crop_left", 0 unless the user gives others.
     """
 
     port: str
-    values: tuple[Literal["height_px", "width_px", "crop_top", "crop_left"], ...]
+    values: tuple[SizeValue, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,12 +139,22 @@ class SkipLayers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upsampler:
-    """The latent upsampler inside the "transition_resnet" graph."""
+    """The latent upsampler inside the "transition_resnet" graph.
+
+    Attributes:
+        source: Folder that it came from.
+        sha256: Of its weight file.
+        licence: As its folder says.
+        config: Its config.json.
+        converted_to: Normalisation that the graph converts latents to before the upsampler, and back from after it, in
+            the fields of a VAE's config.json; None: the upsampler gets the model's latents as they are.
+    """
 
     source: str
     sha256: str
     licence: str
     config: Mapping[str, object]
+    converted_to: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +189,8 @@ class Manifest:
         history: Estimates that the step graph carries from step to step, at least 1.
         graphs: By name, see above.
         tokenizers: One per token input of the "text" graph.
+        token_axes: Usual size of every dynamic axis that counts tokens. Where the tokenizers fill up to a "length", the
+            only one.
         size_ports: Size conditioning of the "step" graph.
         empty_negative: What stands for a negative prompt that was not given: the "encode"d empty text, or "zeros".
         skip_layers: Skip-layer guidance, if the step graph has layer gates.
@@ -177,6 +207,7 @@ class Manifest:
     history: int
     graphs: Mapping[str, Graph]
     tokenizers: tuple[Tokens, ...]
+    token_axes: Mapping[str, int] = field(default_factory=dict)
     size_ports: tuple[SizePort, ...] = ()
     empty_negative: Literal["encode", "zeros"] = "encode"
     skip_layers: SkipLayers | None = None

@@ -40,3 +40,13 @@ def sd3_bundle(sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         threads=1,
     )
     return export(config)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The demo model, whole, as users have it after their first run."""
+    from lssgen.export.config import ExportConfig
+    from lssgen.export.export import export
+
+    folder = tmp_path_factory.mktemp("bundles") / "demo"
+    return export(ExportConfig(model="demo", output=folder, probe="small", threads=1))

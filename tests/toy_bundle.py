@@ -88,15 +88,15 @@ GRAPHS = {
             clipped = Clip (moved, low, high)
             scales = Constant <value = float[4] {1.0, 1.0, 8.0, 8.0}> ()
             large = Resize <mode = "nearest"> (clipped, , scales)
-            bytes = Cast <to = 2> (large)
-            picture = Transpose <perm = [0, 2, 3, 1]> (bytes)
+            pixels = Transpose <perm = [0, 2, 3, 1]> (large)
+            picture = Cast <to = 2> (pixels)
         }""",
     "encode": """
         encode (uint8[batch, picture_height, picture_width, 3] picture,
                 float[batch, 4, height, width] posterior_noise) => (float[batch, 4, height, width] latent) {
-            planes = Transpose <perm = [0, 3, 1, 2]> (picture)
-            floats = Cast <to = 1> (planes)
-            cells = AveragePool <kernel_shape = [8, 8], strides = [8, 8]> (floats)
+            floats = Cast <to = 1> (picture)
+            planes = Transpose <perm = [0, 3, 1, 2]> (floats)
+            cells = AveragePool <kernel_shape = [8, 8], strides = [8, 8]> (planes)
             wide = Constant <value = float[1] {32.0}> ()
             middle = Constant <value = float[1] {128.0}> ()
             moved = Sub (cells, middle)

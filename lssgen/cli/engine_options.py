@@ -1,15 +1,13 @@
-"""What `lssgen-export` takes for compiled engines: flags, builds with a progress bar, the list of engines, pruning."""
+"""Flags for compiled engines, of the commands that build them; builds with a report, the list of engines, pruning."""
 
 import argparse
 import sys
 from pathlib import Path
 from typing import cast, get_args
 
-from tqdm import tqdm
-
 from lssgen import paths
 from lssgen.bundle import Bundle
-from lssgen.engines.build import Order, build_engines
+from lssgen.engines.build import Order, build_engines, progress_bar
 from lssgen.engines.cache import Cache
 from lssgen.engines.fit import device_bytes
 from lssgen.engines.profiles import Demand
@@ -19,8 +17,8 @@ from lssgen.engines.trt_report import Bounds, megabytes
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Add the flags to `lssgen-export`."""
-    bounds, demand = Bounds(), Demand()
+    """Add the flags of `lssgen-export`."""
+    demand = Demand()
     group = parser.add_argument_group("compiled engines")
     group.add_argument(
         "--engine",
@@ -41,7 +39,23 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="N,...",
         help="guidance branches; default: the model's",
     )
+    add_build_options(group)
+    group.add_argument("--list", action="store_true", help="print the engines that are there, and stop")
+    group.add_argument(
+        "--prune", type=float, nargs="?", const=30.0, metavar="DAYS", help="delete engines unused for so long, and stop"
+    )
+
+
+def add_build_options(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[reportPrivateUsage]
+    """Add the flags of every command that builds engines, ahead of time or on first use."""
+    bounds = Bounds()
+    group.add_argument("--engines", type=Path, metavar="DIR", help="folder of the engines; default: below LSSGEN_HOME")
     group.add_argument("--tf32", action="store_true", help="let fp32 networks use TF32")
+    group.add_argument(
+        "--refit",
+        action="store_true",
+        help="keep weights exchangeable, and make an engine of another LoRA from one that is there; needs the GPU",
+    )
     group.add_argument("--weight-streaming", action="store_true", help="weights may stay on the host (tensorrt)")
     group.add_argument(
         "--max-scratch", type=float, default=bounds.activation_bytes / 2**30, metavar="GIB", help="default: %(default)g"
@@ -49,33 +63,31 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--allow-unfused", type=int, default=bounds.unfused, metavar="N", help="attentions that need not be fused"
     )
-    group.add_argument("--engines", type=Path, metavar="DIR", help="folder of the engines; default: below LSSGEN_HOME")
-    group.add_argument("--list", action="store_true", help="print the engines that are there, and stop")
-    group.add_argument(
-        "--prune", type=float, nargs="?", const=30.0, metavar="DAYS", help="delete engines unused for so long, and stop"
-    )
 
 
 def order_from_args(args: argparse.Namespace) -> Order:
-    """What the flags ask for; `--engine` must be one that is built for."""
+    """What the flags of `lssgen-export` ask for; `--engine` must be one that is built for."""
     return Order(
         flavour=cast(Flavour, args.engine),
         targets=args.target,
         demand=Demand(batches=args.batch, branches=args.branches),
-        options=BuildOptions(tf32=args.tf32, weight_streaming=args.weight_streaming),
-        bounds=Bounds(activation_bytes=int(args.max_scratch * 2**30), unfused=args.allow_unfused),
+        options=build_from_args(args),
+        bounds=bounds_from_args(args),
         folder=args.engines or paths.engines(),
     )
 
 
+def build_from_args(args: argparse.Namespace) -> BuildOptions:
+    return BuildOptions(tf32=args.tf32, weight_streaming=args.weight_streaming, refit=args.refit)
+
+
+def bounds_from_args(args: argparse.Namespace) -> Bounds:
+    return Bounds(activation_bytes=int(args.max_scratch * 2**30), unfused=args.allow_unfused)
+
+
 def build(bundle: Bundle, order: Order) -> None:
     """Build the engines of a bundle; a bar while they are built, a line for each, and what running them takes."""
-    with tqdm(total=100, disable=None, leave=False, bar_format="{desc} {percentage:3.0f} % |{bar}|") as bar:
-
-        def tell(graph: str, phase: str, share: float) -> None:
-            bar.set_description_str(f"building {graph}: {phase}", refresh=False)
-            bar.update(100 * share - bar.n)
-
+    with progress_bar() as tell:
         entries = build_engines(bundle, order, tell)
     reports = [entry.report for entry in entries.values()]
     for report in reports:

@@ -19,8 +19,15 @@ def build_parser() -> argparse.ArgumentParser:
         prog="lssgen-export",
         description="Turn a diffusers checkpoint and a latent upsampler into a bundle of ONNX graphs.",
     )
-    parser.add_argument("--model", help="alias (see --list-models), hub id (owner/name) or diffusers folder")
+    parser.add_argument(
+        "--model", help="alias (see --list-models), hub id (owner/name), diffusers folder or safetensors file"
+    )
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="alias, hub id or folder that gives a safetensors file what it lacks: settings, tokenizers, encoders",
+    )
     parser.add_argument(
         "--resolutions",
         type=resolutions,
@@ -30,6 +37,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the networks")
     parser.add_argument("--upsampler", type=Path, metavar="DIR", help="latent upsampler; default: the one for this VAE")
+    parser.add_argument(
+        "--convert-latents",
+        action="store_true",
+        help="take latents to the normalisation that the upsampler was trained with, and back: for a model that has "
+        "the VAE of another one, normalised otherwise (Playground with an SDXL upsampler)",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="bundle folder; default: bundles/<model>")
     parser.add_argument(
         "--skip-layers",
@@ -47,6 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="PATH[:SCALE]",
         help="merge a LoRA in; may be repeated",
+    )
+    parser.add_argument(
+        "--probe",
+        choices=("auto", "stages", "small", "none"),
+        default="auto",
+        help="sizes at which graphs are compared with torch; auto: every stage's, or small for large networks",
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads for the probes; default: all")
     parser.add_argument("--list-models", action="store_true", help="print the aliases and stop")
@@ -79,16 +98,19 @@ def _export(args: argparse.Namespace) -> None:
 
     config = ExportConfig(
         model=args.model,
-        output=args.output or Path("bundles") / Path(args.model).resolve().name,
+        output=args.output or Path("bundles") / Path(args.model).resolve().name.removesuffix(".safetensors"),
         revision=args.revision,
+        base=args.base,
         resolutions=args.resolutions,
         precision=args.precision,
         upsampler=args.upsampler,
+        convert_latents=args.convert_latents,
         skip_layers=args.skip_layers is not None,
         layers_to_skip=args.skip_layers or (),
         t5=not args.no_t5,
         max_sequence_length=args.max_sequence_length,
         loras=tuple(Lora(path, scale) for path, scale in map(lora, args.lora)),
+        probe=args.probe,
         threads=args.threads,
     )
     bundle = export(config, say=lambda line: print(line, file=sys.stderr, flush=True))

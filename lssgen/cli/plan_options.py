@@ -89,12 +89,12 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         PlanError: A flag holds something impossible.
     """
-    height, width = _size(args.size, "--size")
-    base_height, base_width = _size(args.base_size, "--base-size")
+    height, width = size_from_text(args.size, "--size")
+    base_height, base_width = size_from_text(args.base_size, "--base-size")
     skip = SkipLayerGuidance(scale=args.skip_scale, start=args.skip_start, stop=args.skip_stop, window=args.skip_window)
     flags: dict[str, Any] = {
-        "height": args.height or height,
-        "width": args.width or width,
+        "height": height if args.height is None else args.height,
+        "width": width if args.width is None else args.width,
         "steps": args.steps,
         "guidance_scale": args.guidance_scale,
         "true_guidance_scale": args.true_guidance_scale,
@@ -117,7 +117,7 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
 
 
-def _size(text: str | None, flag: str) -> tuple[int | None, int | None]:
+def size_from_text(text: str | None, flag: str) -> tuple[int | None, int | None]:
     """(height, width) of "1024" or "WIDTHxHEIGHT"."""
     if text is None:
         return None, None

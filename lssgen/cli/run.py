@@ -18,13 +18,16 @@ from tqdm import tqdm
 from lssgen import paths
 from lssgen.bundle import MANIFEST, read_bundle, sha256_of
 from lssgen.cli.common import run
+from lssgen.cli.engine_options import add_build_options, bounds_from_args, build_from_args
 from lssgen.cli.plan import as_table
-from lssgen.cli.plan_options import add_plan_options, given_options
+from lssgen.cli.plan_options import add_plan_options, given_options, size_from_text
+from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import ENGINES, open_backend
 from lssgen.errors import ExportError, PromptError
+from lssgen.runtime.demand import demand_of
 from lssgen.runtime.options import PLAN_WORDS, Options, request_from_options
 from lssgen.runtime.origin import read_picture
-from lssgen.runtime.pictures import FORMATS, write_file, write_picture
+from lssgen.runtime.pictures import FORMATS, refuse_unwritable, write_file, write_picture
 from lssgen.runtime.pipeline import Pipeline, find_bundle
 from lssgen.runtime.prompt_file import PromptFolders, read_prompt_file
 from lssgen.runtime.record import RECORD, PictureRecord, options_from_file, parameters_of, record_of, write_record
@@ -43,7 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder that lssgen-export wrote; default: the demo model, exported on first use",
     )
-    parser.add_argument("--negative-prompt", metavar="TEXT", help="what the pictures should not show")
+    parser.add_argument(
+        "--negative-prompt",
+        metavar="TEXT",
+        help='what the pictures should not show; "" is encoded, while SDXL hears zeros where none is given',
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="picture i is painted with seed + i; default: 0")
     parser.add_argument("--num-images", type=int, metavar="N", help="pictures of every prompt; default: 1")
     parser.add_argument(
@@ -60,6 +67,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--mask-image", type=Path, metavar="FILE", help="paint only where this picture is white")
     add_plan_options(parser)
+    group = parser.add_argument_group("what SDXL and CogView4 are told (default: each stage's own size, and no crop)")
+    group.add_argument("--original-size", metavar="PX", help="size of the picture before it was cropped, as --size")
+    group.add_argument("--target-size", metavar="PX", help="size after that")
+    group.add_argument("--crop-left-top", metavar="LEFTxTOP", help="pixels cut off there (crops_coords_top_left)")
     group = parser.add_argument_group("prompt files")
     group.add_argument("--prompts", type=Path, metavar="FILE.jsonl", help="GenEval form: one JSON object a line")
     group.add_argument("--outdir", type=Path, metavar="DIR", help="GenEval's folders go here; run again to resume")
@@ -84,13 +95,17 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--engine", choices=tuple(ENGINES), default="onnxruntime", help="default: %(default)s")
     group.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads; default: the engine decides")
     group.add_argument("--device", type=int, default=0, metavar="N", help="which GPU; default: %(default)s")
+    group.add_argument(
+        "--low-memory", action="store_true", help="load text encoders, network and VAE in turn, and free each"
+    )
+    add_build_options(parser.add_argument_group("compiled engines (tensorrt, tensorrt-rtx), built on first use"))
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     warnings.showwarning = _show_warning
-    return run("lssgen-run", lambda: _run(args))
+    return run("lssgen-run", lambda: _run(args), quiet=args.quiet)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -98,11 +113,23 @@ def _run(args: argparse.Namespace) -> None:
     if not args.plan_only:
         _refuse_contradictions(args, prompts)
     bundle = read_bundle(find_bundle(args.bundle) if args.bundle else _demo_bundle())
+    request = request_from_options(bundle, options)
     if args.plan_only:
-        request = request_from_options(bundle, options)
         print(as_table(bundle.manifest.facts, request.plan_options, request.plan))
         return
-    with Pipeline(bundle, open_backend(args.engine, threads=args.threads, device_id=args.device)) as pipeline:
+    backend = open_backend(
+        args.engine,
+        EngineOptions(
+            threads=args.threads,
+            device_id=args.device,
+            low_memory=args.low_memory,
+            engines=args.engines or paths.engines(),
+            demand=demand_of(bundle.manifest, request, prompts=len(prompts) or 1),
+            build=build_from_args(args),
+            bounds=bounds_from_args(args),
+        ),
+    )
+    with Pipeline(bundle, backend) as pipeline:
         if args.prompts:
             _paint_file(pipeline, args, options)
         else:
@@ -128,6 +155,11 @@ def _wanted(args: argparse.Namespace) -> tuple[Options, Sequence[str]]:
     for name in ("negative_prompt", "seed", "num_images", "batch", "guidance_rescale"):
         if getattr(args, name) is not None:
             flags[name] = getattr(args, name)
+    told = {"original_size": "--original-size", "target_size": "--target-size"}
+    for name, flag in {**told, "crops_coords_top_left": "--crop-left-top"}.items():
+        text: str | None = getattr(args, flag[2:].replace("-", "_"))
+        if text is not None:
+            flags[name] = size_from_text(text, flag)
     return cast(Options, {**options, **flags}), args.prompt or prompts
 
 
@@ -147,6 +179,8 @@ def _paint(pipeline: Pipeline, args: argparse.Namespace, options: Options, promp
 
     with _progress(args.quiet) as on_step:
         results = pipeline.paint(prompts, init_image=init_image, mask_image=mask_image, on_step=on_step, **options)
+        if args.save_latents:
+            refuse_unwritable(args.save_latents)
         note()  # a place that cannot be written to is found out now, not after the work
         try:
             for result in results:

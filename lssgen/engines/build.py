@@ -1,24 +1,30 @@
 """Compile every graph of a bundle: what export does ahead of time, and a run when it finds an engine missing."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+import logging
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from tqdm import tqdm
+
 from lssgen import paths
 from lssgen.bundle import Bundle, Graph
-from lssgen.engines.cache import Cache, Entry, key_of
+from lssgen.engines.cache import Cache, Entry, file_name, key_of
 from lssgen.engines.cuda import Device
 from lssgen.engines.fit import Need, misfits
 from lssgen.engines.profiles import Demand, profiles_of
-from lssgen.engines.targets import normal, rtx_targets
-from lssgen.engines.trt_build import BuildOptions, Job, build_plan
+from lssgen.engines.targets import normal, rtx_targets, trt_target
+from lssgen.engines.trt_build import BuildOptions, Job
 from lssgen.engines.trt_library import Flavour, Library, open_library
+from lssgen.engines.trt_make import Task, make
 from lssgen.engines.trt_report import Bounds, Report, check
 from lssgen.errors import BackendError, BuildError, StaleEngineError
 
+_LOG = logging.getLogger("lssgen")
 Tell = Callable[[str, str, float], None]
 """Called with the graph, the phase of its build and the share of it that is done, from 0 to 1."""
 
@@ -51,6 +57,18 @@ def quiet(graph: str, phase: str, share: float) -> None:
     del graph, phase, share
 
 
+@contextmanager
+def progress_bar() -> Generator[Tell]:
+    """A `Tell` that shows a bar, on a terminal."""
+    with tqdm(total=100, disable=None, leave=False, bar_format="{desc} {percentage:3.0f} % |{bar}|") as bar:
+
+        def tell(graph: str, phase: str, share: float) -> None:
+            bar.set_description_str(f"building {graph}: {phase}", refresh=False)
+            bar.update(100 * share - bar.n)
+
+        yield tell
+
+
 def build_engines(bundle: Bundle, order: Order, tell: Tell = quiet) -> dict[str, Entry]:
     """Build an engine of every graph of a bundle, or find those that are built already.
 
@@ -74,9 +92,17 @@ def needs_of(bundle: Bundle, library: Library, order: Order) -> list[Need]:
 
     Raises:
         BackendError: TensorRT builds for the GPU at hand, and there is none.
-        BuildError: A target cannot hold the precision, or a resolution does not fit the model.
+        BuildError: A target cannot hold the precision, a resolution does not fit the model, or TensorRT-RTX is asked
+            for what it does not have.
     """
-    here = Device(order.device_id).target if order.flavour == "tensorrt" else ""
+    if order.flavour == "tensorrt-rtx" and order.options.weight_streaming:
+        raise BuildError(
+            "TensorRT-RTX does not stream weights during a run; leave --weight-streaming out, and where memory is "
+            "short run with --low-memory, which moves whole networks"
+        )
+    here = ""
+    if order.flavour == "tensorrt" or order.options.refit:
+        here = _gpu_at_hand(order)
     return [
         Need(
             graph=name,
@@ -89,6 +115,19 @@ def needs_of(bundle: Bundle, library: Library, order: Order) -> list[Need]:
         )
         for name, profiles in profiles_of(bundle.manifest, order.demand).items()
     ]
+
+
+def _gpu_at_hand(order: Order) -> str:
+    """Its target, where the build needs one."""
+    try:
+        return Device(order.device_id).target
+    except BackendError as error:
+        if order.flavour == "tensorrt":
+            raise
+        raise BackendError(
+            f"engines with exchangeable weights are not built ahead of time: TensorRT-RTX asks the GPU's driver, and "
+            f"every such engine is run before it counts. Here, {error}. Leave --refit out, or build on the GPU"
+        ) from error
 
 
 def _found(need: Need, entries: Sequence[Entry]) -> Entry | None:
@@ -105,37 +144,21 @@ def _built(library: Library, bundle: Bundle, need: Need, order: Order, here: Seq
         profiles=need.profiles,
         targets=need.targets,
         options=order.options,
+        timings=timings_file(order, library),
     )
 
+    task = Task(library, need, graph, job, order.device_id)
+
     def build() -> tuple[Any, Callable[[int, str], Report]]:
+        _LOG.info("building %s for %s, once; it is kept in %s", need.graph, ", ".join(need.targets), order.folder)
         began = perf_counter()
-        built = build_plan(library, job, lambda phase, share: tell(need.graph, phase, share))
+        plan, report = make(task, here, lambda phase, share: tell(need.graph, phase, share))
+        check(report, order.bounds)
 
         def report_of(plan_bytes: int, plan_sha256: str) -> Report:
-            report = Report(
-                graph=need.graph,
-                content=need.content,
-                backend=need.backend,
-                version=need.version,
-                targets=need.targets,
-                precision=graph.precision,
-                options=need.options,
-                profiles=need.profiles,
-                inputs=graph.inputs,
-                outputs=graph.outputs,
-                seconds=perf_counter() - began,
-                plan_bytes=plan_bytes,
-                plan_sha256=plan_sha256,
-                weight_bytes=built.findings.weight_bytes,
-                activation_bytes=built.findings.activation_bytes,
-                attentions=len(built.attentions),
-                unfused=built.findings.unfused(built.attentions, len(need.profiles)),
-                largest=built.findings.largest,
-            )
-            check(report, order.bounds)
-            return report
+            return replace(report, seconds=perf_counter() - began, plan_bytes=plan_bytes, plan_sha256=plan_sha256)
 
-        return built.plan, report_of
+        return plan, report_of
 
     try:
         entry = Cache(order.folder).get_or_build(key_of(need), build)
@@ -151,22 +174,35 @@ def _built(library: Library, bundle: Bundle, need: Need, order: Order, here: Seq
     return entry
 
 
+def timings_file(order: Order, library: Library) -> Path | None:
+    """Where TensorRT's measurements on the GPU at hand are kept; TensorRT-RTX measures nothing when it builds."""
+    if order.flavour != "tensorrt":
+        return None
+    return order.folder / f"{file_name('timings', library.version, Device(order.device_id).name)}.cache"
+
+
 def content_of(graph: Graph) -> str:
     """Hash of a graph and its weights, from the hashes that the export wrote down."""
     return hashlib.sha256("".join(sorted(graph.sha256.values())).encode()).hexdigest()
 
 
 def targets_of(order: Order, graph: Graph, here: str) -> tuple[str, ...]:
-    """The targets of a graph's engine; `here` is the GPU at hand, for TensorRT.
+    """The targets of a graph's engine; `here` is the GPU at hand, where the build needs it.
 
     Raises:
         BuildError: A target that cannot be built for here, or cannot hold the graph's precision.
     """
     if order.flavour == "tensorrt-rtx":
-        return rtx_targets(order.targets, graph.precision)
+        targets = rtx_targets(order.targets, graph.precision)
+        if order.options.refit and here not in targets:
+            raise BuildError(
+                f"with --refit every engine is run before it counts, and the GPU of this machine, {here}, is none of "
+                f"{', '.join(targets)}; add --target {here} where TensorRT-RTX builds for it, or leave --refit out"
+            )
+        return targets
     if {normal(target) for target in order.targets} - {here}:
         raise BuildError(
             f"TensorRT builds for the GPU of this machine, {here}, and not for {', '.join(order.targets)}; "
             "build there, or use --engine tensorrt-rtx, which builds for several GPUs without having one"
         )
-    return (here,)
+    return (trt_target(here, graph.precision),)

@@ -3,6 +3,7 @@
     <folder>/<key>/report.json    what it is and how it was built
     <folder>/<key>/engine.plan    the engine
     <folder>/<key>.lock           held while somebody builds it; empty
+    <folder>/timings-*.cache      what TensorRT measured on this GPU (`lssgen.engines.trt_timings`)
 
 An entry is a folder that appears in one rename, so it is whole or not there. A crash leaves a folder whose name
 starts with a dot, which the next holder of the key's lock removes.
@@ -11,10 +12,11 @@ starts with a dot, which the next holder of the key's lock removes.
 import errno
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,16 +158,30 @@ class Cache:
             shutil.rmtree(partial, ignore_errors=True)
         return Entry(key, place, report)
 
-    @contextmanager
-    def _lock(self, key: str) -> Generator[None]:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = (self.folder / f"{key}.lock").open("a+b")
-        except OSError as error:
-            raise BuildError(_write_problem(error, self.folder)) from error
-        with file:
-            _hold(file)
-            yield  # closing the file lets go, and so does the death of the process
+    def _lock(self, key: str) -> AbstractContextManager[None]:
+        return locked(self.folder / f"{key}.lock")
+
+
+@contextmanager
+def locked(path: Path) -> Generator[None]:
+    """Hold a lock that at most one process has, as long as the block runs; others wait.
+
+    Raises:
+        BuildError: The lock's file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+    except OSError as error:
+        raise BuildError(_write_problem(error, path.parent)) from error
+    with file:
+        _hold(file)
+        yield  # closing the file lets go, and so does the death of the process
+
+
+def file_name(*words: str) -> str:
+    """A name for a file, from words with any characters: those that every file system takes, dashes for the others."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-.")
 
 
 def _write_problem(error: OSError, folder: Path) -> str:

@@ -10,6 +10,9 @@ from lssgen.engines.base import Port
 from lssgen.engines.profiles import Profile
 from lssgen.engines.trt_report import Report
 
+_SMALL_PART = 16
+"""A network of at most this part of the largest one is small: transitions, and a VAE beside a large step network."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
@@ -50,20 +53,33 @@ def misfits(need: Need, report: Report) -> str:
     return ""
 
 
+def stays(size: int, largest: int) -> bool:
+    """Whether a network stays on the device in low-memory mode: a small one is not worth the largest one's way back."""
+    return size * _SMALL_PART <= largest
+
+
+def in_turn_bytes(weights: Sequence[int]) -> int:
+    """Device memory of weights in low-memory mode: those of the largest network, and of all that stay."""
+    largest = max(weights, default=0)
+    return largest + sum(size for size in weights if stays(size, largest))
+
+
 def device_bytes(reports: Sequence[Report], *, in_turn: bool) -> int:
     """Device memory of a run, in bytes, predicted from the reports before anything is loaded.
 
     Args:
         reports: Of all graphs of the run.
-        in_turn: Weights are on the device only while their graph runs (low-memory mode).
+        in_turn: Weights of large networks are on the device in turn (low-memory mode), and weights that can be
+            streamed stay on the host: the least that a run can do with.
 
     Returns:
         Weights, scratch and the tensors between graphs. CUDA itself takes some 300 to 500 MB more.
     """
-    weights = [report.weight_bytes for report in reports]
+    streamed = [in_turn and bool(report.options.get("weight_streaming")) for report in reports]
+    weights = [0 if away else report.weight_bytes for away, report in zip(streamed, reports, strict=True)]
     scratch = max((size for report in reports for size in report.activation_bytes), default=0)
     tensors = sum(io_bytes(report) for report in reports)
-    return (max(weights, default=0) if in_turn else sum(weights)) + scratch + tensors
+    return (in_turn_bytes(weights) if in_turn else sum(weights)) + scratch + tensors
 
 
 def io_bytes(report: Report) -> int:

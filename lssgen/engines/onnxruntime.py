@@ -4,6 +4,8 @@ A buffer is an OrtValue with a fixed address on the device, a binding is an IOBi
 tied to such a value. Between two runs of a binding nothing is allocated, checked or copied.
 """
 
+import logging
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,15 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from lssgen.bundle import Graph
 from lssgen.engines.base import Array, Binding, Buffer, Port, check_buffers
+from lssgen.engines.fit import in_turn_bytes, stays
+from lssgen.engines.graphs import bundle_of, stored_bytes
+from lssgen.engines.options import EngineOptions
+from lssgen.engines.trt_report import megabytes
 from lssgen.errors import BackendError, BuildError, EngineError, ShapeError
 
+_LOG = logging.getLogger("lssgen")
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -52,13 +60,31 @@ class OrtBuffer:
 
 
 class OrtEngine:
-    """A session; `lssgen.engines.base.Engine`."""
+    """A graph, and its session from `wake` to `sleep`; `lssgen.engines.base.Engine`.
 
-    def __init__(self, name: str, session: ort.InferenceSession) -> None:
+    Args:
+        backend: Opens the session.
+        name: For messages.
+        path: The ONNX file.
+        known: The graph's entry in the manifest, for a graph that need not be loaded now; else its ports are asked
+            of a session.
+        stays: Whether it keeps its session in low-memory mode.
+    """
+
+    def __init__(self, backend: "OrtBackend", name: str, path: Path, *, known: Graph | None, stays: bool) -> None:
+        self._backend = backend
         self._name = name
-        self._session: ort.InferenceSession | None = session
-        self._inputs = tuple(_port(value) for value in session.get_inputs())
-        self._outputs = tuple(_port(value) for value in session.get_outputs())
+        self._path = path
+        self.stays = stays
+        self._session: ort.InferenceSession | None = None
+        self._bindings: weakref.WeakSet[_OrtBinding] = weakref.WeakSet()
+        self._closed = False
+        if known is None:
+            session = self.wake()
+            self._inputs = tuple(_port(value) for value in session.get_inputs())
+            self._outputs = tuple(_port(value) for value in session.get_outputs())
+        else:
+            self._inputs, self._outputs = known.inputs, known.outputs
 
     @property
     def name(self) -> str:
@@ -73,28 +99,66 @@ class OrtEngine:
         return self._outputs
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Binding:
+        if self._closed:
+            raise EngineError(f"{self._name} was closed and cannot be bound any more; load it again")
         check_buffers(self._name, (*self._inputs, *self._outputs), buffers)
-        session, name = self._session, self._name
-        if session is None:
-            raise EngineError(f"{name} was closed and cannot be bound any more; load it again")
-        tied = session.io_binding()
-        for port in self._inputs:
-            tied.bind_ortvalue_input(port.name, _value(buffers[port.name]))
-        for port in self._outputs:
-            tied.bind_ortvalue_output(port.name, _value(buffers[port.name]))
-        kept = dict(buffers)  # an IOBinding does not keep its values alive
-
-        def run() -> None:
-            try:
-                session.run_with_iobinding(tied)
-            except Exception as error:  # ONNX Runtime has a dozen unrelated exception classes
-                shapes = ", ".join(f"{key}{list(buffer.shape)}" for key, buffer in kept.items())
-                raise EngineError(f"{name} failed in ONNX Runtime with {shapes}: {error}") from error
-
-        return run
+        binding = _OrtBinding(self, {name: _own(buffer) for name, buffer in buffers.items()})
+        self._bindings.add(binding)
+        return binding
 
     def close(self) -> None:
+        self._closed = True
+        self.sleep()
+
+    def wake(self) -> ort.InferenceSession:
+        """The session; opened now if there is none.
+
+        Raises:
+            EngineError: The engine was closed, or the graph cannot be loaded.
+        """
+        if self._closed:
+            raise EngineError(f"{self._name} was closed and cannot run any more; load it again")
+        if self._session is None:
+            self._backend.make_way(self)
+            self._session = self._backend.open_session(self._path, self._name)
+        return self._session
+
+    def sleep(self) -> None:
+        """Free the session, and with it the weights. Bindings stay valid, and wake the engine."""
+        for binding in self._bindings:
+            binding.untie()
         self._session = None
+
+
+class _OrtBinding:
+    """An engine with fixed buffers; tied to the session of the moment."""
+
+    def __init__(self, engine: OrtEngine, buffers: Mapping[str, OrtBuffer]) -> None:
+        self._engine = engine
+        self._buffers = buffers  # an IOBinding does not keep its values alive
+        self._tied: ort.IOBinding | None = None
+
+    def __call__(self) -> None:
+        session = self._engine.wake()
+        if self._tied is None:
+            self._tied = self._tie(session)
+        try:
+            session.run_with_iobinding(self._tied)
+        except Exception as error:  # ONNX Runtime has a dozen unrelated exception classes
+            shapes = ", ".join(f"{key}{list(buffer.shape)}" for key, buffer in self._buffers.items())
+            raise EngineError(f"{self._engine.name} failed in ONNX Runtime with {shapes}: {error}") from error
+
+    def untie(self) -> None:
+        """The session goes."""
+        self._tied = None
+
+    def _tie(self, session: ort.InferenceSession) -> ort.IOBinding:
+        tied = session.io_binding()
+        for port in self._engine.inputs:
+            tied.bind_ortvalue_input(port.name, self._buffers[port.name].value)
+        for port in self._engine.outputs:
+            tied.bind_ortvalue_output(port.name, self._buffers[port.name].value)
+        return tied
 
 
 class OrtBackend:
@@ -104,12 +168,21 @@ class OrtBackend:
         provider: "CPUExecutionProvider" or "CUDAExecutionProvider".
         threads: CPU threads of one operator; 0 lets ONNX Runtime use every core.
         device_id: Which GPU.
+        low_memory: Keep the session of one large graph at a time. A graph of a bundle is then loaded when it first
+            runs, and not before.
 
     Raises:
         BackendError: The installed ONNX Runtime has no such provider.
     """
 
-    def __init__(self, provider: str = "CPUExecutionProvider", *, threads: int = 0, device_id: int = 0) -> None:
+    def __init__(
+        self,
+        provider: str = "CPUExecutionProvider",
+        *,
+        threads: int = 0,
+        device_id: int = 0,
+        low_memory: bool = False,
+    ) -> None:
         if provider not in ort.get_available_providers():
             raise BackendError(
                 f"the installed onnxruntime {ort.__version__} has no {provider}, only "
@@ -119,12 +192,41 @@ class OrtBackend:
         self._threads = threads
         self._device = "cuda" if provider == "CUDAExecutionProvider" else "cpu"
         self._device_id = device_id
+        self._low_memory = low_memory
+        self._awake: weakref.ref[OrtEngine] | None = None
+        self._told: set[Path] = set()
 
     @property
     def name(self) -> str:
         return "onnxruntime" if self._device == "cpu" else f"onnxruntime-{self._device}"
 
     def load(self, graph: Path, *, name: str) -> OrtEngine:
+        found = bundle_of(graph)
+        if found is None:
+            return OrtEngine(self, name, graph, known=None, stays=False)
+        bundle, own = found
+        weights = {each: stored_bytes(bundle, part) for each, part in bundle.manifest.graphs.items()}
+        if self._device != "cpu" and bundle.folder not in self._told:
+            self._told.add(bundle.folder)
+            _LOG.info("%s", predicted(list(weights.values()), low_memory=self._low_memory))
+        known = bundle.manifest.graphs[own] if self._low_memory else None
+        return OrtEngine(self, name, graph, known=known, stays=stays(weights[own], max(weights.values())))
+
+    def make_way(self, engine: OrtEngine) -> None:
+        """In low-memory mode: a large engine gets a session now, so the last one that did frees its own."""
+        if self._low_memory and not engine.stays:
+            awake = self._awake() if self._awake else None
+            if awake is not None:
+                awake.sleep()
+            self._awake = weakref.ref(engine)
+
+    def open_session(self, graph: Path, name: str) -> ort.InferenceSession:
+        """Load a graph.
+
+        Raises:
+            BackendError: The graph's types or the provider's libraries do not fit this machine.
+            BuildError: The file is no graph that ONNX Runtime takes.
+        """
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = _SILENT
@@ -144,7 +246,7 @@ class OrtBackend:
                 f"ONNX Runtime fell back to {session.get_providers()[0]} for {name}: the libraries of "
                 f"{self._provider} do not load; check the GPU driver, CUDA and cuDNN"
             )
-        return OrtEngine(name, session)
+        return session
 
     def empty(self, shape: Sequence[int], dtype: Any) -> OrtBuffer:
         return OrtBuffer(shape, dtype, self._device, self._device_id)
@@ -156,27 +258,39 @@ class OrtBackend:
             "provider": self._provider,
             "device_id": self._device_id,
             "threads": self._threads,
+            "low_memory": self._low_memory,
             "graph_optimization_level": ort.SessionOptions().graph_optimization_level.name,
         }
 
 
-def open_cpu(threads: int, device_id: int) -> OrtBackend:
+def open_cpu(options: EngineOptions) -> OrtBackend:
     """The "onnxruntime" engine of the registry; there is one CPU, whatever `device_id` says."""
-    del device_id
-    return OrtBackend("CPUExecutionProvider", threads=threads)
+    return OrtBackend("CPUExecutionProvider", threads=options.threads, low_memory=options.low_memory)
 
 
-def open_cuda(threads: int, device_id: int) -> OrtBackend:
+def open_cuda(options: EngineOptions) -> OrtBackend:
     """The "onnxruntime-cuda" engine of the registry."""
-    return OrtBackend("CUDAExecutionProvider", threads=threads, device_id=device_id)
+    return OrtBackend(
+        "CUDAExecutionProvider",
+        threads=options.threads,
+        device_id=options.device_id,
+        low_memory=options.low_memory,
+    )
 
 
-def _value(buffer: Buffer) -> ort.OrtValue:
+def predicted(weights: Sequence[int], *, low_memory: bool) -> str:
+    """What is known about a run's device memory before anything is loaded: the bytes of every graph's weights."""
+    together, in_turn = megabytes(sum(weights)), megabytes(in_turn_bytes(weights))
+    mode = f"{in_turn}, one network at a time" if low_memory else f"{together} ({in_turn} with --low-memory)"
+    return f"predicted device memory: weights of {mode}; ONNX Runtime does not say what comes on top while it runs"
+
+
+def _own(buffer: Buffer) -> OrtBuffer:
     if not isinstance(buffer, OrtBuffer):
         raise ShapeError(
             f"ONNX Runtime binds its own buffers, not a {type(buffer).__name__}; use the backend's empty()"
         )
-    return buffer.value
+    return buffer
 
 
 def _port(value: Any) -> Port:

@@ -21,8 +21,6 @@ from lssgen.errors import BuildError
 
 Size = tuple[int, int]
 
-_DECIDED = ("batch", "branches", "height", "width", "next_height", "next_width", "picture_height", "picture_width")
-
 
 @dataclass(frozen=True, slots=True, order=True)
 class Extent:
@@ -141,10 +139,10 @@ def token_axes(manifest: Manifest) -> dict[str, Extent]:
     """Extents of the axes that hold prompt tokens.
 
     One length where prompts are filled up to it, a range where the longest prompt sets it. An axis that joins several
-    encoders has the length that the export probed it with.
+    encoders has its usual size, which the manifest names.
     """
     rules = {rule.port: rule for rule in manifest.tokenizers}
-    probed = {axis: fixed(n) for graph in manifest.graphs.values() for p in graph.probes for axis, n in p.axes.items()}
+    usual = {axis: fixed(size) for axis, size in manifest.token_axes.items()}
     spoken = {
         axis: _length(rules[port.name])
         for graph in manifest.graphs.values()
@@ -152,7 +150,7 @@ def token_axes(manifest: Manifest) -> dict[str, Extent]:
         if port.name in rules
         for axis in _axes([port]) - {"batch"}
     }
-    return {axis: extent for axis, extent in (probed | spoken).items() if axis not in _DECIDED}
+    return usual | spoken
 
 
 def _length(tokens: Tokens) -> Extent:

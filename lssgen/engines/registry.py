@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import cast
 
 from lssgen.engines.base import Backend
+from lssgen.engines.options import EngineOptions
 from lssgen.errors import BackendError
 
 
@@ -14,7 +15,7 @@ class Place:
     """Where a backend is made.
 
     Attributes:
-        module, function: `function(threads, device_id)` in `lssgen.engines.<module>` returns the backend.
+        module, function: `function(options)` in `lssgen.engines.<module>` returns the backend.
         extra: What pip must install for it.
     """
 
@@ -32,13 +33,12 @@ ENGINES = {
 }
 
 
-def open_backend(name: str, *, threads: int = 0, device_id: int = 0) -> Backend:
+def open_backend(name: str, options: EngineOptions) -> Backend:
     """The backend of that name, on one device.
 
     Args:
         name: A key of `ENGINES`.
-        threads: CPU threads; 0 leaves it to the backend.
-        device_id: Which GPU, for backends that run on one.
+        options: How to run there.
 
     Raises:
         BackendError: No such name, or its library, driver or device is missing.
@@ -55,4 +55,4 @@ def open_backend(name: str, *, threads: int = 0, device_id: int = 0) -> Backend:
         raise BackendError(
             f'engine {name!r} needs {error.name or error}; install it with pip install "lssgen[{place.extra}]"'
         ) from error
-    return cast(Callable[[int, int], Backend], make)(threads, device_id)
+    return cast(Callable[[EngineOptions], Backend], make)(options)

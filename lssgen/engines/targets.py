@@ -43,6 +43,9 @@ TARGETS = {
 }
 
 
+_FIRST_BF16 = 80
+
+
 def rtx_targets(names: Sequence[str], precision: str) -> tuple[str, ...]:
     """Check the targets of a TensorRT-RTX engine.
 
@@ -71,6 +74,22 @@ def rtx_targets(names: Sequence[str], precision: str) -> tuple[str, ...]:
                 f"{' or '.join(TARGETS[name].precisions)}, and {precision} fits {', '.join(ordered(can))}"
             )
     return ordered(asked)
+
+
+def trt_target(name: str, precision: str) -> str:
+    """Check the GPU at hand as the target of a TensorRT engine, which knows more GPUs than `TARGETS`.
+
+    Raises:
+        BuildError: It cannot hold the precision; says what it can.
+
+    Source: NVIDIA's support matrix of TensorRT, hardware and precision.
+    """
+    if precision == "bf16" and int(name.removeprefix("sm")) < _FIRST_BF16:
+        raise BuildError(
+            f"the GPU of this machine, {name}, cannot hold a network in bf16, which sm{_FIRST_BF16} (Ampere) and later "
+            "can; export with --precision fp16 or fp32"
+        )
+    return name
 
 
 def normal(name: str) -> str:

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from lssgen.bundle import MANIFEST, Bundle, read_bundle
-from lssgen.engines.build import Order, build_engines
+from lssgen.bundle import Bundle
+from lssgen.engines.build import Order, build_engines, progress_bar
 from lssgen.engines.cache import Entry, entry_at
 from lssgen.engines.cuda import CudaBuffer, Device, Memory
-from lssgen.engines.fit import Need, device_bytes, misfits
+from lssgen.engines.fit import Need, device_bytes, misfits, stays
+from lssgen.engines.graphs import bundle_of
+from lssgen.engines.options import EngineOptions
 from lssgen.engines.trt_engine import TrtEngine
 from lssgen.engines.trt_library import Flavour, Library, open_library
 from lssgen.engines.trt_report import Report, megabytes
@@ -39,8 +39,8 @@ class TensorRT:
         library: From `open_library`.
         device: The GPU.
         order: What to build where something is missing. Its targets do not matter: the device is the target.
-        low_memory: Keep the weights of one engine at a time on the device. Chosen, with a warning, where they do not
-            fit together.
+        low_memory: Keep the weights of one large engine at a time on the device. Chosen, with a warning, where they
+            do not fit together.
 
     Raises:
         BackendError: The library does not start on this device.
@@ -54,6 +54,7 @@ class TensorRT:
         self._engines: dict[Path, dict[str, Entry]] = {}
         self._arena: Memory | None = None
         self._predicted = 0
+        self._largest = 0
         self._awake: weakref.ref[TrtEngine] | None = None
         with library.listen() as log:
             self.runtime: Any = library.module.Runtime(library.logger)
@@ -72,11 +73,17 @@ class TensorRT:
             BuildError: The engine was missing, and cannot be built.
             StaleEngineError: The engine is for another device, or of another library or version.
             EngineError: The engine is damaged.
+            BundleError: The graph is of no bundle.
         """
         if graph.is_dir():
             entries, own = self._given(graph)
         else:
-            bundle, own = bundle_of(graph)
+            found = bundle_of(graph)
+            if found is None:
+                raise BundleError(
+                    f"{graph} is no graph of a bundle; {self.name} needs the manifest to know the sizes to build for"
+                )
+            bundle, own = found
             entries = self._built(bundle)
             if own not in entries:
                 raise EngineError(f"{name} has no engine: no run at the bundle's resolutions needs this graph")
@@ -92,6 +99,7 @@ class TensorRT:
             "version": self.library.version,
             **self.device.describe(),
             "low_memory": self.low_memory,
+            "engine_folder": str(self._order.folder),
             "predicted_bytes": self._predicted,
             "engines": {entry.report.graph: entry.key for built in self._engines.values() for entry in built.values()},
         }
@@ -104,8 +112,8 @@ class TensorRT:
         return self._arena
 
     def admit(self, engine: TrtEngine) -> None:
-        """See that an engine's weights are on the device; in low-memory mode, and no other's."""
-        if self.low_memory:
+        """See that an engine's weights are on the device; in low-memory mode, and no other large one's."""
+        if self.low_memory and not stays(engine.weight_bytes, self._largest):
             awake = self._awake() if self._awake else None
             if awake is not None and awake is not engine:
                 awake.sleep()
@@ -114,12 +122,7 @@ class TensorRT:
 
     def _built(self, bundle: Bundle) -> dict[str, Entry]:
         if bundle.folder not in self._engines:
-            with tqdm(total=100, disable=None, leave=False, bar_format="{desc} {percentage:3.0f} % |{bar}|") as bar:
-
-                def tell(graph: str, phase: str, share: float) -> None:
-                    bar.set_description_str(f"building {graph}: {phase}", refresh=False)
-                    bar.update(100 * share - bar.n)
-
+            with progress_bar() as tell:
                 self._engines[bundle.folder] = build_engines(bundle, self._order, tell)
         return self._engines[bundle.folder]
 
@@ -146,6 +149,7 @@ class TensorRT:
 
     def _make_room(self, reports: Sequence[Report]) -> None:
         """Predict the device memory of a run, choose the mode, and reserve the scratch memory."""
+        self._largest = max(self._largest, *(report.weight_bytes for report in reports))
         if self._arena is not None:
             return
         free, total = self.device.memory()
@@ -162,35 +166,29 @@ class TensorRT:
                 f"{self.device.name} has {megabytes(free)} free of {megabytes(total)}. Paint smaller pictures or fewer "
                 "at a time, close other programs, or export in fp16 or bf16"
             )
-        _LOG.info("a run needs %s of device memory, %s are free", megabytes(self._predicted), megabytes(free))
+        mode = "one network at a time" if self.low_memory else f"{megabytes(in_turn)} with --low-memory"
+        said = megabytes(self._predicted), mode, megabytes(free), megabytes(total)
+        _LOG.info("predicted device memory: %s (%s); %s of %s are free", *said)
         self.arena(max((size for report in reports for size in report.activation_bytes), default=0))
 
 
-def bundle_of(graph: Path) -> tuple[Bundle, str]:
-    """The bundle that a graph's file is part of, and the graph's name there.
-
-    Raises:
-        BundleError: There is none.
-    """
-    for folder in graph.parents:
-        if (folder / MANIFEST).is_file():
-            bundle = read_bundle(folder)
-            for name, own in bundle.manifest.graphs.items():
-                if bundle.path(own.file) == graph:
-                    return bundle, name
-    raise BundleError(f"{graph} is no graph of a bundle; TensorRT needs the manifest to know the sizes to build for")
-
-
-def open_tensorrt(threads: int, device_id: int) -> TensorRT:
+def open_tensorrt(options: EngineOptions) -> TensorRT:
     """The "tensorrt" engine of the registry."""
-    return _open("tensorrt", threads, device_id)
+    return _open("tensorrt", options)
 
 
-def open_tensorrt_rtx(threads: int, device_id: int) -> TensorRT:
+def open_tensorrt_rtx(options: EngineOptions) -> TensorRT:
     """The "tensorrt-rtx" engine of the registry."""
-    return _open("tensorrt-rtx", threads, device_id)
+    return _open("tensorrt-rtx", options)
 
 
-def _open(flavour: Flavour, threads: int, device_id: int) -> TensorRT:
-    del threads  # the work is the device's
-    return TensorRT(open_library(flavour), Device(device_id), Order(flavour=flavour))
+def _open(flavour: Flavour, options: EngineOptions) -> TensorRT:
+    order = Order(
+        flavour=flavour,
+        demand=options.demand,
+        options=options.build,
+        bounds=options.bounds,
+        folder=options.engines,
+        device_id=options.device_id,
+    )
+    return TensorRT(open_library(flavour), Device(options.device_id), order, low_memory=options.low_memory)

@@ -2,16 +2,21 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lssgen.engines.base import Port
 from lssgen.engines.profiles import Profile
 from lssgen.engines.trt_library import Library, plain, progress_monitor
 from lssgen.engines.trt_onnx import engine_model
 from lssgen.engines.trt_report import Attention, Findings, findings
+from lssgen.engines.trt_timings import kept_timings
 from lssgen.errors import BackendError, BuildError
+
+if TYPE_CHECKING:
+    import tensorrt as trt  # its published stubs; TensorRT-RTX has the same classes, and what it adds is `Any` here
 
 Tell = Callable[[str, float], None]
 """Called with the name of a phase and the share of the build that is done, from 0 to 1."""
@@ -25,11 +30,13 @@ class BuildOptions:
         tf32: Let fp32 arithmetic use 10 bits of mantissa in tensor cores. Off: fp32 means fp32.
         weight_streaming: TensorRT only: weights may stay on the host when device memory is short. Costs CUDA graphs.
         level: Optimisation level of TensorRT, 0 to 5; TensorRT-RTX has nothing to tune.
+        refit: Keep the engine such that its weights can be exchanged; see `lssgen.engines.trt_refit`.
     """
 
     tf32: bool = False
     weight_streaming: bool = False
     level: int = 3
+    refit: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +49,8 @@ class Job:
         inputs: The graph's input ports.
         profiles: What to build for.
         targets: Architectures, for TensorRT-RTX; TensorRT builds for the current device.
+        options: What else changes the engine.
+        timings: File of measurements to begin with and to add to; None where the library measures nothing.
     """
 
     name: str
@@ -50,6 +59,7 @@ class Job:
     profiles: tuple[Profile, ...]
     targets: tuple[str, ...]
     options: BuildOptions = field(default_factory=BuildOptions)
+    timings: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,48 +110,61 @@ def build_plan(library: Library, job: Job, tell: Tell) -> Built:
 
 
 def _compile(library: Library, job: Job, model: bytes, tell: Tell, cancelled: threading.Event) -> Built:
-    trt = library.module
+    module = library.module
     with library.listen() as log:
-        builder = trt.Builder(library.logger)
+        builder: trt.Builder | None = module.Builder(library.logger)
         if builder is None:
             raise BackendError(f"{library.flavour} cannot create a builder: {log.reason()}")
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = trt.OnnxParser(network, library.logger)
+        network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser: trt.OnnxParser = module.OnnxParser(network, library.logger)
         if not parser.parse(model, str(job.onnx)):
-            raise BuildError(f"{library.flavour} cannot read {job.name}: {_parse_errors(parser)}")
-        attentions = _attentions(trt, network)
+            raise BuildError(f"{library.flavour} cannot read {job.name}: {parse_errors(parser)}")
+        attentions = _attentions(module, network)
         config = builder.create_builder_config()
-        monitor = progress_monitor(trt, tell, cancelled)
-        _configure(library, job, builder, config, monitor)
-        plan = builder.build_serialized_network(network, config)
-        if plan is None:
-            if cancelled.is_set():
+        monitor = progress_monitor(module, tell, cancelled)  # a name for it, since the library does not keep it alive
+        config.progress_monitor = monitor
+        _configure(library, job, config)
+        _add_profiles(library, job, builder, config)
+        with kept_timings(module, config, job.timings) if job.timings else nullcontext():
+            log.errors.clear()  # timings that could not be read are no reason for what goes wrong from here on
+            plan: Any = builder.build_serialized_network(network, config)
+            if plan is None and cancelled.is_set():
                 raise KeyboardInterrupt
-            raise BuildError(f"{library.flavour} cannot build {job.name}: {log.reason()}")
+            if plan is None:
+                raise BuildError(f"{library.flavour} cannot build {job.name}: {log.reason()}")
         return Built(plan, attentions, findings(log.lines))
 
 
-def _configure(library: Library, job: Job, builder: Any, config: Any, monitor: Any) -> None:
-    trt = library.module
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.progress_monitor = monitor
+def _configure(library: Library, job: Job, config: "trt.IBuilderConfig") -> None:
+    module = library.module
+    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
     config.builder_optimization_level = job.options.level
     if not job.options.tf32:
-        config.clear_flag(trt.BuilderFlag.TF32)
+        config.clear_flag(module.BuilderFlag.TF32)
     if job.options.weight_streaming:
-        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
-    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # or CUDA graphs may not be captured
+        config.set_flag(module.BuilderFlag.WEIGHT_STREAMING)
+    if job.options.refit:
+        config.set_flag(module.BuilderFlag.REFIT)
     if library.flavour == "tensorrt-rtx":
-        config.num_compute_capabilities = len(job.targets)
-        for index, target in enumerate(job.targets):
-            if not config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index):
-                raise BuildError(f"{library.flavour} {library.version} does not build for {target}")
+        _configure_rtx(library, job, config)
+
+
+def _configure_rtx(library: Library, job: Job, config: Any) -> None:
+    module = library.module
+    config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)  # or CUDA graphs may not be captured
+    config.num_compute_capabilities = len(job.targets)
+    for index, target in enumerate(job.targets):
+        if not config.set_compute_capability(getattr(module.ComputeCapability, target.upper()), index):
+            raise BuildError(f"{library.flavour} {library.version} does not build for {target}")
+
+
+def _add_profiles(library: Library, job: Job, builder: "trt.Builder", config: "trt.IBuilderConfig") -> None:
+    dims = library.module.Dims
     for profile in job.profiles:
         wanted = builder.create_optimization_profile()
         for port in job.inputs:
             low, best, high = _corners(port, profile)
-            wanted.set_shape(port.name, low, best, high)
+            wanted.set_shape(port.name, dims(low), dims(best), dims(high))
         if config.add_optimization_profile(wanted) < 0:
             raise BuildError(f"{library.flavour} does not take profile {profile} for {job.name}")
 
@@ -151,15 +174,17 @@ def _corners(port: Port, profile: Profile) -> tuple[tuple[int, ...], tuple[int, 
     return tuple(e.low for e in extents), tuple(e.best for e in extents), tuple(e.high for e in extents)
 
 
-def _parse_errors(parser: Any) -> str:
+def parse_errors(parser: "trt.OnnxParser | trt.OnnxParserRefitter") -> str:
+    """What a parser had against a graph, node by node."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     return (
-        "; ".join(f"node {e.node_name()} ({e.node_operator()}): {plain(e.desc())}" for e in errors) or "no reason given"
+        "; ".join(f"node {error.node_name()} ({error.node_operator()}): {plain(error.desc())}" for error in errors)
+        or "no reason given"
     )
 
 
-def _attentions(trt: Any, network: Any) -> tuple[Attention, ...]:
-    kind = getattr(trt.LayerType, "ATTENTION_INPUT", None)
+def _attentions(module: Any, network: "trt.INetworkDefinition") -> tuple[Attention, ...]:
+    kind = getattr(module.LayerType, "ATTENTION_INPUT", None)
     found: list[Attention] = []
     for index in range(network.num_layers):
         layer = network.get_layer(index)

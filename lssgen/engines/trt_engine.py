@@ -1,17 +1,19 @@
 """A deserialised engine, its contexts and its bindings."""
 
 import mmap
-import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lssgen.engines.base import Binding, Buffer, Port, check_buffers
-from lssgen.engines.cache import Entry, damaged, touch, write_whole
+from lssgen.engines.cache import Entry, damaged, file_name, touch, write_whole
 from lssgen.engines.cuda import CudaBuffer, Graph, Memory
 from lssgen.errors import EngineError, ShapeError, StaleEngineError
 
 if TYPE_CHECKING:
+    import tensorrt as trt  # its published stubs; what only TensorRT-RTX has is `Any` here
+
     from lssgen.engines.tensorrt import TensorRT
 
 
@@ -25,10 +27,10 @@ class TrtEngine:
         self._backend = backend
         self._name = name
         self._entry = entry
-        self._engine: Any = None
-        self._config: Any = None
+        self._engine: trt.ICudaEngine | None = None
+        self._config: trt.IRuntimeConfig | None = None
         self._kernels: Any = None
-        self._idle: dict[int, list[Any]] = {}
+        self._idle: dict[int, list[trt.IExecutionContext]] = {}
         self._bindings: weakref.WeakSet[TrtBinding] = weakref.WeakSet()
         self._closed = False
         with entry.plan.open("rb") as file:
@@ -47,6 +49,11 @@ class TrtEngine:
     @property
     def outputs(self) -> tuple[Port, ...]:
         return self._entry.report.outputs
+
+    @property
+    def weight_bytes(self) -> int:
+        """Device memory of the weights."""
+        return self._entry.report.weight_bytes
 
     @property
     def capturable(self) -> bool:
@@ -83,57 +90,73 @@ class TrtEngine:
         """
         if self._closed:
             raise EngineError(f"{self._name} was closed and cannot run any more; load it again")
-        runtime = self._backend.runtime
-        defers = self._backend.low_memory and hasattr(runtime, "defer_weights_loading")
         if self._engine is None:
+            self._load()
+        engine: Any = self._engine
+        if self._defers and not engine.weights_loaded:
             with self._backend.library.listen() as log:
-                if hasattr(runtime, "defer_weights_loading"):
-                    runtime.defer_weights_loading = defers
-                self._engine = runtime.deserialize_cuda_engine(self._plan)
-                if self._engine is None:
-                    raise self._unreadable(log.reason())
-            self._see_profiles()
-            if not self.capturable:
-                self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
-            if hasattr(self._engine, "load_weights"):
-                self._configure()
-        if defers and not self._engine.weights_loaded:
-            with self._backend.library.listen() as log:
-                if not self._engine.load_weights(self._plan):
+                if not engine.load_weights(self._plan):
                     raise EngineError(f"{self._name} cannot bring its weights to the device: {log.reason()}")
 
     def sleep(self) -> None:
         """Take the weights off the device. Bindings stay valid; the engine must be awake when they run."""
-        if self._engine is None:
+        engine: Any = self._engine
+        if engine is None:
             return
         self._backend.device.synchronize()
         for binding in self._bindings:
             binding.forget_graph()
-        if not (getattr(self._engine, "weights_loaded", False) and self._engine.unload_weights()):
+        if not (getattr(engine, "weights_loaded", False) and engine.unload_weights()):
             self._forget()
 
-    def take_context(self, profile: int) -> Any:
+    def take_context(self, profile: int) -> "trt.IExecutionContext":
         """An execution context with this profile: one that no binding uses any more, or a new one."""
         idle = self._idle.setdefault(profile, [])
         if idle:
             return idle.pop()
         strategy = self._backend.library.module.ExecutionContextAllocationStrategy.USER_MANAGED
         with self._backend.library.listen() as log:
-            context = self._engine.create_execution_context(strategy if self._config is None else self._config)
-            if context is None or not context.set_optimization_profile_async(profile, self._backend.device.stream):
+            context = self._awake.create_execution_context(self._config or strategy)
+            if not (context and context.set_optimization_profile_async(profile, self._backend.device.stream)):
                 raise EngineError(f"{self._name} cannot prepare its profile {profile}: {log.reason()}")
         self._backend.device.synchronize()
         self._keep_kernels()
         return context
 
-    def give_context(self, profile: int, context: Any) -> None:
+    def give_context(self, profile: int, context: "trt.IExecutionContext") -> None:
         """Take back a context whose binding is gone."""
         if self._engine is not None:
             self._idle.setdefault(profile, []).append(context)
 
     def scratch(self) -> Memory:
         """Scratch memory for any profile of this engine."""
-        return self._backend.arena(self._engine.device_memory_size_v2)
+        return self._backend.arena(self._awake.device_memory_size_v2)
+
+    @property
+    def _awake(self) -> "trt.ICudaEngine":
+        assert self._engine is not None, "bindings wake their engine before they use it"
+        return self._engine
+
+    @property
+    def _defers(self) -> bool:
+        """Whether the weights come and go by themselves: TensorRT-RTX, in low-memory mode."""
+        return self._backend.low_memory and hasattr(self._backend.runtime, "defer_weights_loading")
+
+    def _load(self) -> None:
+        """Deserialise. A weight budget comes before any context, or the library does not take it."""
+        runtime = self._backend.runtime
+        with self._backend.library.listen() as log:
+            if hasattr(runtime, "defer_weights_loading"):
+                runtime.defer_weights_loading = self._defers
+            engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(self._plan)
+            if engine is None:
+                raise self._unreadable(log.reason())
+        self._see_profiles(engine)
+        if not self.capturable:
+            engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+        if hasattr(engine, "load_weights"):
+            self._configure(engine)
+        self._engine = engine
 
     def _forget(self) -> None:
         """Free the engine; what hangs on it first."""
@@ -142,36 +165,37 @@ class TrtEngine:
         self._idle.clear()
         self._config = self._kernels = self._engine = None
 
-    def _see_profiles(self) -> None:
+    def _see_profiles(self, engine: "trt.ICudaEngine") -> None:
         """The plan's own profiles are those of its report, or file and report do not belong together."""
         report = self._entry.report
         for index, profile in enumerate(report.profiles):
             for port in report.inputs:
-                shape = tuple(self._engine.get_tensor_profile_shape(port.name, index)[2])
-                if shape != tuple(extent.high for extent in profile.shape(port)):
+                largest = _sizes(engine.get_tensor_profile_shape(port.name, index)[2])
+                if largest != tuple(extent.high for extent in profile.shape(port)):
                     raise StaleEngineError(
-                        f"{self._entry.plan} takes {port.name} {list(shape)} in profile {index}, its report says "
+                        f"{self._entry.plan} takes {port.name} {list(largest)} in profile {index}, its report says "
                         f"{profile}; remove {self._entry.folder} and build again"
                     )
 
-    def _configure(self) -> None:
+    def _configure(self, engine: Any) -> None:
         """TensorRT-RTX compiles kernels for the device when a context is made, and can keep them in a file."""
-        trt = self._backend.library.module
-        self._config = self._engine.create_runtime_config()
-        self._config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        self._config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # bindings capture their own
-        self._kernels = self._config.create_runtime_cache()
+        module = self._backend.library.module
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(module.ExecutionContextAllocationStrategy.USER_MANAGED)
+        config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED  # bindings capture their own
+        kernels = config.create_runtime_cache()
         if self._kernel_file.is_file():
-            self._kernels.deserialize(self._kernel_file.read_bytes())  # refuses another device or driver: a cold start
-        self._config.set_runtime_cache(self._kernels)
+            kernels.deserialize(self._kernel_file.read_bytes())  # refuses another device or driver: a cold start
+        config.set_runtime_cache(kernels)
+        self._config, self._kernels = config, kernels
 
     def _keep_kernels(self) -> None:
         if self._kernels is not None:
             write_whole(self._kernel_file, memoryview(self._kernels.serialize()))
 
     @property
-    def _kernel_file(self) -> Any:
-        return self._entry.folder / f"kernels-{re.sub(r'[^A-Za-z0-9]+', '-', self._backend.device.name)}.cache"
+    def _kernel_file(self) -> Path:
+        return self._entry.folder / f"{file_name('kernels', self._backend.device.name)}.cache"
 
     def _unreadable(self, reason: str) -> EngineError:
         folder = self._entry.folder
@@ -198,7 +222,7 @@ class TrtBinding:
         self._engine = engine
         self._profile = profile
         self._buffers = buffers
-        self._context: Any = None
+        self._context: trt.IExecutionContext | None = None
         self._scratch: Memory | None = None
         self._graph: Graph | None = None
         self._warm = False
@@ -232,27 +256,14 @@ class TrtBinding:
             self._engine.give_context(self._profile, self._context)
 
     def _prepare(self) -> None:
-        """Profile, scratch, shapes, addresses: in this order."""
         context = self._engine.take_context(self._profile)
         self._scratch = self._engine.scratch()
-        context.set_device_memory(self._scratch.address, self._scratch.size)
-        for port in self._engine.inputs:
-            if not context.set_input_shape(port.name, self._buffers[port.name].shape):
-                raise ShapeError(f"{self._engine.name} does not take {port.name} {self._buffers[port.name].shape}")
-        if missing := context.infer_shapes():
-            raise EngineError(f"{self._engine.name} does not know the shapes of {', '.join(missing)}")
-        for port in self._engine.outputs:
-            if tuple(context.get_tensor_shape(port.name)) != self._buffers[port.name].shape:
-                raise ShapeError(
-                    f"{self._engine.name} makes {port.name} {list(context.get_tensor_shape(port.name))}, and was given "
-                    f"a buffer of {list(self._buffers[port.name].shape)}"
-                )
-        for name, buffer in self._buffers.items():
-            if not context.set_tensor_address(name, buffer.address):
-                raise EngineError(f"{self._engine.name} does not take an address for {name}")
+        engine = self._engine
+        tie(context, engine.name, engine.inputs, engine.outputs, self._buffers, self._scratch)
         self._context = context
 
     def _enqueue(self) -> None:
+        assert self._context is not None, "prepared by the first call"
         with self._backend.library.listen() as log:
             if not self._context.execute_async_v3(self._backend.device.stream):
                 raise EngineError(f"{self._engine.name} failed on {self._backend.device.name}: {log.reason()}")
@@ -260,6 +271,39 @@ class TrtBinding:
     def _stream_capturable(self) -> bool:
         ask = getattr(self._context, "is_stream_capturable", None)  # TensorRT-RTX only
         return ask is None or bool(ask(self._backend.device.stream))
+
+
+def tie(
+    context: "trt.IExecutionContext",
+    name: str,
+    inputs: Sequence[Port],
+    outputs: Sequence[Port],
+    buffers: Mapping[str, CudaBuffer],
+    scratch: Memory,
+) -> None:
+    """Give a context that has its profile what it computes with: scratch, shapes, addresses, in this order.
+
+    Raises:
+        ShapeError, EngineError: The engine called `name` does not take them.
+    """
+    context.set_device_memory(scratch.address, scratch.size)
+    for port in inputs:
+        if not context.set_input_shape(port.name, buffers[port.name].shape):
+            raise ShapeError(f"{name} does not take {port.name} {buffers[port.name].shape}")
+    if missing := context.infer_shapes():
+        raise EngineError(f"{name} does not know the shapes of {', '.join(missing)}")
+    for port in outputs:
+        made, given = _sizes(context.get_tensor_shape(port.name)), buffers[port.name].shape
+        if made != given:
+            raise ShapeError(f"{name} makes {port.name} {list(made)}, and was given a buffer of {list(given)}")
+    for port_name, buffer in buffers.items():
+        if not context.set_tensor_address(port_name, buffer.address):
+            raise EngineError(f"{name} does not take an address for {port_name}")
+
+
+def _sizes(dims: Any) -> tuple[int, ...]:
+    """A shape of the library, which its stubs do not know to be a sequence."""
+    return tuple(dims)
 
 
 def _own(buffer: Buffer) -> CudaBuffer:

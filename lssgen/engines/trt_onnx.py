@@ -1,4 +1,4 @@
-"""Changes that TensorRT's parser needs, made on a copy in memory: ONNX Runtime would not take all of them."""
+"""What TensorRT's parser needs in a graph, written on a copy in memory: ONNX Runtime would not take it."""
 
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,18 @@ def engine_model(path: Path) -> bytes:
         BackendError: The `onnx` package is missing.
         BuildError: The file is no ONNX graph.
     """
+    model = load_graph(path)
+    make_attention_decomposable(model.graph)
+    return model.SerializeToString()
+
+
+def load_graph(path: Path) -> Any:
+    """A graph without the weights in files beside it.
+
+    Raises:
+        BackendError: The `onnx` package is missing.
+        BuildError: The file is no ONNX graph.
+    """
     try:
         import onnx
     except ImportError as error:
@@ -21,10 +33,7 @@ def engine_model(path: Path) -> bytes:
             "or build where lssgen[export] is installed and copy the engines"
         ) from error
     try:
-        model = onnx.load(path, load_external_data=False)
-        make_attention_decomposable(model.graph)
-        keep_uint8_at_the_edges(model.graph)
-        return model.SerializeToString()
+        return onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf has its own exceptions
         raise BuildError(f"{path} is no ONNX graph: {error}") from error
 
@@ -41,43 +50,3 @@ def make_attention_decomposable(graph: Any) -> None:
     for node in graph.node:
         if node.op_type == "Attention" and all(attribute.name != "TRT_decomposable" for attribute in node.attribute):
             node.attribute.append(make_attribute("TRT_decomposable", 1))
-
-
-def keep_uint8_at_the_edges(graph: Any) -> None:
-    """Let a transposition of bytes change places with the Cast beside it.
-
-    TensorRT has bytes in inputs and outputs only, next to a Cast: picture -> Cast -> Transpose -> network, and
-    network -> Transpose -> Cast -> picture.
-    """
-    from onnx import TensorProto
-
-    makers = {node.output[0]: node for node in graph.node}
-    readers: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    pictures = [value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.UINT8]
-    for picture in pictures:
-        for first in readers.get(picture, []):
-            after = readers.get(first.output[0], [])
-            if first.op_type == "Transpose" and len(after) == 1 and after[0].op_type == "Cast":
-                _swap(first, after[0])
-    for value in graph.output:
-        last = makers.get(value.name)
-        if last is None or value.type.tensor_type.elem_type != TensorProto.UINT8 or last.op_type != "Transpose":
-            continue
-        before = makers.get(last.input[0])
-        if before is not None and before.op_type == "Cast" and len(readers[before.output[0]]) == 1:
-            _swap(before, last)
-    known = [value for value in graph.value_info if value.type.tensor_type.elem_type != TensorProto.UINT8]
-    del graph.value_info[:]
-    graph.value_info.extend(known)
-
-
-def _swap(first: Any, second: Any) -> None:
-    """Exchange what two neighbouring nodes of one input and one output do; names and tensors stay in place."""
-    kinds = [(node.op_type, list(node.attribute)) for node in (first, second)]
-    for node, (op_type, attributes) in zip((first, second), reversed(kinds), strict=True):
-        node.op_type = op_type
-        del node.attribute[:]
-        node.attribute.extend(attributes)

@@ -2,12 +2,14 @@
 
 The log is the only place that shows the compiled layers where no GPU is present (an inspector needs a loaded engine).
 At verbose level it lists every layer after fusion with the ONNX nodes it came from, and the memory of each profile.
+Of an engine for several targets, TensorRT-RTX 1.7.1 lists the layers for the oldest of them.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lssgen.bundle import Probe
 from lssgen.engines.base import Port
 from lssgen.engines.profiles import Profile
 from lssgen.errors import BuildError
@@ -76,6 +78,10 @@ class Report:
         attentions: How many the network has; each is compiled once a profile.
         unfused: Those that did not become one kernel.
         largest: The largest tensor between two layers: (bytes, ONNX node that makes it).
+        structure: Hash of the graph without its weights; empty where these cannot be exchanged.
+        fixed_weights: Hash of the weights that cannot be exchanged all the same.
+        refitted_from: Key of the engine that it is a copy of, with other weights; empty: it was built.
+        probes: How far it is from ONNX Runtime on the CPU, where it was run to see that.
     """
 
     graph: str
@@ -96,6 +102,10 @@ class Report:
     attentions: int
     unfused: tuple[Unfused, ...] = ()
     largest: tuple[int, str] = (0, "")
+    structure: str = ""
+    fixed_weights: str = ""
+    refitted_from: str = ""
+    probes: tuple[Probe, ...] = ()
 
     @property
     def device_bytes(self) -> int:
@@ -112,6 +122,10 @@ class Report:
         if self.attentions:
             fused = self.attentions - len({attention.node for attention in self.unfused})
             text += f"; {fused} of {self.attentions} attentions fused"
+        if self.refitted_from:
+            text += f"; refitted from {self.refitted_from}"
+        if self.probes:
+            text += f"; {max(probe.error for probe in self.probes):.1g} from ONNX Runtime"
         return text
 
 

@@ -12,6 +12,10 @@ from lssgen.plan.planner import make_plan
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
+Probing = Literal["auto", "stages", "small", "none"]
+"""Where graphs are compared with torch: at every stage's size, at one small size, nowhere; "auto" is "stages" for
+networks of which a CPU computes a step in seconds, and "small" for larger ones."""
+
 Resolution = tuple[int, int]
 """(height, width) in pixels."""
 
@@ -21,31 +25,39 @@ class ExportConfig:
     """What to make a bundle of, and how.
 
     Attributes:
-        model: An alias, a hub id, or a folder in the diffusers layout.
+        model: An alias, a hub id, a folder in the diffusers layout, or a safetensors file in the original one.
         output: Folder of the bundle.
         revision: Branch, tag or commit on the hub; None: its default branch.
+        base: For a file, what gives it what it lacks; None: the published checkpoint that it descends from.
         resolutions: Stage sizes in pixels. Empty: the stages of the model's default picture.
         precision: Of the networks; the state between them is always float32.
         upsampler: Folder of a latent upsampler; None: one that belongs to the checkpoint or is installed for its VAE.
+        convert_latents: Take latents to the normalisation that the upsampler was trained with, and back: for a model
+            whose VAE is that of another model with other means and deviations (Playground, of SDXL). LSSGen, as
+            published, does not.
         skip_layers: Give the step graph gates for skip-layer guidance.
         layers_to_skip: What that guidance leaves out; empty: what the model's authors do.
         t5: Keep the T5 encoder, where the family can do without.
         max_sequence_length: Tokens of the long text encoder; None: the model's own.
         loras: Merged into the weights, in order.
+        probe: At which sizes graphs are compared with torch.
         threads: CPU threads for the probes; 0 leaves it to ONNX Runtime and torch.
     """
 
     model: str
     output: Path
     revision: str | None = None
+    base: str | None = None
     resolutions: tuple[Resolution, ...] = ()
     precision: Precision = "fp32"
     upsampler: Path | None = None
+    convert_latents: bool = False
     skip_layers: bool = False
     layers_to_skip: tuple[int, ...] = ()
     t5: bool = True
     max_sequence_length: int | None = None
     loras: tuple[Lora, ...] = ()
+    probe: Probing = "auto"
     threads: int = 0
 
 
@@ -61,13 +73,8 @@ def default_resolutions(facts: ModelFacts) -> tuple[Resolution, ...]:
     return tuple((stage.height * facts.cell_px, stage.width * facts.cell_px) for stage in plan.stages)
 
 
-def checked_resolutions(
-    resolutions: tuple[Resolution, ...], facts: ModelFacts, longest_side: int
-) -> tuple[Resolution, ...]:
+def checked_resolutions(resolutions: tuple[Resolution, ...], facts: ModelFacts) -> tuple[Resolution, ...]:
     """The resolutions, smallest first, each once.
-
-    Args:
-        longest_side: Largest latent side in cells that the network can place; 0: any.
 
     Raises:
         ExportError: A side does not divide, or is longer than the network's position table.
@@ -81,9 +88,9 @@ def checked_resolutions(
                     f"{facts.name} takes sides that are multiples of {unit} px; {side} in {height} x {width} is not: "
                     f"use {below}" + (f" or {below + unit}" if side > unit else "")
                 )
-            if longest_side and side > longest_side * facts.cell_px:
+            if facts.longest_side and side > facts.longest_side * facts.cell_px:
                 raise ExportError(
-                    f"{facts.name} knows positions up to {longest_side * facts.cell_px} px (pos_embed_max_size); "
+                    f"{facts.name} knows positions up to {facts.longest_side * facts.cell_px} px (its position table); "
                     f"{height} x {width} does not fit"
                 )
     return tuple(sorted(set(resolutions), key=lambda size: (size[0] * size[1], size)))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from lssgen.models.nets.transition import transition_recipes
 from lssgen.plan.facts import ModelFacts, ScalingSpace
 
 T5_PARTS = ("text_encoder_3", "tokenizer_3")
+
+LONGEST_TEXT = 4096
+"""Tokens; published models were trained with 1024 at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +80,7 @@ def export(config: ExportConfig, say: Say = lambda _: None) -> Bundle:
             branches=2 if plan.facts.guidance == "branches" else 1,
             token_axes=plan.blueprint.token_axes,
             precision=config.precision,
+            probe=config.probe,
             threads=config.threads,
             store=store,
             say=say,
@@ -92,6 +97,7 @@ def export(config: ExportConfig, say: Say = lambda _: None) -> Bundle:
             history=plan.wishes.history,
             graphs=graphs,
             tokenizers=tokenizers,
+            token_axes=plan.blueprint.token_axes,
             size_ports=plan.blueprint.size_ports,
             empty_negative=plan.blueprint.empty_negative,
             skip_layers=plan.skip_layers,
@@ -102,21 +108,20 @@ def export(config: ExportConfig, say: Say = lambda _: None) -> Bundle:
 
 
 def design(config: ExportConfig) -> Design:
-    """Find the checkpoint, and see that a bundle can be made of it as asked; fetches, but writes nothing.
+    """Find the checkpoint, and see that a bundle can be made of it as asked; fetches and converts, no more.
 
     Raises:
         ModelError, PlanError, ExportError: As for `export`.
     """
-    model = find_model(config.model, config.revision, without=() if config.t5 else T5_PARTS)
-    given = config.max_sequence_length
+    model = find_model(config.model, config.revision, without=() if config.t5 else T5_PARTS, base=config.base)
     wishes = Wishes(
         skip_layers=config.skip_layers,
         t5=config.t5,
-        max_sequence_length=model.max_sequence_length if given is None else given,
+        max_sequence_length=_text_length(config, model),
         history=model.family.history,
     )
     facts = _facts(model, wishes)
-    chosen = choose_upsampler(model, facts.channels, config.upsampler)
+    chosen = choose_upsampler(model, facts.channels, config.upsampler, convert=config.convert_latents)
     if chosen is None:
         facts = _without_resnet(facts)
     else:
@@ -133,13 +138,37 @@ def design(config: ExportConfig) -> Design:
         blueprint=blueprint,
         recipes=(
             *blueprint.recipes,
-            *transition_recipes(components, facts.scaling_spaces, facts.channels),
+            *transition_recipes(
+                components,
+                facts.scaling_spaces,
+                facts.channels,
+                chosen.record.converted_to if chosen else None,
+                overflows=any(recipe.overflows for recipe in blueprint.recipes if recipe.name == "decode"),
+            ),
         ),
-        resolutions=checked_resolutions(config.resolutions or usual, facts, blueprint.longest_side),
+        resolutions=checked_resolutions(config.resolutions or usual, facts),
         skip_layers=_skip_layers(config, model, blueprint.layers),
         upsampler=chosen,
         notes=(*blueprint.notes, *loras, _upsampler_note(chosen, model)),
     )
+
+
+def _text_length(config: ExportConfig, model: Model) -> int:
+    """Tokens of the long text encoder; 0 where there is none, or where the user wants no room for it.
+
+    Raises:
+        ExportError: There is no room for a token, or for absurdly many.
+    """
+    asked = config.max_sequence_length
+    if asked is None or not model.family.max_sequence_length:
+        return model.max_sequence_length
+    if not config.t5 <= asked <= LONGEST_TEXT:
+        without = ", or for --no-t5" if T5_PARTS[0] in model.family.optional else ""
+        raise ExportError(
+            f"the long text encoder cannot read {asked} tokens: ask for a --max-sequence-length of {int(config.t5)} to "
+            f"{LONGEST_TEXT}{without}"
+        )
+    return asked
 
 
 def _facts(model: Model, wishes: Wishes) -> ModelFacts:
@@ -178,9 +207,9 @@ def _skip_layers(config: ExportConfig, model: Model, gates: int) -> SkipLayers |
 
 
 def _upsampler_note(chosen: Chosen | None, model: Model) -> str:
-    if chosen is None:
-        return MISSING.format(vae=model.source)
-    return f"Latent upsampler from {chosen.folder}; licence: {chosen.record.licence}."
+    if chosen is not None:
+        return chosen.note
+    return MISSING.format(vae=model.checkpoint.path("vae") if Path(model.source).is_file() else model.source)
 
 
 def _tokenizers(plan: Design, store: Store) -> tuple[Tokens, ...]:

@@ -15,8 +15,9 @@ from torch import nn
 from lssgen.bundle import Graph, Probe
 from lssgen.errors import ProbeError
 from lssgen.export.checkpoint import Checkpoint, Parts
-from lssgen.export.config import Precision, Resolution
+from lssgen.export.config import Precision, Probing, Resolution
 from lssgen.export.graph import OPSET, write_graph
+from lssgen.export.on_demand import weights_on_demand
 from lssgen.export.probe import probe_graph
 from lssgen.export.samples import axis_sizes, sample_inputs, used_axes
 from lssgen.export.store import Store
@@ -35,6 +36,13 @@ SOURCES = (
 )
 """Modules whose text decides what a graph looks like; a package stands for all that is in it."""
 
+ANY_CELLS = (16, 24)
+"""A latent's size, where any would do: unlike axes have unlike sizes, and all VAEs and patches divide it."""
+
+STAGES_BYTES = 1 << 30
+"""Weights in the checkpoint up to which "auto" probes at every stage's size; a CPU would compute for hours at those of
+FLUX."""
+
 Say = Callable[[str], None]
 """Takes one line for the user."""
 
@@ -50,6 +58,7 @@ class Workshop:
         branches: Guidance branches to probe with.
         token_axes: Sizes of the axes that count tokens.
         precision: Asked for.
+        probe: At which sizes graphs are compared with torch.
         threads: For the probes; 0: as many as there are.
         store: The bundle's folder.
         say: For the user.
@@ -62,6 +71,7 @@ class Workshop:
     branches: int
     token_axes: Mapping[str, int]
     precision: Precision
+    probe: Probing
     threads: int
     store: Store
     say: Say
@@ -78,38 +88,40 @@ class Workshop:
         if recipe.overflows and precision == "fp16":
             precision = "fp32"
             self._note(f"{recipe.name} is kept in fp32: the checkpoint says that its numbers are too large for fp16.")
-        try:
-            return self._graph(recipe, precision)
-        except ProbeError as error:
-            if precision == "fp32":
-                raise
-            note = f"{recipe.name} is kept in fp32: in {precision}, {error}."
-            self._note(note)
-            return self._graph(recipe, "fp32")
+        key = self.key(recipe, precision)
+        why = next((graph.why for graph in self.store.known.values() if graph.stands_for == key), "")
+        if not why:
+            try:
+                return self._graph(recipe, precision)
+            except ProbeError as error:
+                if precision == "fp32":
+                    raise
+                why = f"{recipe.name} is kept in fp32: in {precision}, {error}."
+        self._note(why)
+        return self._graph(recipe, "fp32", stands_for=key, why=why)
 
     def _note(self, note: str) -> None:
         self.say(note)
         self.notes.append(note)
 
-    def _graph(self, recipe: Recipe, precision: Precision) -> Graph:
+    def _graph(self, recipe: Recipe, precision: Precision, *, stands_for: str = "", why: str = "") -> Graph:
         start = time.perf_counter()
         key = self.key(recipe, precision)
         graph = self.store.find(key)
-        if graph is None:
-            graph = self._made(recipe, precision, key)
-            made = "written"
-        else:
-            graph, made = self._probed(recipe, precision, graph), "was there"
-        worst = max((probe.error for probe in graph.probes), default=0.0)
-        seconds = time.perf_counter() - start
-        self.say(f"{recipe.name:18} {precision}  {made} in {seconds:.1f} s, within {worst:.1e} of torch")
+        made = "written" if graph is None else "was there"
+        graph = self._made(recipe, precision, key) if graph is None else self._probed(recipe, precision, graph)
+        if (stands_for, why) != (graph.stands_for, graph.why):
+            graph = replace(graph, stands_for=stands_for, why=why)
+            self.store.keep(graph)
+        worst = max((probe.error for probe in graph.probes), default=None)
+        proof = "not compared with torch" if worst is None else f"within {worst:.1e} of torch"
+        self.say(f"{recipe.name:18} {precision}  {made} in {time.perf_counter() - start:.1f} s, {proof}")
         return graph
 
     def _made(self, recipe: Recipe, precision: Precision, key: str) -> Graph:
         module = self.module(recipe, precision)
         weights = self.checkpoint.weights(recipe.components)
-        # Any sizes would do, if unlike axes have unlike sizes and the VAE and the patches divide them.
-        sizes = axis_sizes(16, 24, self.cell_px, batch=3, branches=2, tokens=self.token_axes)
+        sizes = axis_sizes(*ANY_CELLS, self.cell_px, batch=3, branches=2, tokens=self.token_axes)
         with self.store.draft(recipe.name) as draft:
             written = write_graph(
                 module,
@@ -119,7 +131,6 @@ class Workshop:
                 draft / f"{recipe.name}-{key[:12]}.onnx",
                 weights,
             )
-            probes = self._probes(recipe, precision, written.files[0], self.probe_axes(recipe))
             graph = Graph(
                 file=written.files[0].name,
                 data=tuple(path.name for path in written.files[1:]),
@@ -128,7 +139,7 @@ class Workshop:
                 precision=precision,
                 inputs=written.inputs,
                 outputs=written.outputs,
-                probes=tuple(probes),
+                probes=self._probes(recipe, precision, written.files[0], self.probe_axes(recipe)),
             )
             self.store.keep(graph, draft)
         return graph
@@ -137,44 +148,43 @@ class Workshop:
         """A graph that was there, with the probes that are wanted now."""
         wanted = self.probe_axes(recipe)
         missing = [axes for axes in wanted if axes not in [probe.axes for probe in graph.probes]]
-        new = self._probes(recipe, precision, self.store.folder / graph.file, missing) if missing else ()
-        graph = replace(graph, probes=tuple(probe for probe in (*graph.probes, *new) if probe.axes in wanted))
-        if missing:
-            self.store.keep(graph)
+        if not missing:
+            return graph
+        new = self._probes(recipe, precision, self.store.folder / graph.file, missing)
+        graph = replace(graph, probes=(*graph.probes, *new))
+        self.store.keep(graph)
         return graph
 
     def _probes(
         self, recipe: Recipe, precision: Precision, path: Path, axes: Sequence[Mapping[str, int]]
     ) -> tuple[Probe, ...]:
-        """Compare the graph with its module, whose weights are loaded for that."""
-        weights = self.checkpoint.weights(recipe.components)
-        exact = self.module(recipe, "fp32")
-        weights.load_into(exact)
-        rounded = None
-        if precision == "bf16":
-            rounded = self.module(recipe, precision)
-            weights.load_into(rounded)
+        """Compare the graph with its module, whose weights are read layer by layer for that."""
+        if not axes:
+            return ()
         samples = [(sizes, sample_inputs(recipe, {**self.token_axes, **sizes}, seed=1)) for sizes in axes]
-        return probe_graph(recipe.name, path, exact, rounded, samples, recipe.outputs, precision, self.threads)
+        weights = self.checkpoint.weights(recipe.components)
+        with weights_on_demand(self.module(recipe, "fp32"), weights) as exact:
+            return probe_graph(recipe.name, path, exact, samples, recipe.outputs, precision, self.threads)
 
     def module(self, recipe: Recipe, precision: Precision) -> nn.Module:
         return recipe.build(Parts(self.checkpoint, DTYPES[precision])).eval().requires_grad_(False)
 
     def probe_axes(self, recipe: Recipe) -> list[dict[str, int]]:
-        """Sizes to probe at: every resolution, the smallest one with a batch of two."""
+        """Sizes to probe at, as `probe` says; the smallest stage with a batch of two."""
+        probing = self.probe
+        if probing == "auto":
+            stored = self.checkpoint.weights(recipe.components).stored.values()
+            probing = "stages" if sum(tensor.nbytes for tensor in stored) <= STAGES_BYTES else "small"
+        if probing == "none":
+            return []
         # A transition is probed from the stages that it starts from.
         grows = any("next_height" in port.shape for port in recipe.inputs)
         resolutions = (self.resolutions[:-1] or self.resolutions) if grows else self.resolutions
+        cells = [(height // self.cell_px, width // self.cell_px) for height, width in resolutions]
         found: list[dict[str, int]] = []
-        for index, (height, width) in enumerate(resolutions):
-            sizes = axis_sizes(
-                height // self.cell_px,
-                width // self.cell_px,
-                self.cell_px,
-                batch=1 if index else 2,
-                branches=self.branches,
-                tokens=self.token_axes,
-            )
+        for index, (height, width) in enumerate(cells if probing == "stages" else [ANY_CELLS]):
+            batch = 1 if index else 2
+            sizes = axis_sizes(height, width, self.cell_px, batch=batch, branches=self.branches, tokens=self.token_axes)
             used = used_axes((*recipe.inputs, *recipe.outputs), sizes)
             if {**used, "batch": 0} not in [{**axes, "batch": 0} for axes in found]:  # text has no resolution
                 found.append(used)

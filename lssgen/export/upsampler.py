@@ -1,9 +1,10 @@
 """Which latent upsampler goes into a bundle, and whether it belongs to the model's latents."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isclose, isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lssgen.bundle import Upsampler, sha256_of
 from lssgen.errors import UpsamplerError
@@ -11,6 +12,8 @@ from lssgen.export.hub import Model
 from lssgen.models.configs import read_json
 from lssgen.models.nets.installed import installed_upsampler, vae_weights_file
 from lssgen.models.nets.latent_upsampler import WEIGHTS_FILE, LatentUpSampler
+from lssgen.models.nets.vae import LatentSpace
+from lssgen.models.published import LICENCE, NORMALISATION, PUBLISHED, PublishedUpsampler
 
 INFO = "lssgen.json"
 """What lssgen-train-upsampler writes beside config.json: which latents it is for, and the licence."""
@@ -33,52 +36,102 @@ class Chosen:
     Attributes:
         folder: Its checkpoint.
         record: For the manifest.
+        note: What the user should know about it.
     """
 
     folder: Path
     record: Upsampler
+    note: str
 
 
-def choose_upsampler(model: Model, channels: int, given: Path | None) -> Chosen | None:
+def choose_upsampler(model: Model, channels: int, given: Path | None, *, convert: bool) -> Chosen | None:
     """The upsampler the user gave, the checkpoint's own, or the one installed for this VAE; None where there is none.
 
+    Args:
+        model: What it is for.
+        channels: Of a latent.
+        given: By the user.
+        convert: Take latents to the normalisation that it was trained with, and back.
+
     Raises:
-        UpsamplerError: It has other channels, or was trained for another latent space.
+        UpsamplerError: It has other channels, was trained for another latent space, or nothing says for which.
     """
-    vae = model.checkpoint.path("vae")
-    vae_sha256 = sha256_of(vae_weights_file(vae))
-    if given is not None:
-        return _checked(given, model, channels, vae_sha256)
-    for folder in (model.checkpoint.folder / PACKAGED, installed_upsampler(vae_sha256)):
-        if (folder / WEIGHTS_FILE).is_file():
-            return _checked(folder, model, channels, vae_sha256)
+    own = model.checkpoint.folder / PACKAGED
+    installed = installed_upsampler(sha256_of(vae_weights_file(model.checkpoint.path("vae"))))
+    for folder in (own, installed) if given is None else (given,):
+        if given is not None or (folder / WEIGHTS_FILE).is_file():
+            return _checked(folder, model, channels, convert=convert)
     return None
 
 
-def _checked(folder: Path, model: Model, channels: int, vae_sha256: str) -> Chosen:
+def _checked(folder: Path, model: Model, channels: int, *, convert: bool) -> Chosen:
     network = LatentUpSampler.from_pretrained(folder)
     network.check_fits(channels, model=model.name)
+    sha256 = sha256_of(folder / WEIGHTS_FILE)
     info: Mapping[str, Any] = read_json(folder / INFO) if (folder / INFO).is_file() else {}
-    _check_space(folder, info, model.checkpoint.config("vae"), model.name, vae_sha256)
+    published = PUBLISHED.get(sha256)
+    vae = model.checkpoint.config("vae")
+    trained = _trained_for(folder, info, published, channels)
+    other = trained if trained is not None and not _same(trained, vae) else None
+    lent = published is not None and any(_same(vae, known) for known in published.lent_to)
+    if other is not None and not (convert or lent):
+        raise UpsamplerError(
+            f"the upsampler in {folder} was trained for latents with {_said(other)}, but those of {model.name} have "
+            f"{_said(vae)}; train one for this VAE with lssgen-train-upsampler, or, if both are the same VAE with two "
+            "normalisations, export with --convert-latents"
+        )
+    if trained is None and convert:
+        raise UpsamplerError(
+            f"nothing says which latents the upsampler in {folder} was trained for, so they cannot be converted; write "
+            f"{', '.join(NORMALISATION)} of its VAE into {folder / INFO}, those that its config.json has"
+        )
     record = Upsampler(
         source=str(folder),
-        sha256=sha256_of(folder / WEIGHTS_FILE),
-        licence=str(info.get("licence") or UNKNOWN_LICENCE),
+        sha256=sha256,
+        licence=str(info.get("licence") or (LICENCE if published else UNKNOWN_LICENCE)),
         config=asdict(network.config),
+        converted_to=other if convert else None,
     )
-    return Chosen(folder, record)
+    note = f"Latent upsampler from {folder}; licence: {record.licence}."
+    if other is not None:
+        note += f" It was trained for latents with {_said(other)}; those of this model are " + (
+            "converted for it, and back." if convert else "not converted, as published: --convert-latents does that."
+        )
+    return Chosen(folder, record, note)
 
 
-def _check_space(folder: Path, info: Mapping[str, Any], vae: Mapping[str, Any], model: str, vae_sha256: str) -> None:
-    """Equal weights mean an equal space; else the scaling and shift must at least be the same."""
-    if info.get("vae_sha256") == vae_sha256:
-        return
-    for name, neutral in (("scaling_factor", 1.0), ("shift_factor", 0.0)):
-        if name not in info:
-            continue
-        trained, wanted = (float(config.get(name) or neutral) for config in (info, vae))
-        if abs(trained - wanted) > 1e-6 * abs(wanted):
-            raise UpsamplerError(
-                f"the upsampler in {folder} was trained for latents with {name} {trained:g}, but those of {model} have "
-                f"{wanted:g}; train one for this VAE with lssgen-train-upsampler"
-            )
+def _trained_for(
+    folder: Path, info: Mapping[str, Any], published: PublishedUpsampler | None, channels: int
+) -> Mapping[str, Any] | None:
+    """Normalisation of the latents that an upsampler was trained with; None where nothing says it.
+
+    Raises:
+        UpsamplerError: What its lssgen.json says is no normalisation.
+    """
+    said = _normalisation(info)
+    for name, value in said.items():
+        each = name.startswith("latents_")
+        numbers: Sequence[object] = cast(Sequence[object], value) if each and isinstance(value, list) else (value,)
+        fits = all(isinstance(one, int | float) and isfinite(one) for one in numbers)
+        if not fits or len(numbers) != (channels if each else 1) or (name == "scaling_factor" and not value):
+            wanted = f"a list of {channels} numbers" if each else "a number"
+            raise UpsamplerError(f"{name} in {folder / INFO} is {value!r}; it must be {wanted}, as in its VAE's config")
+    return said or (_normalisation(published.vae) if published else None)
+
+
+def _normalisation(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of a VAE's configuration that say how latents are normalised."""
+    return {name: config[name] for name in NORMALISATION if config.get(name) is not None}
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two VAE configurations normalise alike, to the digits that configurations are written with."""
+    spaces = [LatentSpace(config) for config in (one, other)]
+    numbers = [(space.scaling, *space.mean, *space.spread) for space in spaces]
+    return len(numbers[0]) == len(numbers[1]) and all(
+        isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) for a, b in zip(*numbers, strict=True)
+    )
+
+
+def _said(config: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in (_normalisation(config) or {"scaling_factor": 1}).items())

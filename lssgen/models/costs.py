@@ -116,10 +116,11 @@ def unet_cost(net: Config, text_tokens: int) -> NetworkCost:
         if level < levels - 1:
             sum_.convolution(width, width, level + 1)
             skips.append(width)
-    sum_.resnet(last, last, levels - 1)
-    if net.get("mid_block_type", "UNetMidBlock2DCrossAttn"):
+    if net.get("mid_block_type", _MID) is not None:
+        sum_.resnet(last, last, levels - 1)
+    if net.get("mid_block_type", _MID) == _MID:
         sum_.transformer(last, depths[-1], levels - 1)
-    sum_.resnet(last, last, levels - 1)
+        sum_.resnet(last, last, levels - 1)
     for step, level in enumerate(reversed(range(levels))):
         for _ in range(layers[level] + 1):
             sum_.resnet(width + skips.pop(), widths[level], level)
@@ -133,6 +134,7 @@ def unet_cost(net: Config, text_tokens: int) -> NetworkCost:
 
 
 _DOWN = (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D")
+_MID = "UNetMidBlock2DCrossAttn"
 _UP = ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3)
 
 

@@ -33,6 +33,7 @@ class Family:
         latent: (channels, patch) from the denoiser's config: latent channels, and cells along one side of a token.
         guidance: Kind of guidance from the denoiser's config.
         cost: Arithmetic from the denoiser's config and the number of text tokens.
+        longest_side: From the denoiser's config: `ModelFacts.longest_side`.
         grid, start, oversize, scaling_spaces: See `ModelFacts`.
         scheduler_fixed: Scheduler fields whose value the published pipeline forces.
         history: Estimates that the step graph must carry for every solver that fits: 1 for DPM-Solver++(2M), 4 for
@@ -54,6 +55,7 @@ class Family:
     latent: Callable[[Config], tuple[int, int]]
     guidance: Callable[[Config], Guidance]
     cost: Callable[[Config, int], NetworkCost]
+    longest_side: Callable[[Config], int]
     grid: Literal["range", "even", "labels"] = "range"
     start: Literal["timestep", "fraction"]
     oversize: Literal["refuse", "floor"] = "refuse"
@@ -94,6 +96,25 @@ def _unet_guidance(net: Config) -> Guidance:
     return "embedded" if net.get("time_cond_proj_dim") else "branches"
 
 
+def _anywhere(net: Config) -> int:
+    """Convolutions, and rotary angles computed in the graph, know no longest side."""
+    del net
+    return 0
+
+
+def _position_table(net: Config) -> int:
+    return int(net["pos_embed_max_size"]) * int(net["patch_size"])
+
+
+FLUX_POSITIONS = 512
+"""Rows and columns of tokens that a FLUX graph has rotary angles for: 8192 px."""
+
+
+def _flux_positions(net: Config) -> int:
+    del net
+    return 2 * FLUX_POSITIONS
+
+
 _SD = Family(
     name="sd",
     title="Stable Diffusion 1.x and 2.x",
@@ -104,6 +125,7 @@ _SD = Family(
     latent=_unpatched,
     guidance=_unet_guidance,
     cost=unet_cost,
+    longest_side=_anywhere,
     start="fraction",
     scheduler_fixed={"steps_offset": 1, "clip_sample": False},
     history=4,
@@ -123,8 +145,8 @@ _SDXL = Family(
     latent=_unpatched,
     guidance=_unet_guidance,
     cost=unet_cost,
+    longest_side=_anywhere,
     start="fraction",
-    scaling_spaces=("resnet", "latent"),
     history=4,
     defaults=Defaults(height=1024, width=1024, steps=50, guidance_scale=5.0, min_resolution=1024),
 )
@@ -140,6 +162,7 @@ _SD3 = Family(
     latent=_patched,
     guidance=_branches,
     cost=mmdit_cost,
+    longest_side=_position_table,
     start="timestep",
     history=1,
     max_sequence_length=256,
@@ -157,6 +180,7 @@ _FLUX = Family(
     latent=_packed,
     guidance=_flux_guidance,
     cost=flux_cost,
+    longest_side=_flux_positions,
     grid="even",
     start="timestep",
     oversize="floor",
@@ -176,6 +200,7 @@ _COGVIEW4 = Family(
     latent=_patched,
     guidance=_branches,
     cost=cogview_cost,
+    longest_side=_anywhere,
     grid="labels",
     start="timestep",
     history=1,
@@ -245,6 +270,7 @@ def facts_from_configs(
     try:
         channels, patch = family.latent(net)
         cost = family.cost(net, _text_tokens(family, configs, max_sequence_length))
+        longest_side = family.longest_side(net)
         scheduler_class = str(scheduler["_class_name"])
     except KeyError as error:
         raise ModelError(
@@ -265,6 +291,7 @@ def facts_from_configs(
         scaling_spaces=family.scaling_spaces,
         defaults=defaults,
         cost=cost,
+        longest_side=longest_side,
     )
 
 

@@ -26,13 +26,20 @@ def beta_asks(schedule: BetaSchedule, solver: str, steps: int) -> tuple[Ask, ...
         PlanError: More steps than the table, or than LCM was distilled for, has.
     """
     if steps > schedule.train_steps:
-        raise PlanError(f"{steps} steps do not fit: the model was trained with {schedule.train_steps} timesteps")
+        raise PlanError(
+            f"{steps} steps do not fit: the model was trained with {schedule.train_steps} timesteps; ask for no more"
+        )
     remaining = _remaining(schedule)
     if solver in _EXPLODING:
         return _exploding(schedule, _timesteps(schedule, steps), remaining)
     times = _lcm_timesteps(schedule, steps) if solver == "lcm" else _timesteps(schedule, steps, whole=True)
     if solver == "dpm++2m":
         times = _dpm_timesteps(schedule, steps)
+    if times[0] > schedule.train_steps - 1:
+        raise PlanError(
+            f"{steps} steps begin at timestep {times[0]:g}, beyond the model's last, {schedule.train_steps - 1} "
+            f"(steps_offset is {schedule.offset}); ask for fewer"
+        )
     if solver == "pndm":
         # Its warm-up evaluates the second timestep twice.
         times = np.concatenate((times[:2], times[1:]))
@@ -47,6 +54,11 @@ def beta_asks(schedule: BetaSchedule, solver: str, steps: int) -> tuple[Ask, ...
     return tuple(
         _preserving_ask(at, to, float(t), schedule.prediction) for at, to, t in zip(levels, ends, times, strict=True)
     )
+
+
+def most_steps(schedule: BetaSchedule, solver: str) -> int:
+    """Longest schedule that there is: the table's timesteps, or those that LCM was distilled at."""
+    return schedule.origin_steps if solver == "lcm" else schedule.train_steps
 
 
 def start_noise(schedule: BetaSchedule | EdmSchedule, solver: str, asks: tuple[Ask, ...]) -> float:
@@ -115,7 +127,9 @@ def _dpm_timesteps(schedule: BetaSchedule, steps: int) -> NDArray[np.floating]:
 def _lcm_timesteps(schedule: BetaSchedule, steps: int) -> NDArray[np.floating]:
     """(steps,) evenly picked timesteps out of those that the model was distilled at."""
     if steps > schedule.origin_steps:
-        raise PlanError(f"{steps} steps do not fit: LCM was distilled at {schedule.origin_steps} timesteps")
+        raise PlanError(
+            f"{steps} steps do not fit: LCM was distilled at {schedule.origin_steps} timesteps; ask for no more"
+        )
     origin = np.arange(schedule.origin_steps, 0, -1) * (schedule.train_steps // schedule.origin_steps) - 1.0
     return origin[np.floor(np.linspace(0, len(origin), steps, endpoint=False)).astype(int)]
 

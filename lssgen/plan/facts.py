@@ -70,6 +70,7 @@ class ModelFacts:
             smallest (SD3). "even": from 1 to 1 / n (FLUX). "labels": whole timesteps from 1000 to 1, which the network
             is told as they are, without the shift (CogView4).
         cost: Arithmetic of the network.
+        longest_side: Largest latent height or width, in cells, that the network knows positions for; 0: any.
     """
 
     name: str
@@ -86,3 +87,4 @@ class ModelFacts:
     scaling_spaces: tuple[ScalingSpace, ...] = ("resnet", "latent", "pixel")
     defaults: Defaults
     cost: NetworkCost
+    longest_side: int = 0

@@ -45,6 +45,12 @@ def stage_sizes(facts: ModelFacts, options: PlanOptions) -> tuple[StageSize, ...
         )
     if not height or not width:
         raise PlanError(f"{facts.name} needs sides of at least {unit} px; got {options.height} x {options.width}")
+    longest = facts.longest_side * facts.cell_px
+    if longest and max(height, width) > longest:
+        raise PlanError(
+            f"{facts.name} knows positions up to {longest} px a side; {height} x {width} is larger: ask for a smaller "
+            "picture"
+        )
     if options.start_sigma == 1:
         doublings = 0
     sizes: list[StageSize] = []

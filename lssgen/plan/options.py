@@ -13,6 +13,9 @@ StartRule = Literal["published", "sigma"]
 Injection = Literal["label", "sigma"]
 PndmStart = Literal["published", "aligned"]
 
+MOST_STEPS = 10_000
+"""A plan has a row for every step, and no model knows more than 1000 levels."""
+
 OWN_SOLVER = "own"
 """Value of `PlanOptions.solver` that stands for the checkpoint's own scheduler."""
 
@@ -115,6 +118,8 @@ class PlanOptions:
             value: int = getattr(self, name)
             if value < 1:
                 raise PlanError(f"{name} is {value}; it must be at least 1")
+        if self.requested_steps > MOST_STEPS:
+            raise PlanError(f"{self.requested_steps} steps were asked for; ask for {MOST_STEPS} at most")
         for name in ("guidance_scale", "true_guidance_scale"):
             if not isfinite(scale := getattr(self, name)):
                 raise PlanError(f"{name} is {scale}; it must be a finite number")

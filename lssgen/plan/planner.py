@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from lssgen.errors import PlanError
-from lssgen.plan.diffusion import beta_asks, edm_asks, start_noise
+from lssgen.plan.diffusion import beta_asks, edm_asks, most_steps, start_noise
 from lssgen.plan.facts import ModelFacts
 from lssgen.plan.flow import flow_asks, shift_for
 from lssgen.plan.geometry import StageSize, size_notes, stage_sizes
@@ -45,8 +45,7 @@ def make_plan(facts: ModelFacts, options: PlanOptions) -> Plan:
     sizes = stage_sizes(facts, options)
     entered = sizes if options.strength > options.start_sigma else sizes[-1:]
     stages = tuple(_stage(run, size, first=index == 0) for index, size in enumerate(entered))
-    full = replace(sizes[-1], steps=options.requested_steps)
-    alone = _stage(run, full, first=True)
+    alone = _stage(run, replace(sizes[-1], steps=_most_steps(run)), first=True)
     return Plan(
         stages=stages,
         cell_px=facts.cell_px,
@@ -54,6 +53,15 @@ def make_plan(facts: ModelFacts, options: PlanOptions) -> Plan:
         notes=(*size_notes(facts, options, sizes), *_level_notes(run, stages)),
         single_stage_passes=sum(len(step.guidance) for step in alone.steps),
     )
+
+
+def _most_steps(run: _Run) -> int:
+    """Steps of a run in one stage: all that were asked for, or as many as the schedule has.
+
+    Smaller stages get fewer steps, so a run may ask for more than any single schedule holds.
+    """
+    asked = run.options.requested_steps
+    return min(asked, most_steps(run.schedule, run.solver)) if isinstance(run.schedule, BetaSchedule) else asked
 
 
 def _check(run: _Run) -> None:

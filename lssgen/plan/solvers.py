@@ -44,7 +44,8 @@ def first_order(asks: Sequence[Ask], *, eta: float = 0.0) -> tuple[Step, ...]:
 def dpmpp_2m(asks: Sequence[Ask]) -> tuple[Step, ...]:
     """DPM-Solver++(2M), midpoint form: extrapolate the clean picture from the last two estimates, linearly in log-SNR.
 
-    The first step has no history and the one into a clean picture no finite log-SNR: both are of first order.
+    The first step has no history, the one into a clean picture no finite log-SNR, and one after a step that stayed on
+    its level (more steps than levels) no slope: these are of first order.
 
     Source: Lu et al. 2022, arXiv 2211.01095, algorithm 2.
     """
@@ -54,8 +55,9 @@ def dpmpp_2m(asks: Sequence[Ask]) -> tuple[Step, ...]:
         keep = to.noise / at.noise
         gain = to.image - keep * at.image
         blend = (gain,)
-        if index and to.noise:
-            lean = (to.log_snr - at.log_snr) / (2 * (at.log_snr - asks[index - 1].level.log_snr))
+        moved = at.log_snr - asks[index - 1].level.log_snr if index else 0.0
+        if moved and to.noise:
+            lean = (to.log_snr - at.log_snr) / (2 * moved)
             blend = (gain * (1 + lean), -gain * lean)
         steps.append(
             Step(

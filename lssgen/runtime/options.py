@@ -20,11 +20,14 @@ class Options(TypedDict, total=False):
     True takes the numbers of the checkpoint's authors.
     """
 
-    negative_prompt: str
+    negative_prompt: str | None
     seed: int
     num_images: int
     batch: int
     guidance_rescale: float
+    original_size: tuple[int, int] | None
+    target_size: tuple[int, int] | None
+    crops_coords_top_left: tuple[int, int]
 
     height: int
     width: int
@@ -62,20 +65,28 @@ class Request:
     Attributes:
         plan: Stages and steps.
         plan_options: What the plan was made from.
-        negative_prompt: What the pictures should not show; an empty one counts as not given.
+        negative_prompt: What the pictures should not show. None: not given, which is the empty text to most models and
+            zeros to SDXL (`Manifest.empty_negative`); an empty one is encoded like any other.
         seed: Picture i of the run is painted with seed + i.
         num_images: Pictures of every prompt.
         batch: Pictures painted at the same time; changes speed and memory, not the pictures.
         guidance_rescale: Share of rescaled guidance in [0, 1], for models that offer it.
+        original_size, target_size: (height, width) in pixels that a network conditioned on sizes (SDXL, CogView4) is
+            told in every stage. None: each stage's own size, as published, which keeps small stages from looking
+            cropped.
+        crops_coords_top_left: (top, left) in pixels that such a network is told.
     """
 
     plan: Plan
     plan_options: PlanOptions
-    negative_prompt: str = ""
+    negative_prompt: str | None = None
     seed: int = 0
     num_images: int = 1
     batch: int = 1
     guidance_rescale: float = 0.0
+    original_size: tuple[int, int] | None = None
+    target_size: tuple[int, int] | None = None
+    crops_coords_top_left: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         for name in ("num_images", "batch"):
@@ -85,6 +96,10 @@ class Request:
         check_seed(self.seed)
         if not 0 <= self.guidance_rescale <= 1:
             raise PlanError(f"guidance_rescale is {self.guidance_rescale:g}; it must lie in 0 to 1")
+        for name, least in (("original_size", 1), ("target_size", 1), ("crops_coords_top_left", 0)):
+            sides: tuple[int, ...] | None = getattr(self, name)
+            if sides is not None and (len(sides) != 2 or min(sides) < least):
+                raise PlanError(f"{name} is {sides}; it must be two numbers of pixels, each at least {least}")
 
     @property
     def branches(self) -> frozenset[str]:
@@ -120,12 +135,13 @@ def options_from_request(request: Request) -> Options:
     return cast(Options, choices)
 
 
-def refuse_unknown(words: Iterable[str]) -> None:
-    """Raise PlanError if a word is no keyword of `Options`."""
+def refuse_unknown(words: Iterable[str], known: Iterable[str] = Options.__annotations__) -> None:
+    """Raise PlanError if a word is none of those that are known, the keywords of `Options`."""
+    known = tuple(known)
     for word in words:
-        if word not in Options.__annotations__:
-            near = get_close_matches(word, Options.__annotations__, 1)
-            advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(Options.__annotations__)}"
+        if word not in known:
+            near = get_close_matches(word, known, 1)
+            advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
             raise PlanError(f"unknown option {word!r}; {advice}")
 
 
@@ -153,5 +169,10 @@ def _refuse_what_is_missing(bundle: Bundle, request: Request) -> None:
     for stage in plan.stages:
         for step in stage.steps:
             step.row(manifest.history)
+    told = (request.original_size, request.target_size, request.crops_coords_top_left)
+    if told != (None, None, (0, 0)) and not manifest.size_ports:
+        raise PlanError(
+            f"{manifest.facts.name} is not told sizes; leave out original_size, target_size and crops_coords_top_left"
+        )
     if request.guidance_rescale and "guidance_rescale" not in {p.name for p in manifest.graphs["step"].inputs}:
         raise PlanError(f"{manifest.facts.name} has no guidance_rescale; leave it out")

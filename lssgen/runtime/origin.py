@@ -35,8 +35,10 @@ def read_picture(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
+            return _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
+    except PromptError:
+        raise
+    except Exception as error:  # of a damaged file, Pillow's formats raise SyntaxError, ValueError and more
         raise PromptError(f"picture {path} cannot be read: {error}") from error
 
 
@@ -49,10 +51,11 @@ def start_from(plan: Plan, picture: Image.Image, mask: Image.Image | None) -> St
         mask: White where it may change, black where it stays; None: all of it may change.
 
     Raises:
-        PromptError: The mask has another size than the picture, or is black all over.
+        PromptError: The mask has another size than the picture, or is black all over; or one of them has pixels that
+            are no levels of grey or colour.
     """
     size = (plan.width_px, plan.height_px)
-    fitted = ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.LANCZOS)
+    fitted = ImageOps.fit(_eight_bits(picture).convert("RGB"), size, Image.Resampling.LANCZOS)
     if mask is None:
         return Start(fitted, np.ones((plan.height_px, plan.width_px), np.float32))
     if mask.size != picture.size:
@@ -60,10 +63,20 @@ def start_from(plan: Plan, picture: Image.Image, mask: Image.Image | None) -> St
             f"the mask is {mask.width} x {mask.height} px, the picture it belongs to {picture.width} x "
             f"{picture.height} px; both must have the same size"
         )
-    repaint = np.asarray(ImageOps.fit(mask.convert("L"), size, Image.Resampling.BOX), np.float32) / np.float32(255)
+    repaint = np.asarray(ImageOps.fit(_eight_bits(mask).convert("L"), size, Image.Resampling.BOX), np.float32)
+    repaint /= np.float32(255)
     if not repaint.any():
         raise PromptError("the mask is black all over, so nothing would be painted; white is where to paint")
     return Start(fitted, repaint)
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Scale a picture of 16 bits, which Pillow would cut off at 255."""
+    if picture.mode == "F":
+        raise PromptError("a picture of floating-point pixels has no known white; give one of 8 or 16 bits a channel")
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray(np.rint(np.clip(np.asarray(picture), 0, 65535) / 257).astype(np.uint8))
 
 
 def origin_of(workspace: Workspace, plan: Plan, start: Start) -> Origin:

@@ -8,6 +8,7 @@ and, in PNG, in a text chunk named "parameters" besides.
 import json
 import os
 from collections.abc import Mapping
+from errno import EISDIR
 from io import BytesIO
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -67,6 +68,23 @@ def write_picture(image: Image.Image, path: Path, parameters: Mapping[str, objec
     file = BytesIO()
     image.save(file, name, **settings, **extras)
     write_file(path, file.getvalue())
+
+
+def refuse_unwritable(path: Path) -> None:
+    """See, before the work, that a file can be written; leaves nothing.
+
+    Raises:
+        PromptError: It cannot.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, "it is a folder")
+        trial = path.with_name(f".{path.name}.{os.getpid()}.trial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise PromptError(f"{path} cannot be written: {error.strerror}; choose another place") from error
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -63,7 +63,7 @@ def read_prompt_file(
         raise PromptError(f"prompt file {path} cannot be read: {error}") from error
     lines: list[PromptLine] = []
     wrong: list[str] = []
-    for number, line in enumerate(text.splitlines()):
+    for number, line in enumerate(text.split("\n")):  # not splitlines: JSON text may hold U+2028 and its like
         if not line.strip():
             continue
         try:

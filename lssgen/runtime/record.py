@@ -5,12 +5,13 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
+from typing import cast
 
 import msgspec
 
 from lssgen.bundle import MANIFEST, sha256_of
 from lssgen.errors import PromptError
-from lssgen.plan import Plan
+from lssgen.plan import Plan, SkipLayerGuidance
 from lssgen.runtime.options import Options, Request, options_from_request, refuse_unknown
 from lssgen.runtime.pictures import write_file
 from lssgen.runtime.pipeline import Pipeline
@@ -124,6 +125,9 @@ def options_from_file(path: Path) -> tuple[Options, tuple[str, ...]]:
         keywords = msgspec.convert(given.get("configuration", given), dict[str, object])
         refuse_unknown(keywords)
         options = msgspec.convert(keywords, type=Options)
+        skip = keywords.get("skip_layers")
+        if isinstance(skip, Mapping):  # what msgspec does not know, it passes over
+            refuse_unknown(cast(Mapping[str, object], skip), SkipLayerGuidance.__annotations__)
     except OSError as error:
         raise PromptError(f"{path} cannot be read: {error.strerror}") from error
     except msgspec.MsgspecError as error:

@@ -74,13 +74,13 @@ class Picture:
     Attributes:
         image: RGB.
         latent: (C, h, w) float32, final, in the model's own space.
-        prompt, negative_prompt, seed: What it came from.
+        prompt, negative_prompt, seed: What it came from; no negative prompt is None.
     """
 
     image: Image.Image
     latent: Floats
     prompt: str
-    negative_prompt: str
+    negative_prompt: str | None
     seed: int
 
 

@@ -45,6 +45,7 @@ class Batch:
         guidance_scale: For networks that take the scale itself as an input.
         guidance_rescale: phi of guidance rescale, in [0, 1]; 0 is off.
         origin: None: from noise alone.
+        noise: (batch, C, h, w) that every stage begins with, smallest first; empty: drawn from the seeds.
     """
 
     seeds: tuple[int, ...]
@@ -52,6 +53,7 @@ class Batch:
     guidance_scale: float
     guidance_rescale: float = 0.0
     origin: Origin | None = None
+    noise: tuple[Floats, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,6 +108,7 @@ class _Run:
         self._history = history
         self._on_step = on_step
         self._origin = batch.origin
+        self._noise = batch.noise
         self._streams = [NoiseStream(seed) for seed in batch.seeds]
         for branches in {tuple(b for b, _ in step.guidance) for stage in plan.stages for step in stage.steps}:
             workspace.write_text(branches, batch.text)
@@ -135,7 +138,7 @@ class _Run:
     def _enter(self, index: int, stage: Stage) -> Floats:
         """Make the stage's first latent; returns the noise in it."""
         self._space.forget(index)
-        noise = self._draw(index)
+        noise = self._noise[index] if self._noise else self._draw(index)
         if index == 0:
             start = 0 if self._origin is None else np.float32(stage.image) * self._origin.latents[0]
             self._space.latent(0, 0).write(np.float32(stage.noise) * noise + start)

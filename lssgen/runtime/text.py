@@ -16,6 +16,10 @@ Lengths = tuple[int, ...]
 """Tokens that a prompt fills up to, one number a tokenizer."""
 
 
+SHOWN = 80
+"""Characters of a prompt's lost end that a warning repeats."""
+
+
 class PromptWarning(UserWarning):
     """A prompt that is not heard in full."""
 
@@ -88,18 +92,18 @@ class TextEncoder:
         return {port.name: buffers[port.name].read()[0] for port in engine.outputs}
 
     def _size(self, engine: Engine, axis: str, axes: Mapping[str, int]) -> int:
-        """Size of an output's axis: an input's, or what the export saw when the inputs were as they are now."""
-        if axis in axes:
-            return axes[axis]
-        for probe in self._manifest.graphs["text"].probes:
-            tokens = {name: size for name, size in axes.items() if name != "batch"}
-            if axis in probe.axes and tokens.items() <= probe.axes.items():
-                return probe.axes[axis]
+        """Size of an output's axis: an input's, or the usual one when all of the inputs' are as usual."""
+        usual = self._manifest.token_axes
+        known = all(size == usual.get(name, size) for name, size in axes.items())
+        if axis in axes or (axis in usual and known):
+            return {**usual, **axes}[axis]
         raise BundleError(f"{engine.name} has an output axis {axis!r} of unknown size for {axes}; export it again")
 
     def _warn_of_loss(self, text: str) -> None:
         for tokenizer in self._tokenizers:
             lost = tokenizer.lost(text)
+            if len(lost) > SHOWN:
+                lost = f"{lost[:SHOWN]}..."
             if lost:
                 warnings.warn(
                     f"prompt too long: the encoder behind {tokenizer.rules.port!r} reads {tokenizer.rules.length} "

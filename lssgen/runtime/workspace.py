@@ -10,11 +10,39 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lssgen.bundle import Manifest
+from lssgen.bundle import Manifest, SizeValue
 from lssgen.engines.base import Array, Backend, Binding, Buffer, Engine
 
 Branches = tuple[str, ...]
 """Guidance branches in batch order: "negative", "positive", "skip"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToldSizes:
+    """What a network that is conditioned on sizes is told, in pixels; (height, width) and (top, left).
+
+    Attributes:
+        original, target: None: every stage's own size, as published.
+        crop: Of the picture's upper left corner.
+    """
+
+    original: tuple[int, int] | None = None
+    target: tuple[int, int] | None = None
+    crop: tuple[int, int] = (0, 0)
+
+    def at(self, height: int, width: int) -> Mapping[SizeValue, int]:
+        """The entries of a `SizePort` at a stage of this size."""
+        original, target = (size or (height, width) for size in (self.original, self.target))
+        return {
+            "height_px": height,
+            "width_px": width,
+            "original_height": original[0],
+            "original_width": original[1],
+            "target_height": target[0],
+            "target_width": target[1],
+            "crop_top": self.crop[0],
+            "crop_left": self.crop[1],
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +54,14 @@ class Geometry:
         batch: Pictures at a time.
         text: Shape of every text conditioning port, for one picture and one branch.
         scaling_space: "resnet", "latent" or "pixel".
+        told: Sizes for networks that are conditioned on them.
     """
 
     sizes: tuple[tuple[int, int], ...]
     batch: int
     text: tuple[tuple[str, tuple[int, ...]], ...]
     scaling_space: str
+    told: ToldSizes = ToldSizes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +217,7 @@ class Workspace:
 
     def _size_buffers(self, stage: int, branches: Branches) -> dict[str, Buffer]:
         height, width = (cells * self._manifest.facts.cell_px for cells in self.geometry.sizes[stage])
-        known = {"height_px": height, "width_px": width, "crop_top": 0, "crop_left": 0}
+        known = self.geometry.told.at(height, width)
         shape = (len(branches), self.geometry.batch, 1)
         return {
             size.port: self._filled(np.tile(np.asarray([known[value] for value in size.values], np.float32), shape))

@@ -66,6 +66,17 @@ def test_a_run_is_repeated_from_its_record(run: Any) -> None:
     assert np.load("three.npy")[0] == pytest.approx(np.load("one.npy")[1], abs=1e-6)
 
 
+@pytest.mark.parametrize(("flags", "recorded"), [((), None), (("--negative-prompt", ""), "")])
+def test_an_empty_negative_prompt_is_not_one_that_was_not_given(
+    run: Any, flags: tuple[str, ...], recorded: str | None
+) -> None:
+    assert run("a", *flags, "-o", "one.png") == run("--config", "one.run.json", "-o", "two.png") == 0
+    for name in ("one", "two"):
+        assert json.loads(Path(f"{name}.run.json").read_text())["configuration"]["negative_prompt"] == recorded
+        with Image.open(f"{name}.png") as image:
+            assert json.loads(image.info["parameters"])["negative_prompt"] == recorded
+
+
 def test_plan_only_prints_the_stages_and_paints_nothing(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--plan-only") == 0
     out = capsys.readouterr().out
@@ -121,6 +132,16 @@ def test_a_prompt_file_becomes_folders_and_resumes(run: Any, capsys: pytest.Capt
         (("a", "--config", "none.json"), "none.json cannot be read"),
         (("a", "-o", "/proc/x.png"), "cannot be written"),
         (("a", "--skip-layer-guidance"), "without layer gates"),
+        (("a", "--original-size", "64"), "toy is not told sizes"),
+        (("a", "--crop-left-top", "a"), "--crop-left-top is 'a'"),
+        (("a", "--height", "0"), "height is 0; it must be at least 1"),
+        (("a", "--steps", "9" * 23), "ask for 10000 at most"),
+        (("a", "-o", "a" * 300 + ".png"), "File name too long"),
+        (("a", "--save-latents", "/proc/z.npy"), "/proc/z.npy cannot be written"),
+        (("a", "--save-latents", "."), "it is a folder"),
+        (("a", "--seed", str(2**64 - 1), "--num-images", "2"), f"seed {2**64} cannot be used"),
+        (("a", "--guidance-scale", "nan"), "guidance_scale is nan; it must be a finite number"),
+        (("\ud83d",), "cannot be read"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_leaves_nothing(
@@ -134,7 +155,17 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [('{"height": "big"}', "Expected `int`"), ("[1]", "Expected `object`"), ('{"hight": 3}', "did you mean 'height'")],
+    [
+        ('{"height": "big"}', "Expected `int`"),
+        ("[1]", "Expected `object`"),
+        ('{"hight": 3}', "did you mean 'height'"),
+        ("", "truncated"),
+        ('{"guidance_scale": NaN}', "malformed"),
+        ('{"seed": true}', "Expected `int`, got `bool`"),
+        ('{"configuration": {"wid": 1}}', "did you mean 'width'"),
+        ('{"skip_layers": {"scales": 2.0}}', "unknown option 'scales'; did you mean 'scale'"),
+        ("[" * 100_000, "Expected `object`"),
+    ],
 )
 def test_a_config_that_makes_no_sense_is_refused(
     run: Any, capsys: pytest.CaptureFixture[str], content: str, words: str
@@ -210,3 +241,23 @@ def test_a_picture_is_repainted_where_its_mask_is_white(run: Any) -> None:
 def test_a_picture_that_is_not_there_is_named(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("a", "--init-image", "none.png") == 1
     assert "picture none.png cannot be read" in capsys.readouterr().err
+
+
+def test_memory_that_does_not_suffice_is_one_line(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exhaust(*_: object) -> None:
+        np.empty(1 << 50)
+
+    monkeypatch.setattr(Pipeline, "_batch", exhaust)
+    assert run("a") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "not enough memory (Unable to allocate" in line
+
+
+@pytest.mark.parametrize("prompt", ["", "   ", "\U0001f600 \u202e\u00e9", "\x00", "a red circle " * 5000])
+def test_any_text_is_a_prompt_and_comes_back_from_the_record(run: Any, prompt: str) -> None:
+    assert run(prompt, "-o", "one.png", "--save-latents", "one.npy") == 0
+    assert json.loads(Path("one.run.json").read_text())["pictures"][0]["prompt"] == prompt
+    assert run("--config", "one.run.json", "-o", "two.png", "--save-latents", "two.npy") == 0
+    assert np.array_equal(np.load("one.npy"), np.load("two.npy"))

@@ -77,6 +77,7 @@ class CudaDouble:
         self.launches = 0
         self.peak = 0
         self.broken: list[str] = []
+        self.measured: list[str] = []
 
     # What the tests and the TensorRT double use.
 

@@ -1,9 +1,5 @@
-"""The doubles forbid what they must, and have no name that the real libraries lack."""
+"""The doubles forbid what they must; that they have nothing the real libraries lack is in `test_real_api`."""
 
-import ast
-import inspect
-import re
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +9,6 @@ import trt_double
 from cuda_double import CudaDouble, RuleBrokenError
 
 from lssgen.bundle import read_bundle
-from lssgen.engines import trt_build, trt_engine, trt_library
 from lssgen.engines.fit import Need
 from lssgen.engines.profiles import Demand, profiles_of
 
@@ -23,12 +18,20 @@ STREAM = 7
 class Rig:
     """A decode engine on the double, and every call that running it takes."""
 
-    def __init__(self, toy: Path) -> None:
+    def __init__(self, toy: Path, *, streamed: bool = False) -> None:
         self.cuda = CudaDouble()
         self.trt = trt_double.module(self.cuda)
         bundle = read_bundle(toy)
         profiles = profiles_of(bundle.manifest, Demand())["decode"]
-        need = Need(graph="decode", content="", backend="", version="", targets=(), options={}, profiles=profiles)
+        need = Need(
+            graph="decode",
+            content="",
+            backend="",
+            version="",
+            targets=(),
+            options={"weight_streaming": streamed},
+            profiles=profiles,
+        )
         self.plan = trt_double.plan_of(toy / "decode.onnx", need, weights=1000, scratch=4096)
         self.runtime = self.trt.Runtime(trt_double.ILogger())
         self.engine: Any = self.runtime.deserialize_cuda_engine(self.plan)
@@ -156,82 +159,36 @@ def test_nothing_is_allocated_during_a_capture(rig: Rig) -> None:
         rig.cuda.cudaMalloc(16)
 
 
-DOUBLES = {
-    "ILogger": trt_double.ILogger, "Runtime": trt_double.RtxRuntime, "ICudaEngine": trt_double.RtxEngine,
-    "IExecutionContext": trt_double.RtxContext, "IRuntimeConfig": trt_double.IRuntimeConfig,
-    "IRuntimeCache": trt_double.IRuntimeCache, "CudaGraphStrategy": trt_double.CudaGraphStrategy,
-    "ExecutionContextAllocationStrategy": trt_double.ExecutionContextAllocationStrategy,
-}  # fmt: skip
+def test_a_weight_budget_comes_before_any_context(toy: Path) -> None:
+    rig = Rig(toy, streamed=True)
+    with pytest.raises(RuleBrokenError, match="set while a context exists"):
+        rig.engine.weight_streaming_budget_v2 = 500
+    rig.context = None
+    rig.engine.weight_streaming_budget_v2 = 500
 
 
-@pytest.mark.parametrize("name", DOUBLES)
-def test_tensorrt_rtx_has_every_name_and_parameter_of_its_double(name: str) -> None:
-    real = getattr(pytest.importorskip("tensorrt_rtx", reason="the wheel tensorrt-rtx-cu13 is not installed"), name)
-    for member, mine in public(DOUBLES[name]).items():
-        theirs = getattr(real, member)
-        if inspect.isfunction(mine):
-            parameters = [p for p in inspect.signature(mine).parameters if p != "self"]
-            assert parameters in documented(theirs.__doc__, member), f"{name}.{member}: {theirs.__doc__}"
-        else:
-            assert not callable(theirs) or inspect.isclass(theirs) or isinstance(mine, int), f"{name}.{member}"
-    if hasattr(real, "__members__"):
-        assert {m.name: m.value for m in DOUBLES[name]} == {k: v.value for k, v in real.__members__.items()}  # type: ignore[attr-defined]
+def test_streamed_weights_forbid_a_capture(toy: Path) -> None:
+    with pytest.raises(RuleBrokenError, match="captured while weights are streamed"):
+        Rig(toy, streamed=True).ready().capture()
 
 
-def test_attributes_that_are_set_exist() -> None:
-    """Python lets one set any attribute of a double; the real ones are listed here with their classes."""
-    trt = pytest.importorskip("tensorrt_rtx", reason="the wheel tensorrt-rtx-cu13 is not installed")
-    assert isinstance(trt.Runtime.defer_weights_loading, property)
-    assert isinstance(trt.IRuntimeConfig.cuda_graph_strategy, property)
-    assert isinstance(trt.ICudaEngine.weight_streaming_budget_v2, property)
+def test_only_weights_that_were_deferred_come_and_go(rig: Rig) -> None:
+    assert not rig.engine.unload_weights()
+    assert not rig.engine.load_weights(rig.plan)
 
 
-def test_cuda_has_every_function_and_parameter_of_its_double() -> None:
-    real = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
-    for member, mine in public(CudaDouble).items():
-        if member.startswith("cuda"):
-            theirs = getattr(real, member)
-            if inspect.isfunction(mine):
-                parameters = [p for p in inspect.signature(mine).parameters if p != "self"]
-                assert parameters == list(inspect.signature(theirs).parameters), member
-            elif inspect.isclass(mine):
-                assert all(getattr(theirs, one.name) == one.value for one in mine), member  # type: ignore[attr-defined]
-            else:
-                assert int(theirs) == mine, member
+def test_deferred_weights_are_loaded_before_a_run(rig: Rig) -> None:
+    rig.runtime.defer_weights_loading = True
+    rig.engine = rig.runtime.deserialize_cuda_engine(rig.plan)
+    rig.context = rig.engine.create_execution_context(trt_double.ExecutionContextAllocationStrategy.USER_MANAGED)
+    with pytest.raises(RuleBrokenError, match="executed without weights"):
+        rig.ready()
 
 
-def public(double: type) -> dict[str, Any]:
-    """What a class and its bases define under names without underscores."""
-    layers = [layer for layer in double.__mro__ if layer.__module__ in ("trt_double", "cuda_double")]
-    found = {name: value for layer in reversed(layers) for name, value in vars(layer).items()}
-    return {name: value for name, value in found.items() if not name.startswith("_")}
-
-
-def documented(text: str, name: str) -> list[list[str]]:
-    """Parameter names of every overload in a pybind11 docstring."""
-    heads = re.findall(rf"(?m)^(?:\d+\. )?{name}\((self: .*)\) -> ", text)
-    return [re.findall(r"(?:^|, )(\w+): ", head)[1:] for head in heads]
-
-
-RTX_ONLY = {
-    "ComputeCapability", "CudaGraphStrategy", "DISABLED", "REQUIRE_USER_ALLOCATION", "create_runtime_cache",
-    "cuda_graph_strategy", "defer_weights_loading", "load_weights", "num_compute_capabilities",
-    "set_compute_capability", "set_runtime_cache", "unload_weights", "weights_loaded",
-}  # fmt: skip
-"""What the code asks for with `hasattr`, or only where the library is TensorRT-RTX."""
-
-
-def test_what_both_libraries_are_asked_for_is_in_the_published_stubs_of_tensorrt() -> None:
-    """Names that our code takes from TensorRT-RTX must be TensorRT's too, which cannot be installed everywhere."""
-    trt = pytest.importorskip("tensorrt_rtx", reason="the wheel tensorrt-rtx-cu13 is not installed")
-    try:
-        stubs = metadata.distribution("tensorrt-stubs").locate_file("tensorrt_bindings/tensorrt.pyi")
-    except metadata.PackageNotFoundError:
-        pytest.skip("tensorrt-stubs is not installed (pip install --no-deps tensorrt-stubs)")
-    classes = [cls for cls in vars(trt).values() if inspect.isclass(cls)]
-    real = {name for cls in classes for name in dir(cls)} | set(dir(trt))
-    sources = [ast.parse(Path(module.__file__ or "").read_text()) for module in (trt_build, trt_engine, trt_library)]
-    used = {node.attr for source in sources for node in ast.walk(source) if isinstance(node, ast.Attribute)} & real
-    published = set(re.findall(r"\b\w+\b", Path(str(stubs)).read_text()))
-    assert used > {"create_optimization_profile", "set_tensor_address", "TF32"}  # the search finds something
-    assert {name for name in used - published if not name.startswith("_")} == RTX_ONLY
+def test_a_timing_cache_lives_as_long_as_the_build(rig: Rig) -> None:
+    trt = trt_double.module(rig.cuda, rtx=False)
+    builder = trt.Builder(trt_double.ILogger())
+    config = builder.create_builder_config()
+    config.set_timing_cache(config.create_timing_cache(b""), False)
+    with pytest.raises(RuleBrokenError, match="destroyed before the engine was built"):
+        builder.build_serialized_network(builder.create_network(2), config)

@@ -1,4 +1,7 @@
+import gc
+import weakref
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -6,9 +9,12 @@ import onnx
 import pytest
 from onnx.parser import parse_model
 
+from lssgen.bundle import read_bundle
 from lssgen.engines.base import Port
-from lssgen.engines.onnxruntime import OrtBackend
+from lssgen.engines.graphs import stored_bytes
+from lssgen.engines.onnxruntime import OrtBackend, predicted
 from lssgen.errors import BackendError, BuildError, EngineError, ShapeError
+from lssgen.runtime import Pipeline
 from lssgen.testing import FakeBuffer
 
 ADD = "(float[batch, 4] x, float[batch, 4] y) => (float[batch, 4] z) { z = Add (x, y) }"
@@ -127,3 +133,64 @@ def test_the_description_holds_what_decides_speed(backend: OrtBackend) -> None:
     description = backend.describe()
     assert (description["backend"], description["threads"]) == ("onnxruntime", 1)
     assert set(description) >= {"onnxruntime", "provider", "graph_optimization_level"}
+
+
+def test_in_low_memory_mode_one_graph_is_loaded_at_a_time(toy: Path) -> None:
+    backend = OrtBackend(threads=1, low_memory=True)
+    engines = [backend.load(toy / f"{name}.onnx", name=name) for name in ("step", "decode")]
+    assert [engine._session for engine in engines] == [None, None]
+    for engine in (*engines, *engines):
+        session = weakref.ref(engine.wake())
+        assert [one._session is not None for one in engines] == [one is engine for one in engines]
+        assert session() is engine._session
+
+
+def test_a_binding_outlives_its_session_and_frees_it(toy: Path) -> None:
+    backend = OrtBackend(threads=1, low_memory=True)
+    decode, encode = (backend.load(toy / f"{name}.onnx", name=name) for name in ("decode", "encode"))
+    latent, picture = backend.empty((1, 4, 4, 4), np.float32), backend.empty((1, 32, 32, 3), np.uint8)
+    latent.write(np.ones((1, 4, 4, 4)))
+    run = decode.bind({"latent": latent, "picture": picture})
+    run()
+    first, session = picture.read(), weakref.ref(decode.wake())
+    encode.wake()
+    gc.collect()
+    assert session() is None
+    latent.write(np.zeros((1, 4, 4, 4)))
+    run()
+    assert (first.max(), picture.read().max()) == (160, 128)
+
+
+def test_a_run_in_low_memory_mode_is_the_same_run(toy: Path) -> None:
+    options = {"seed": 1, "num_inference_steps": 4, "scaling_space": "latent"}
+    plain, low = (Pipeline(read_bundle(toy), OrtBackend(threads=1, low_memory=low)) for low in (False, True))
+    np.testing.assert_array_equal(low("a star", **options).latents, plain("a star", **options).latents)
+    assert low.backend.describe()["low_memory"] is True
+
+
+def test_the_weights_of_a_bundle_are_predicted_from_its_files(toy: Path) -> None:
+    bundle = read_bundle(toy)
+    assert stored_bytes(bundle, bundle.manifest.graphs["step"]) == (toy / "step.onnx").stat().st_size
+    assert predicted([40_000_000, 1_600_000_000, 30_000_000], low_memory=False).startswith(
+        "predicted device memory: weights of 1670 MB (1670 MB with --low-memory); ONNX Runtime does not say"
+    )
+    assert "weights of 1600 MB, one network at a time;" in predicted([900_000_000, 1_600_000_000], low_memory=True)
+
+
+def test_a_small_graph_stays_in_low_memory_mode(toy: Path, tmp_path: Path) -> None:
+    folder = copytree(toy, tmp_path / "toy")
+    with (folder / "step.onnx").open("ab") as file:
+        file.write(b"\xfa\x3f\x80\x80\x04" + bytes(2**16))  # an unknown field of 64 KiB
+    backend = OrtBackend(threads=1, low_memory=True)
+    step, decode = (backend.load(folder / f"{name}.onnx", name=name) for name in ("step", "decode"))
+    step.wake()
+    decode.wake()
+    assert step._session is not None
+
+
+def test_a_closed_engine_runs_nothing(tmp_path: Path, backend: OrtBackend) -> None:
+    engine = backend.load(graph(tmp_path, ADD), name="toy/add")
+    run = engine.bind({name: backend.empty((2, 4), np.float32) for name in "xyz"})
+    engine.close()
+    with pytest.raises(EngineError, match="was closed and cannot run"):
+        run()

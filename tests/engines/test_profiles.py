@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lssgen.bundle import Manifest, Probe, SkipLayers, Tokens, read_bundle
+from lssgen.bundle import Manifest, SkipLayers, Tokens, read_bundle
 from lssgen.engines.base import Port
 from lssgen.engines.profiles import Demand, Extent, Profile, fixed, graph_sizes, profiles_of, token_axes
 from lssgen.errors import BuildError
@@ -75,12 +75,12 @@ def test_a_prompt_axis_is_pinned_or_a_range_as_its_tokenizer_fills_up(manifest: 
     assert token_axes(replace(manifest, tokenizers=(ranged,))) == {"tokens": Extent(16, 256, 1024)}
 
 
-def test_an_axis_that_joins_encoders_has_the_length_it_was_probed_with(manifest: Manifest) -> None:
+def test_an_axis_that_joins_encoders_has_its_usual_size(manifest: Manifest) -> None:
     step = manifest.graphs["step"]
     joined = Port("text", "float32", ("branches", "batch", "all_tokens", 1))
-    probe = Probe(axes={"batch": 1, "all_tokens": 333}, error=0.0, bound=1.0, finite=True, peak=1.0)
-    step = replace(step, inputs=(*step.inputs[:-1], joined), probes=(probe,))
-    assert sizes(replace(manifest, graphs={**manifest.graphs, "step": step}), "step")[0]["all_tokens"] == 333
+    graphs = {**manifest.graphs, "step": replace(step, inputs=(*step.inputs[:-1], joined))}
+    usual = {**manifest.token_axes, "all_tokens": 333}
+    assert sizes(replace(manifest, graphs=graphs, token_axes=usual), "step")[0]["all_tokens"] == 333
 
 
 def test_an_axis_that_nothing_decides_is_named(manifest: Manifest) -> None:

@@ -2,101 +2,31 @@
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
-from shutil import copytree
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import trt_double
-from cuda_double import CudaDouble
+from builder_double import Builder
+from machine import Make, bound, shape
 
-from lssgen.bundle import Bundle, read_bundle
-from lssgen.engines import cuda as cuda_module
-from lssgen.engines import trt_library
-from lssgen.engines.base import Port
-from lssgen.engines.build import Order, needs_of
-from lssgen.engines.cache import PLAN, Cache, Entry, key_of
-from lssgen.engines.cuda import Device
-from lssgen.engines.fit import Need
+from lssgen.engines.build import needs_of, targets_of
+from lssgen.engines.cache import PLAN
+from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import open_backend
-from lssgen.engines.tensorrt import TensorRT
+from lssgen.engines.trt_build import BuildOptions
 from lssgen.engines.trt_engine import TrtEngine
-from lssgen.engines.trt_library import Flavour, Library
-from lssgen.engines.trt_report import Report
+from lssgen.engines.trt_library import Flavour
 from lssgen.errors import BackendError, BuildError, EngineError, ShapeError, StaleEngineError
-from lssgen.runtime import Pipeline
 from lssgen.testing import FakeBackend
 
-WEIGHTS, SCRATCH = 1_000_000, 70_000
-
-
-@dataclass
-class Machine:
-    """A machine with one GPU, and a bundle whose engines are built."""
-
-    cuda: CudaDouble
-    bundle: Bundle
-    order: Order
-    library: Library
-    entries: dict[str, Entry]
-
-    def backend(self, **options: bool) -> TensorRT:
-        return TensorRT(self.library, Device(), self.order, **options)
-
-    def paint(self, backend: TensorRT) -> Any:
-        with Pipeline(self.bundle, backend) as pipeline:
-            return pipeline(
-                "a star", seed=3, num_inference_steps=6, min_resolution=32, num_images=2, scaling_space="latent"
-            )
-
-
-Make = Callable[..., Machine]
-
-
-@pytest.fixture
-def make(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    devices: list[CudaDouble] = []
-
-    def made(flavour: Flavour = "tensorrt-rtx", **device: Any) -> Machine:
-        cuda = CudaDouble(**device)
-        devices.append(cuda)
-        monkeypatch.setattr(cuda_module, "bindings", lambda: cuda)
-        library = Library(flavour, trt_double.module(cuda, rtx=flavour == "tensorrt-rtx"))
-        monkeypatch.setitem(trt_library._libraries, flavour, library)
-        bundle = read_bundle(copytree(toy, tmp_path / "bundle"))
-        order = Order(flavour=flavour, targets=("sm89",), folder=tmp_path / "engines")
-        needs = needs_of(bundle, library, order)
-        entries = {need.graph: _store(bundle, need, Cache(order.folder)) for need in needs}
-        return Machine(cuda, bundle, order, library, entries)
-
-    yield made
-    gc.collect()
-    assert not [broken for cuda in devices for broken in cuda.broken]
-
-
-def _store(bundle: Bundle, need: Need, cache: Cache) -> Entry:
-    graph = bundle.manifest.graphs[need.graph]
-    plan = trt_double.plan_of(bundle.path(graph.file), need, weights=WEIGHTS, scratch=SCRATCH)
-
-    def report(plan_bytes: int, plan_sha256: str) -> Report:
-        return Report(
-            graph=need.graph, content=need.content, backend=need.backend, version=need.version, targets=need.targets,
-            precision=graph.precision, options=need.options, profiles=need.profiles, inputs=graph.inputs,
-            outputs=graph.outputs, seconds=0.0, plan_bytes=plan_bytes, plan_sha256=plan_sha256, weight_bytes=WEIGHTS,
-            activation_bytes=(SCRATCH,) * len(need.profiles), attentions=0,
-        )  # fmt: skip
-
-    return cache.get_or_build(key_of(need), lambda: (plan, report))
+WEIGHTS, SCRATCH = Builder._weights, Builder._scratch
 
 
 @pytest.mark.parametrize("flavour", ["tensorrt-rtx", "tensorrt"])
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_a_whole_run_is_that_of_onnx_runtime(make: Make, flavour: Flavour, low_memory: bool) -> None:
     machine = make(flavour)
-    expected = machine.paint(open_backend("onnxruntime", threads=1))
+    expected = machine.paint(open_backend("onnxruntime", EngineOptions(threads=1)))
     painted = machine.paint(machine.backend(low_memory=low_memory))
     # The double computes with the same ONNX Runtime, so nothing but the way of the tensors can differ.
     np.testing.assert_array_equal(painted.latents, expected.latents)
@@ -211,6 +141,21 @@ def test_tensorrt_builds_for_the_gpu_at_hand_only(make: Make) -> None:
         needs_of(machine.bundle, machine.library, replace(machine.order, targets=("sm90",)))
 
 
+def test_a_gpu_that_cannot_hold_the_precision_is_told_what_it_can(make: Make) -> None:
+    machine = make("tensorrt", built=False, capability=(7, 5))
+    step, order = machine.bundle.manifest.graphs["step"], replace(machine.order, targets=())
+    assert targets_of(order, replace(step, precision="fp16"), "sm75") == ("sm75",)
+    with pytest.raises(BuildError, match=r"sm75, cannot hold .* bf16, which sm80 \(Ampere\) and later can; export"):
+        targets_of(order, replace(step, precision="bf16"), "sm75")
+
+
+def test_tensorrt_rtx_has_no_weight_streaming(make: Make) -> None:
+    machine = make(built=False)
+    order = replace(machine.order, options=BuildOptions(weight_streaming=True))
+    with pytest.raises(BuildError, match=r"does not stream weights during a run; .* run with --low-memory"):
+        needs_of(machine.bundle, machine.library, order)
+
+
 def test_a_truncated_engine_counts_as_none(make: Make) -> None:
     machine = make()
     folder = machine.entries["step"].folder
@@ -262,17 +207,3 @@ def test_a_run_tells_what_it_ran_on(make: Make) -> None:
     said = backend.describe()
     assert (said["backend"], said["target"], said["driver_cuda"]) == ("tensorrt-rtx", "sm89", "13.5")
     assert said["engines"] == {name: entry.key for name, entry in machine.entries.items()}
-
-
-def bound(
-    machine: Machine, backend: TensorRT, graph: str, engine: TrtEngine | None = None, **axes: int
-) -> tuple[Any, TrtEngine]:
-    """A binding of a graph of the bundle for one picture."""
-    engine = engine or backend.load(machine.bundle.path(f"{graph}.onnx"), name=f"toy/{graph}")
-    sizes = {"batch": 1, "picture_height": 8 * axes["height"], "picture_width": 8 * axes["width"], **axes}
-    ports = (*engine.inputs, *engine.outputs)
-    return engine.bind({port.name: backend.empty(shape(port, sizes), port.dtype) for port in ports}), engine
-
-
-def shape(port: Port, sizes: dict[str, int]) -> tuple[int, ...]:
-    return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in port.shape)

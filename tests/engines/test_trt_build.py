@@ -3,8 +3,10 @@
 import _thread
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from attention import Precision, attention_bundle, write_graph
@@ -12,7 +14,12 @@ from attention import Precision, attention_bundle, write_graph
 from lssgen.bundle import Bundle, Graph, Manifest, read_bundle
 from lssgen.engines import build as build_module
 from lssgen.engines.build import Order, build_engines
+from lssgen.engines.options import EngineOptions
+from lssgen.engines.profiles import Demand, Profile, fixed, profiles_of
 from lssgen.engines.registry import open_backend
+from lssgen.engines.targets import TARGETS
+from lssgen.engines.trt_build import Job, build_plan
+from lssgen.engines.trt_library import open_library
 from lssgen.engines.trt_report import Bounds, Report
 from lssgen.errors import BackendError, BuildError
 
@@ -48,6 +55,46 @@ def test_attention_without_a_fused_kernel_is_built_from_parts_and_reported(
 ) -> None:
     (unfused,) = built(toy, tmp_path, order, precision, heads).unfused
     assert (unfused.node, unfused.profiles, unfused.expected) == ("attend", 2, True)
+
+
+MASKED = """
+<ir_version: 10, opset_import: ["" : 23]>
+step (float[batch,height,64] latent, float[batch,height] keep) => (float[batch,height,64] next_latent) {
+  x = Cast<to=TYPE>(latent)
+  kept = Cast<to=TYPE>(keep)
+  one = Constant<value_float=1.0>()
+  far = Constant<value_float=10000.0>()
+  one_t = CastLike(one, x)
+  far_t = CastLike(far, x)
+  missing = Sub(kept, one_t)
+  bias = Mul(missing, far_t)
+  axes = Constant<value_ints=[1,2]>()
+  row = Unsqueeze(bias, axes)
+  batch = Shape<start=0,end=1>(keep)
+  tokens = Shape<start=1,end=2>(keep)
+  heads = Constant<value_ints=[1]>()
+  square = Concat<axis=0>(batch, heads, tokens, tokens)
+  mask = Expand(row, square)
+  q = MatMul(x, w_q)
+  k = MatMul(x, w_k)
+  v = MatMul(x, w_v)
+  [attend] a = Attention<q_num_heads=2, kv_num_heads=2>(q, k, v, mask)
+  next_latent = Cast<to=1>(a)
+}
+"""
+"""A padding mask as CogView4's step has it: added to the scores, the same for every head and query."""
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("target", ["sm86", "sm89", "sm120"])
+def test_attention_under_a_padding_mask_is_one_kernel(tmp_path: Path, target: str, precision: Precision) -> None:
+    weights = dict.fromkeys(("w_q", "w_k", "w_v"), (64, 64))
+    step = write_graph(tmp_path, "masked", MASKED, weights, precision)
+    profiles = tuple(Profile({"batch": fixed(2), "height": fixed(tokens)}) for tokens in (1248, 4320))
+    job = Job(name="step", onnx=tmp_path / step.file, inputs=step.inputs, profiles=profiles, targets=(target,))
+    built = build_plan(open_library("tensorrt-rtx"), job, lambda *_: None)
+    assert [attention.head for attention in built.attentions] == [32]
+    assert built.findings.unfused(built.attentions, 2) == ()
 
 
 def test_too_much_scratch_memory_fails_the_build_with_the_node_named(toy: Path, tmp_path: Path, order: Order) -> None:
@@ -151,9 +198,24 @@ def test_running_needs_a_gpu_and_says_so() -> None:
     if runtime.cudaGetDeviceCount()[0] == runtime.cudaError_t.cudaSuccess:
         pytest.skip("this machine has a GPU")
     with pytest.raises(BackendError, match=r"no NVIDIA driver|the NVIDIA driver|no GPU"):
-        open_backend("tensorrt-rtx")
+        open_backend("tensorrt-rtx", EngineOptions())
 
 
 def one_graph(toy: Path, step: Graph, folder: Path) -> Bundle:
     manifest: Manifest = read_bundle(toy).manifest
     return Bundle(folder, replace(manifest, graphs={"step": step}))
+
+
+@pytest.mark.parametrize("target", [name for name, target in TARGETS.items() if target.rtx])
+def test_the_table_of_targets_says_what_the_compiler_takes(toy: Path, tmp_path: Path, target: str) -> None:
+    library = open_library("tensorrt-rtx")
+    takes: list[str] = []
+    for precision in get_args(Precision):
+        bundle = attention_bundle(toy, tmp_path / precision, precision=precision)
+        step = bundle.manifest.graphs["step"]
+        profiles = profiles_of(bundle.manifest, Demand())["step"]
+        job = Job(name="step", onnx=bundle.path(step.file), inputs=step.inputs, profiles=profiles, targets=(target,))
+        with suppress(BuildError):
+            build_plan(library, job, lambda *_: None)
+            takes.append(precision)
+    assert tuple(takes) == TARGETS[target].precisions

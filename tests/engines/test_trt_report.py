@@ -10,7 +10,7 @@ from test_cache import report_of
 
 from lssgen.bundle import read_bundle
 from lssgen.engines.build import Order
-from lssgen.engines.fit import Need, device_bytes, io_bytes, misfits
+from lssgen.engines.fit import Need, device_bytes, in_turn_bytes, io_bytes, misfits
 from lssgen.engines.profiles import Profile, fixed
 from lssgen.engines.targets import TARGETS, rtx_targets
 from lssgen.engines.trt_library import Log, open_library
@@ -98,6 +98,16 @@ def test_predicted_memory_is_weights_scratch_and_tensors(toy: Path) -> None:
     assert io_bytes(report) == tensors
     assert device_bytes([report, report], in_turn=False) == 2 * 1000 + 20 + 2 * tensors
     assert device_bytes([report, report], in_turn=True) == 1000 + 20 + 2 * tensors
+
+
+def test_small_networks_stay_beside_the_one_whose_turn_it_is() -> None:
+    assert in_turn_bytes([1600, 900, 100, 12]) == 1600 + 100 + 12
+    assert in_turn_bytes([]) == 0
+
+
+def test_streamed_weights_may_stay_on_the_host() -> None:
+    streamed = replace(REPORT, options={"weight_streaming": True}, weight_bytes=1000)
+    assert device_bytes([streamed], in_turn=True) == device_bytes([streamed], in_turn=False) - 1000
 
 
 def test_targets_are_understood_in_every_spelling() -> None:

@@ -7,9 +7,11 @@ library would fail, compute nonsense or crash:
     shapes lie inside the profile; addresses are device memory, long enough; scratch is large enough and aligned
     a graph is captured after a plain execution of the same context, and replayed only while neither the context
         nor the weights have changed
+    a budget for streamed weights is set before a context exists; streamed weights forbid a capture
     nothing is used after its engine is gone
 
-A plan of the double is a JSON text: the ONNX file, the profiles, the memory of weights and scratch.
+A plan of the double is a JSON text: the ONNX file, the profiles, the memory of weights and scratch. The building half
+is in `builder_double`.
 """
 
 import json
@@ -20,6 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import builder_double
 import numpy as np
 import onnxruntime as ort
 from cuda_double import CudaDouble, RuleBrokenError
@@ -33,7 +36,8 @@ VERSION = "1.7.1.116"
 def plan_of(onnx: Path, need: Need, *, weights: int, scratch: int) -> bytes:
     """What the double takes for an engine; sizes in bytes."""
     profiles = [{axis: [e.low, e.best, e.high] for axis, e in profile.axes.items()} for profile in need.profiles]
-    return json.dumps({"onnx": str(onnx), "profiles": profiles, "weights": weights, "scratch": scratch}).encode()
+    streamed = bool(need.options.get("weight_streaming"))
+    return builder_double.plan(str(onnx), profiles, weights=weights, scratch=scratch, streamed=streamed)
 
 
 class ExecutionContextAllocationStrategy(IntEnum):
@@ -116,7 +120,9 @@ class ICudaEngine:
         self._blob = blob
         self._generation = 0
         self._weights: int | None = None
+        self._contexts: weakref.WeakSet[IExecutionContext] = weakref.WeakSet()
         self._plan: dict[str, Any] = json.loads(blob)
+        self._budget = int(self._plan["weights"])
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = 1
@@ -129,11 +135,26 @@ class ICudaEngine:
             self._cuda.release(self._weights, "an engine's weights")
 
     def _allocate(self) -> None:
-        status, address = self._cuda.cudaMalloc(self._plan["weights"])
+        status, address = self._cuda.cudaMalloc(max(1, self._budget))
         if status:
             raise MemoryError("no room for the weights")
         self._weights = address
         self._generation += 1
+
+    @property
+    def weight_streaming_budget_v2(self) -> int:
+        return self._budget
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, budget: int) -> None:
+        if not self._plan["streamed"]:
+            raise RuleBrokenError("a budget for weights that cannot be streamed")
+        if self._contexts:
+            raise RuleBrokenError("a weight streaming budget set while a context exists")
+        self._budget = budget
+
+    def get_weight_streaming_automatic_budget(self) -> int:
+        return min(int(self._plan["weights"]), self._cuda.cudaMemGetInfo()[1] // 2)
 
     @property
     def device_memory_size_v2(self) -> int:
@@ -155,7 +176,11 @@ class ICudaEngine:
                 cache._compile()
         if strategy != ExecutionContextAllocationStrategy.USER_MANAGED:
             raise RuleBrokenError("a context with memory of its own")
-        return self._context_type(self)
+        if self._weights is None and self._plan["streamed"]:
+            self._allocate()  # as much as the budget says
+        context = self._context_type(self)
+        self._contexts.add(context)
+        return context
 
     @property
     def _context_type(self) -> "type[IExecutionContext]":
@@ -261,6 +286,8 @@ class IExecutionContext:
         del stream_handle
         self._see_ready()
         capturing = self._cuda.recording is not None
+        if capturing and self._engine._plan["streamed"]:
+            raise RuleBrokenError("captured while weights are streamed")
         if capturing and self._ran != self._version:
             raise RuleBrokenError("captured before a plain execution with these shapes and addresses")
         version, generation, alive = self._version, self._engine._generation, weakref.ref(self)
@@ -346,7 +373,8 @@ class Runtime:
         return engine
 
     def _settle(self, engine: Any) -> None:
-        engine._allocate()
+        if not engine._plan["streamed"]:
+            engine._allocate()
 
 
 class RtxRuntime(Runtime):
@@ -364,10 +392,17 @@ class RtxRuntime(Runtime):
 
 def module(cuda: CudaDouble, *, rtx: bool = True) -> Any:
     """The double as a module on a device: `tensorrt_rtx`, or `tensorrt`, which lacks some of it."""
-    names: dict[str, Any] = {
+    shared = (
+        ILogger, ExecutionContextAllocationStrategy, builder_double.NetworkDefinitionCreationFlag,
+        builder_double.ProfilingVerbosity, builder_double.LayerType, builder_double.Dims,
+        builder_double.IProgressMonitor, builder_double.OnnxParser,
+    )  # fmt: skip
+    names: dict[str, Any] = {one.__name__: one for one in shared} | {
         "__version__": VERSION,
-        "ILogger": ILogger,
         "Runtime": type("Runtime", (RtxRuntime if rtx else Runtime,), {"_cuda": cuda}),
-        "ExecutionContextAllocationStrategy": ExecutionContextAllocationStrategy,
+        "Builder": type("Builder", (builder_double.Builder,), {"_cuda": cuda, "_version": VERSION}),
+        "BuilderFlag": builder_double.RtxBuilderFlag if rtx else builder_double.BuilderFlag,
     }
-    return SimpleNamespace(**names, **({"CudaGraphStrategy": CudaGraphStrategy} if rtx else {}))
+    if rtx:
+        names |= {"CudaGraphStrategy": CudaGraphStrategy, "ComputeCapability": builder_double.ComputeCapability}
+    return SimpleNamespace(**names)

@@ -2,16 +2,19 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from factory import tiny_upsampler, write_json
 from safetensors.torch import load_file, save_file
 
 from lssgen import paths
 from lssgen.bundle import sha256_of
+from lssgen.cli import export as command
 from lssgen.errors import ExportError, LssgenError, ModelError, PlanError, UnknownModelError, UpsamplerError
 from lssgen.export.config import ExportConfig
 from lssgen.export.export import export
@@ -29,10 +32,12 @@ def copy(sd3: Path, tmp_path: Path) -> Path:
     [
         ({"resolutions": ((64, 60),)}, ExportError, r"multiples of 8 px; 60 in 64 x 60 is not: use 56 or 64"),
         ({"resolutions": ((4, 64),)}, ExportError, r"multiples of 8 px; 4 in 4 x 64 is not: use 8"),
-        ({"resolutions": ((64, 64), (64, 200))}, ExportError, r"positions up to 192 px \(pos_embed_max_size\)"),
+        ({"resolutions": ((64, 64), (64, 200))}, ExportError, r"positions up to 192 px \(its position table\)"),
         ({"skip_layers": True}, ExportError, r"name no layers to skip; name some.*layers 0 to 1"),
         ({"skip_layers": True, "layers_to_skip": (2,)}, ExportError, r"has layers 0 to 1; cannot skip 2"),
-        ({"max_sequence_length": 0}, ExportError, r"T5 needs room for a token.*or for --no-t5"),
+        ({"max_sequence_length": 0}, ExportError, r"cannot read 0 tokens: ask for .* of 1 to 4096, or for --no-t5"),
+        ({"max_sequence_length": -1, "t5": False}, ExportError, r"cannot read -1 tokens: ask for .* of 0 to 4096"),
+        ({"max_sequence_length": 10**11}, ExportError, r"cannot read 100000000000 tokens"),
         ({"model": "sd4"}, UnknownModelError, r"no model called 'sd4' \(did you mean sd"),
         ({"model": "no such thing"}, UnknownModelError, r"give an alias \(.*sd3.5-medium.*\), the id of a hub"),
     ],
@@ -49,7 +54,7 @@ def test_impossible_order_is_refused(
 
 def test_folder_without_index_is_no_checkpoint(config: ExportConfig, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
-    with pytest.raises(UnknownModelError, match=r"no model_index.json.*from_single_file and save_pretrained"):
+    with pytest.raises(UnknownModelError, match=r"no model_index.json.*give the path of the safetensors file"):
         export(replace(config, model=str(tmp_path / "pictures")))
 
 
@@ -109,7 +114,8 @@ def test_upsampler_with_other_channels_is_refused(config: ExportConfig, tmp_path
 
 def test_upsampler_of_another_latent_space_is_refused(config: ExportConfig, tmp_path: Path) -> None:
     other = tiny_upsampler(tmp_path / "flux", scaling_factor=0.3611, shift_factor=0.1159, vae_sha256="0" * 64)
-    with pytest.raises(UpsamplerError, match=r"with scaling_factor 0.3611, but those of sd3 have 1.5305"):
+    words = r"with scaling_factor 0\.3611, shift_factor 0\.1159, but those of sd3 have .*1\.5305.*--convert-latents"
+    with pytest.raises(UpsamplerError, match=words):
         export(replace(config, upsampler=other))
 
 
@@ -160,3 +166,68 @@ def test_licence_of_an_unmarked_upsampler_is_called_unknown(
 def test_every_alias_is_a_hub_id_or_a_folder_of_this_package() -> None:
     for alias in ALIASES.values():
         assert alias.local != (alias.source.count("/") == 1 and not alias.source.startswith("/"))
+
+
+def unknown_family(copy: Path) -> list[str]:
+    write_json(copy / "model_index.json", {"_class_name": "KandinskyPipeline"})
+    return []
+
+
+def missing_component(copy: Path) -> list[str]:
+    shutil.rmtree(copy / "vae")
+    return []
+
+
+def upsampler_for_another_latent_space(copy: Path) -> list[str]:
+    return ["--upsampler", str(tiny_upsampler(copy.parent / "flux", scaling_factor=0.3611, shift_factor=0.1159))]
+
+
+def resolution_above_the_position_table(copy: Path) -> list[str]:
+    del copy
+    return ["--resolutions", "64,4096"]
+
+
+def resolution_below_a_patch(copy: Path) -> list[str]:
+    del copy
+    return ["--resolutions", "4"]
+
+
+def lora_for_another_model(copy: Path) -> list[str]:
+    tensors = {f"transformer.single_transformer_blocks.0.attn.to_q.lora_{m}.weight": torch.zeros(2, 2) for m in "AB"}
+    save_file(tensors, copy.parent / "flux.safetensors")
+    return ["--lora", str(copy.parent / "flux.safetensors")]
+
+
+def lora_without_strength(copy: Path) -> list[str]:
+    return ["--lora", f"{copy}:nan"]
+
+
+def scheduler_that_no_plan_reproduces(copy: Path) -> list[str]:
+    file = copy / "scheduler" / "scheduler_config.json"
+    write_json(file, json.loads(file.read_text()) | {"shift_terminal": 0.1})
+    return []
+
+
+BREAKAGES: dict[Callable[[Path], list[str]], str] = {
+    unknown_family: "UnknownModelError: ",
+    missing_component: "ModelError: ",
+    upsampler_for_another_latent_space: "UpsamplerError: ",
+    resolution_above_the_position_table: "ExportError: ",
+    resolution_below_a_patch: "ExportError: ",
+    lora_for_another_model: "ModelError: ",
+    lora_without_strength: "ModelError: ",
+    scheduler_that_no_plan_reproduces: "PlanError: field shift_terminal of the FlowMatchEulerDiscreteScheduler",
+}
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES, ids=lambda breakage: breakage.__name__)
+def test_the_command_ends_with_the_reason_and_leaves_nothing(
+    copy: Path, written: list[str], capsys: pytest.CaptureFixture[str], breakage: Callable[[Path], list[str]]
+) -> None:
+    output = copy.parent / "bundle"
+    assert command.main(["--model", str(copy), "--output", str(output), *breakage(copy)]) == 1
+    last = capsys.readouterr().err.strip().split("lssgen-export: ")
+    assert last[-1].startswith(BREAKAGES[breakage])
+    assert "Traceback" not in last[-1]
+    assert written == []
+    assert not output.exists()

@@ -1,18 +1,22 @@
 """The probe: it passes what is right, names what is wrong, and moves what overflows to float32."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lssgen.bundle import Graph
 from lssgen.engines.base import Port
 from lssgen.errors import ProbeError
 from lssgen.export.checkpoint import Checkpoint
-from lssgen.export.config import Precision
+from lssgen.export.config import Precision, Probing
 from lssgen.export.graph import write_graph
 from lssgen.export.graphs import DTYPES, Workshop
+from lssgen.export.pieces import open_pieces, session
 from lssgen.export.probe import probe_graph
 from lssgen.export.store import open_store
 from lssgen.export.weights import Weights
@@ -40,8 +44,7 @@ def probe(tmp_path: Path, precision: Precision, graph: nn.Module, exact: nn.Modu
     x = torch.randn(3, 8)
     write_graph(graph, {"x": x}, ["y"], {"x": ("batch", 8), "y": ("batch", 8)}, path, Weights())
     samples = [({"batch": 3}, {"x": x})]
-    rounded = graph if precision == "bf16" else None
-    return probe_graph("net", path, exact, rounded, samples, PORTS[1], precision)
+    return probe_graph("net", path, exact, samples, PORTS[1], precision)
 
 
 @pytest.mark.parametrize(
@@ -68,22 +71,68 @@ def test_overflow_is_refused(tmp_path: Path) -> None:
         probe(tmp_path, "fp16", Net(torch.float16, gain=1e6), Net(torch.float32))
 
 
-def test_component_that_overflows_in_fp16_is_kept_in_fp32_and_that_is_said(tmp_path: Path) -> None:
-    said: list[str] = []
-    recipe = Recipe(
-        name="net",
-        components=(),
-        inputs=PORTS[0],
-        outputs=PORTS[1],
-        build=lambda parts: Net(parts.dtype, gain=1e6),  # type: ignore[attr-defined]
-    )
-    with open_store(tmp_path / "bundle") as store:
-        workshop = Workshop(
-            checkpoint=Checkpoint(tmp_path), cell_px=4, resolutions=((64, 64),),
-            branches=1, token_axes={}, precision="fp16", threads=1, store=store, say=said.append,
-        )  # fmt: skip
-        graph = workshop.graph(recipe)
+def test_overflow_that_the_cpu_would_not_see_is_refused(tmp_path: Path) -> None:
+    """ONNX Runtime computes float16 networks in float32 on the CPU and keeps what a GPU could not."""
+    path = tmp_path / "net.onnx"
+    x = 10 * torch.randn(3, 8)
+    write_graph(Net(torch.float16, 6e4), {"x": x}, ["y"], {"x": ("batch", 8), "y": ("batch", 8)}, path, Weights())
+    (direct,) = session(path, 1).run(None, {"x": x.numpy()})
+    stepwise = open_pieces(path, threads=1).run({"x": x.numpy()}, ["y"])["y"]
+    assert np.isfinite(direct).all()
+    assert not np.isfinite(stepwise).all()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A workshop with a net that float16 cannot hold, and what it says."""
+
+    folder: Path
+    said: list[str]
+
+    def graph(self, *, probe: Probing = "stages", precision: Precision = "fp16", gain: float = 1e6) -> Graph:
+        recipe = Recipe(
+            name="net",
+            components=(),
+            inputs=PORTS[0],
+            outputs=PORTS[1],
+            build=lambda parts: Net(parts.dtype, gain),  # type: ignore[attr-defined]
+        )
+        with open_store(self.folder / "bundle") as store:
+            workshop = Workshop(
+                checkpoint=Checkpoint(self.folder), cell_px=4, resolutions=((64, 64),), branches=1, token_axes={},
+                precision=precision, probe=probe, threads=1, store=store, say=self.said.append,
+            )  # fmt: skip
+            graph = workshop.graph(recipe)
+            assert workshop.notes == [graph.why] * bool(graph.why)
+        return graph
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Trial:
+    return Trial(tmp_path, [])
+
+
+def test_component_that_overflows_in_fp16_is_kept_in_fp32_and_that_is_said(trial: Trial) -> None:
+    graph = trial.graph()
     assert graph.precision == "fp32"
     assert graph.probes[0].finite
-    assert "net is kept in fp32: in fp16, net gives numbers that are not finite" in said[0]
-    assert workshop.notes == [said[0]]
+    assert "net is kept in fp32: in fp16, net gives numbers that are not finite" in trial.said[0]
+
+
+def test_what_did_not_hold_up_is_not_tried_again(trial: Trial) -> None:
+    first, again = trial.graph(), trial.graph()
+    assert again == first
+    assert "net is kept in fp32" in trial.said[2]
+    assert "was there" in trial.said[3]
+
+
+def test_small_probe_has_one_size_and_none_says_that_nothing_was_compared(trial: Trial) -> None:
+    assert [probe.axes for probe in trial.graph(probe="small", gain=1).probes] == [{"batch": 2}]
+    assert trial.graph(probe="none", precision="fp32").probes == ()
+    assert "not compared with torch" in trial.said[-1]
+
+
+def test_probe_that_was_left_out_is_made_up_for(trial: Trial) -> None:
+    assert trial.graph(probe="none", precision="fp32").probes == ()
+    assert len(trial.graph(probe="stages", precision="fp32").probes) == 1
+    assert "was there" in trial.said[-1]

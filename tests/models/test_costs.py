@@ -118,6 +118,8 @@ CASES: list[tuple[str, Any, dict[str, Any], Any, Inputs]] = [
     ("flux-dev", FluxTransformer2DModel, FLUX | {"guidance_embeds": True}, flux_cost, guided_inputs),
     ("cogview4", CogView4Transformer2DModel, COGVIEW, cogview_cost, cogview_inputs),
     ("sd", UNet2DConditionModel, SD, unet_cost, sd_inputs),
+    ("sd without a middle", UNet2DConditionModel, SD | {"mid_block_type": None}, unet_cost, sd_inputs),
+    ("sd with a plain middle", UNet2DConditionModel, SD | {"mid_block_type": "UNetMidBlock2D"}, unet_cost, sd_inputs),
     ("lcm-sdxl", UNet2DConditionModel, SDXL, unet_cost, sdxl_inputs),
 ]
 

@@ -191,3 +191,12 @@ def test_the_demo_model_goes_from_128_to_256_px() -> None:
 @families
 def test_a_family_says_where_its_graphs_are(family: Family) -> None:
     assert importlib.util.find_spec(family.nets) is not None
+
+
+@pytest.mark.parametrize(
+    ("alias", "px"),
+    [("sd15", 0), ("sdxl", 0), ("sd3", 3072), ("sd3.5-medium", 6144), ("flux-dev", 8192), ("cogview4", 0)],
+)
+def test_the_longest_side_is_that_of_the_position_table(alias: str, px: int) -> None:
+    facts = ALIASES[alias].facts()
+    assert facts.longest_side * facts.cell_px == px

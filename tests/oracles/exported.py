@@ -94,7 +94,7 @@ def exported(
     return Exported(folder=folder, upsampler=upsampler, bundle=export(config))
 
 
-def painted(pipeline: Pipeline, options: dict[str, Any], seeds: tuple[int, ...], negative: str = "") -> Result:
+def painted(pipeline: Pipeline, options: dict[str, Any], seeds: tuple[int, ...], negative: str | None = None) -> Result:
     """A run with the defaults of `loop.staged`."""
     given: Any = {"scaling_space": "latent", "guidance_scale": 1.0, "shorten": False} | options
     return pipeline(PROMPT, negative_prompt=negative, seed=seeds[0], num_images=len(seeds), batch=len(seeds), **given)

@@ -32,7 +32,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "three stages, shortened": THREE,
     "guided and rescaled": TWO | GUIDED | {"guidance_rescale": 0.7},
     "by the upsampler": TWO | {"scaling_space": "resnet"},
+    "told other sizes": TWO | {"original_size": (50, 70), "target_size": (32, 40), "crops_coords_top_left": (3, 5)},
+    "by pixels": TWO | {"scaling_space": "pixel"},
 }
+
+TOLD = ("original_size", "crops_coords_top_left", "target_size")
+"""Keywords about sizes, in the order in which diffusers joins them."""
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +57,11 @@ def wanted(
     texts = sdxl.pipe.encode_prompt(PROMPT, negative_prompt=negative)
     branches = [(texts[1], texts[3]), (texts[0], texts[2])] if options.get("guidance_scale", 1.0) > 1 else []
     branches = branches if scale is None and branches else [(texts[0], texts[2])]
+    told = {name: options[name] for name in TOLD if name in options}
 
     def predict(x: Tensor, t: Tensor, size: tuple[int, int]) -> list[Tensor]:
-        ids = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32).expand(len(x), -1)
+        original, crop, target = (told.get(name) or own for name, own in zip(TOLD, (size, (0, 0), size), strict=True))
+        ids = sdxl.pipe._get_add_time_ids(original, crop, target, torch.float32, 12).expand(len(x), -1)
         return [
             sdxl.pipe.unet(
                 x,
@@ -68,7 +75,7 @@ def wanted(
 
     sdxl.pipe.scheduler = scheduler
     case = Case(pipe=sdxl.pipe, predict=predict, channels=4, upsampler=sdxl.upsampler)
-    return staged(case, seeds=seeds, **options)
+    return staged(case, seeds=seeds, **{name: value for name, value in options.items() if name not in TOLD})
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -78,9 +85,10 @@ def test_latents_equal_a_torch_loop(sdxl: Exported, name: str) -> None:
     assert relative(latents(result), wanted(sdxl, factory.euler(), RUNS[name], seeds)) < CLOSE
 
 
-def test_no_negative_prompt_means_zeros(sdxl: Exported) -> None:
-    result = painted(sdxl.run, TWO | GUIDED, (1,))
-    assert relative(latents(result), wanted(sdxl, factory.euler(), TWO | GUIDED, (1,), None)) < CLOSE
+@pytest.mark.parametrize("negative", [None, ""])
+def test_no_negative_prompt_means_zeros_and_an_empty_one_is_encoded(sdxl: Exported, negative: str | None) -> None:
+    result = painted(sdxl.run, TWO | GUIDED, (1,), negative)
+    assert relative(latents(result), wanted(sdxl, factory.euler(), TWO | GUIDED, (1,), negative)) < CLOSE
 
 
 @pytest.mark.parametrize("name", ["edm", "lcm", "ddim"])
@@ -136,7 +144,7 @@ def test_fp16_keeps_the_autoencoder_in_fp32_and_never_joins_two_types(tmp_path: 
     half = exported(factory.tiny_sdxl, tmp_path, precision="fp16").bundle
     graphs = half.manifest.graphs
     assert graphs["step"].precision == graphs["text"].precision == "fp16"
-    assert graphs["decode"].precision == graphs["encode"].precision == "fp32"
+    assert {graphs[name].precision for name in ("decode", "encode", "transition_pixel")} == {"fp32"}
     assert any("decode is kept in fp32" in note for note in half.manifest.notes)
     assert all(probe.finite for graph in graphs.values() for probe in graph.probes)
     onnx.checker.check_model(half.path(graphs["step"].file), full_check=True)

@@ -71,6 +71,13 @@ def test_cogview4_is_noised_to_its_label_and_integrated_from_its_sigma() -> None
     assert (large.noise, large.steps[0].sigma) == pytest.approx((0.755, 0.9506), abs=5e-5)
 
 
+def test_cogview4_takes_half_as_many_steps_where_its_sigma_is_the_threshold() -> None:
+    stage = plan_for(ALIASES["cogview4"].facts(), start_rule="sigma").stages[-1]
+    assert (stage.schedule_steps, len(stage.steps)) == (50, 25)
+    assert stage.noise == pytest.approx(stage.steps[0].sigma)
+    assert stage.noise >= 0.75
+
+
 def test_cogview4_labels_are_whole_and_unshifted() -> None:
     for size, steps, labels in ((512, 25, (1000, 958, 916, 875)), (1024, 50, (1000, 979, 959, 938))):
         stage = plan_for(flow_facts("labels"), height=size, width=size, steps=steps, min_resolution=size).stages[0]

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ options = st.fixed_dictionaries(
     {
         "height": st.integers(1, 40).map(lambda blocks: blocks * 64) | st.integers(8, 3000),
         "width": st.integers(1, 40).map(lambda blocks: blocks * 64) | st.integers(8, 3000),
-        "steps": st.integers(1, 60),
+        "steps": st.integers(1, 60) | st.sampled_from([500, 998, 999, 1000, 1001]),
         "start_sigma": st.floats(0.01, 1.0),
         "min_resolution": st.sampled_from([64, 128, 256, 512, 1024]),
         "shorten": st.booleans(),
@@ -46,6 +47,7 @@ def test_every_plan_keeps_the_laws_of_stages_or_is_refused(alias, asked, number)
         for step in stage.steps:
             assert sum(weight for _, weight in step.guidance) == pytest.approx(1)
             assert step.row(alias.record.history).shape == (7 + alias.record.history,)
+            assert np.isfinite(step.row(alias.record.history)).all()
     assert predicted_speedup(plan, facts) > 0
 
 

@@ -1,5 +1,7 @@
 """What cannot run is refused before anything loads, in words."""
 
+from dataclasses import replace
+
 import pytest
 from rows import BETAS, FLOW_CONFIGS, diffusion_facts, flow_facts
 
@@ -43,6 +45,12 @@ def refused(facts: ModelFacts, words: str, **given: object) -> None:
 )
 def test_an_impossible_request_is_refused_with_advice(given: dict[str, object], words: str) -> None:
     refused(flow_facts("range"), words, **given)
+
+
+def test_a_side_beyond_the_position_table_is_refused() -> None:
+    facts = replace(flow_facts(), longest_side=192)  # cells of 8 px
+    refused(facts, "knows positions up to 1536 px a side; 1024 x 1568 is larger", width=1568)
+    assert make_plan(facts, PlanOptions.from_defaults(facts.defaults, width=1536)).width_px == 1536
 
 
 def test_a_share_of_the_steps_that_is_less_than_one_is_refused() -> None:
@@ -127,8 +135,23 @@ def test_more_steps_than_lcm_was_distilled_at_are_refused() -> None:
     refused(diffusion_facts("LCMScheduler"), "LCM was distilled at 50", steps=51)
 
 
+def test_more_steps_than_lcm_was_distilled_at_are_taken_where_shortening_leaves_fewer() -> None:
+    """A stage of a quarter of the base size gets half of the steps: 30 of 60 do not exceed 50."""
+    facts = diffusion_facts("LCMScheduler")
+    plan = make_plan(facts, PlanOptions.from_defaults(facts.defaults, steps=60, shorten=True, height=512, width=512))
+    assert len(plan.stages[0].steps) == 30
+    assert plan.single_stage_passes == 2 * 50
+
+
 def test_more_steps_than_timesteps_are_refused() -> None:
     refused(diffusion_facts("DDIMScheduler"), "trained with 1000 timesteps", steps=1001)
+
+
+@pytest.mark.parametrize(("solver", "steps"), [("ddim", 1000), ("pndm", 1000), ("dpm++2m", 999)])
+def test_an_offset_that_leads_beyond_the_last_timestep_is_refused(solver: str, steps: int) -> None:
+    facts = diffusion_facts("DDIMScheduler", timestep_spacing="leading")
+    words = rf"{steps} steps begin at timestep 1000, beyond the model's last, 999 \(steps_offset is 1\)"
+    refused(facts, words, steps=steps, solver=solver)
 
 
 def test_a_step_graph_with_too_short_a_memory_is_named() -> None:

@@ -1,3 +1,5 @@
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from PIL import Image
 
 from lssgen.engines.base import Array
 from lssgen.errors import PlanError, PromptError
+from lssgen.runtime import Pipeline
 from lssgen.runtime.noise import NoiseStream
 from lssgen.runtime.options import STRENGTH, Options
 from lssgen.runtime.origin import pasted, read_picture, start_from
@@ -146,7 +149,69 @@ def test_a_strength_that_leaves_no_step_is_refused_by_name(tmp_path: Path) -> No
         fake_pipeline(tmp_path, **SCHEDULERS["ddim"]).paint("a", init_image=photo(), strength=0.1, **LATENT)
 
 
+def test_a_bundle_that_cannot_encode_starts_from_no_picture(tmp_path: Path) -> None:
+    whole = fake_pipeline(tmp_path)
+    graphs = {name: graph for name, graph in whole.bundle.manifest.graphs.items() if name != "encode"}
+    bundle = replace(whole.bundle, manifest=replace(whole.bundle.manifest, graphs=graphs))
+    with pytest.raises(PromptError, match="has no graph 'encode', so no run can start from a picture"):
+        Pipeline(bundle, whole.backend).paint("a", init_image=photo(), **LATENT)
+    assert whole.backend.calls == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("given", [{"strength": 1.0}, {"mask_image": Image.new("L", (64, 64), 255)}])
+def test_all_white_or_all_the_way_is_what_the_prompt_alone_would_be(tmp_path: Path, scheduler: str, given: Any) -> None:
+    step = step_network(denoise, history=4)
+    pipeline = fake_pipeline(tmp_path, step=step, history=4, **SCHEDULERS[scheduler])
+    alone = pipeline("a red circle", **LATENT)
+    started = pipeline("a red circle", init_image=photo(), **given, **LATENT)
+    assert np.array_equal(started.latents, alone.latents)
+    assert np.array_equal(started.images[0], alone.images[0])
+
+
 def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("no")
     with pytest.raises(PromptError, match=r"x\.png cannot be read"):
         read_picture(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "dds", "ppm"])
+def test_a_damaged_picture_is_refused_whatever_pillow_raises(tmp_path: Path, suffix: str) -> None:
+    file, random = tmp_path / f"x.{suffix}", np.random.default_rng(0)
+    photo().save(file)
+    whole = file.read_bytes()
+    readable = 0
+    for _ in range(100):
+        damaged = bytearray(whole)
+        for place in random.integers(0, min(len(whole), 200), 8):
+            damaged[place] = random.integers(256)
+        file.write_bytes(damaged)
+        with suppress(PromptError):
+            read_picture(file)
+            readable += 1
+    assert readable < 90
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "I"])
+def test_a_picture_of_sixteen_bits_keeps_its_levels(tmp_path: Path, mode: str) -> None:
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
+    wide = {"L": ramp, "I;16": ramp.astype(np.uint16) * 257, "I": ramp.astype(np.int32) * 257}[mode]
+    image = Image.fromarray(wide)
+    assert image.mode == mode
+    image.save(tmp_path / "x.tif")
+    assert np.array_equal(np.asarray(read_picture(tmp_path / "x.tif"))[..., 0], ramp)
+    start = start_from(fake_pipeline(tmp_path).plan(**LATENT), image, image)
+    assert start.repaint.mean() == pytest.approx(0.5, abs=0.01)
+    assert np.asarray(start.picture).mean() == pytest.approx(127.5, abs=1)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK", "1", "YCbCr", "HSV"])
+def test_every_other_kind_of_picture_looks_as_it_does(tmp_path: Path, mode: str) -> None:
+    plan = fake_pipeline(tmp_path).plan(**LATENT)
+    start = start_from(plan, Image.new("RGB", (64, 64), (255, 255, 255)).convert(mode), None)
+    assert np.asarray(start.picture).min() >= 254
+
+
+def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="8 or 16 bits a channel"):
+        fake_pipeline(tmp_path).paint("a", init_image=Image.new("F", (64, 64), 0.5), **LATENT)

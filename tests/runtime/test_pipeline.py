@@ -31,6 +31,11 @@ LATENT = Options(scaling_space="latent")
         ({"scaling_space": "resnet"}, "no graph for scaling_space 'resnet', only for latent, pixel.*--upsampler"),
         ({"skip_layers": True}, "without layer gates.*--skip-layers"),
         ({"seed": -1}, "seed -1"),
+        ({"original_size": (64, 64)}, "toy is not told sizes; leave out original_size"),
+        ({"crops_coords_top_left": (0, -1)}, r"crops_coords_top_left is \(0, -1\); .* each at least 0"),
+        ({"target_size": (64,)}, "must be two numbers of pixels, each at least 1"),
+        ({"denoising_end": 0.8}, "unknown option 'denoising_end'"),
+        ({"latents": None}, "unknown option 'latents'"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_loads(tmp_path: Path, options: Any, words: str) -> None:
@@ -99,6 +104,24 @@ def test_zeros_stand_for_a_negative_prompt_that_was_not_given_where_the_bundle_s
     assert (heard[1] > 0).all()
 
 
+@pytest.mark.parametrize(
+    ("rule", "given", "texts"),
+    [
+        ("zeros", {}, 1),
+        ("zeros", {"negative_prompt": None}, 1),
+        ("zeros", {"negative_prompt": ""}, 2),
+        ("encode", {}, 2),
+        ("encode", {"negative_prompt": ""}, 2),
+    ],
+)
+def test_an_empty_negative_prompt_is_encoded_wherever_it_is_given(
+    tmp_path: Path, rule: str, given: Any, texts: int
+) -> None:
+    pipeline = fake_pipeline(tmp_path, empty_negative=rule)
+    pipeline("red", **given, **LATENT)
+    assert pipeline.backend.calls.count("text") == texts  # type: ignore[attr-defined]
+
+
 def test_the_plan_is_that_of_the_run(tmp_path: Path) -> None:
     pipeline = fake_pipeline(tmp_path)
     assert pipeline.plan(num_inference_steps=5, **LATENT) == pipeline("a", num_inference_steps=5, **LATENT).plan
@@ -108,6 +131,15 @@ def test_a_request_says_everything_again(tmp_path: Path) -> None:
     bundle = fake_pipeline(tmp_path).bundle
     request = request_from_options(bundle, Options(seed=3, num_inference_steps=9, shorten=True, **LATENT))
     assert request_from_options(bundle, options_from_request(request)) == request
+
+
+@pytest.mark.parametrize("negative", [None, "", "red"])
+def test_a_picture_and_its_request_know_whether_a_negative_prompt_was_given(
+    tmp_path: Path, negative: str | None
+) -> None:
+    result = fake_pipeline(tmp_path)("a", negative_prompt=negative, **LATENT)
+    assert (result.request.negative_prompt, result.pictures[0].negative_prompt) == (negative, negative)
+    assert request_from_options(fake_pipeline(tmp_path).bundle, options_from_request(result.request)) == result.request
 
 
 def test_lssgen_load_paints_with_onnx_graphs(toy: Path) -> None:

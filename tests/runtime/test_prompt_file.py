@@ -7,6 +7,7 @@ from fakes import fake_pipeline
 from lssgen.errors import PlanError, PromptError
 from lssgen.runtime.options import Options
 from lssgen.runtime.prompt_file import PromptFolders, PromptLine, read_prompt_file
+from lssgen.runtime.record import options_from_file
 from lssgen.runtime.results import Progress
 
 TEXT = '{"prompt": "a red circle", "tag": "colors"}\n\n{"prompt": "a blue square"}\n'
@@ -79,6 +80,20 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
         paint(tmp_path, lines, seed=4, num_inference_steps=9)
 
 
+@pytest.mark.parametrize("negative", [None, "", "red"])
+def test_a_folder_knows_a_negative_prompt_that_is_empty_from_one_that_was_not_given(
+    tmp_path: Path, negative: str | None
+) -> None:
+    lines = lines_of(tmp_path)
+    paint(tmp_path, lines, negative_prompt=negative)
+    options, _ = options_from_file(tmp_path / "out" / "run.json")
+    assert options["negative_prompt"] == negative
+    assert paint(tmp_path, lines, **options) == []
+    other = None if negative == "" else ""
+    with pytest.raises(PlanError, match=f"negative_prompt was {negative!r}, is {other!r}"):
+        paint(tmp_path, lines, negative_prompt=other)
+
+
 def test_a_folder_of_another_prompt_is_refused(tmp_path: Path) -> None:
     paint(tmp_path, lines_of(tmp_path))
     with pytest.raises(PromptError, match=r"00000 was made from .*, but line 1 of the prompt file is now"):
@@ -110,6 +125,12 @@ def test_a_bad_line_is_named_and_can_be_skipped(tmp_path: Path, line: str, words
     assert [one.number for one in lines] == [0, 2]
     assert len(wrong) == 1
     assert wrong[0].startswith("line 2 of ")
+
+
+def test_a_line_ends_where_json_lines_end(tmp_path: Path) -> None:
+    """U+2028 and U+0085 are plain characters in JSON, however Python splits lines; Windows ends its own in two."""
+    lines = lines_of(tmp_path, '{"prompt": "a\u2028b\x85c"}\r\n{"prompt": ""}\r\n')
+    assert [line.prompt for line in lines] == ["a\u2028b\x85c", ""]
 
 
 def test_a_file_without_prompts_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from fakes import denoise, fake_pipeline, with_scheduler
 
 from lssgen.bundle import SizePort, SkipLayers
 from lssgen.engines.base import Array
-from lssgen.errors import NonFiniteError
+from lssgen.errors import NonFiniteError, PromptError
 from lssgen.runtime.noise import NoiseStream
 from lssgen.testing import Ask, FakeBackend, step_network
 
@@ -120,6 +120,39 @@ def test_every_stage_is_told_its_own_size(tmp_path: Path) -> None:
     pipeline = fake_pipeline(tmp_path, step=step_network(spy, sizes=sizes), size_ports=sizes)
     pipeline("a", height=64, width=96, guidance_scale=1.0, **LATENT)
     assert sorted(set(seen)) == [(32.0, 0.0, 48.0), (64.0, 0.0, 96.0)]
+
+
+def test_noise_that_is_given_takes_the_place_of_the_seeds(tmp_path: Path) -> None:
+    pipeline = fake_pipeline(tmp_path)
+    streams = [NoiseStream(seed) for seed in (5, 6, 7)]
+    noise = [np.stack([stream.draw((4, side, side)) for stream in streams]) for side in (4, 8)]
+    of_seeds = pipeline("a", seed=5, num_images=3, batch=2, **LATENT).latents
+    assert np.array_equal(pipeline("a", num_images=3, batch=2, noise=noise, **LATENT).latents, of_seeds)
+
+
+@pytest.mark.parametrize(
+    "noise", [[np.zeros((1, 4, 8, 8))], [np.zeros((1, 4, 4, 4)), np.full((1, 4, 8, 8), np.nan)], [np.zeros(3)]]
+)
+def test_noise_that_fits_no_run_is_refused(tmp_path: Path, noise: list[Array]) -> None:
+    with pytest.raises(PromptError, match=r"takes finite numbers of the shapes \(1, 4, 4, 4\), \(1, 4, 8, 8\)"):
+        fake_pipeline(tmp_path).paint("a", noise=noise, **LATENT)
+
+
+def test_every_stage_is_told_the_sizes_that_the_user_gives(tmp_path: Path) -> None:
+    seen: list[tuple[float, ...]] = []
+
+    def spy(ask: Ask) -> Array:
+        seen.append(tuple(ask.extra["size"][0]))
+        return denoise(ask)
+
+    values = ("original_height", "original_width", "crop_top", "crop_left", "target_height", "target_width")
+    sizes = (SizePort(port="size", values=values),)
+    pipeline = fake_pipeline(tmp_path, step=step_network(spy, sizes=sizes), size_ports=sizes)
+    for told in ({}, {"original_size": (300, 200), "crops_coords_top_left": (7, 9)}, {"target_size": (1, 2)}):
+        pipeline("a", height=64, width=96, guidance_scale=1.0, **told, **LATENT)
+    own = {(32, 48, 0, 0, 32, 48), (64, 96, 0, 0, 64, 96)}
+    original = {(300, 200, 7, 9, 32, 48), (300, 200, 7, 9, 64, 96)}
+    assert set(seen) == own | original | {(32, 48, 0, 0, 1, 2), (64, 96, 0, 0, 1, 2)}
 
 
 @pytest.mark.parametrize(("stage", "step"), [(1, 3), (2, 2)])

@@ -113,3 +113,9 @@ def test_prompts_of_different_lengths_give_the_pictures_they_give_alone(tmp_path
     for index, prompt in enumerate(prompts):
         alone = pipeline(prompt, seed=index, scaling_space="latent").latents[0]
         assert np.array_equal(together[index], alone)
+
+
+def test_the_warning_of_a_very_long_prompt_is_short(tmp_path: Path) -> None:
+    text, _ = encoder(tmp_path, length=3)
+    with pytest.warns(PromptWarning, match=r"does not hear '(red ){20}\.\.\.'$"):
+        text.encode("red " * 1000, (3,))

@@ -24,8 +24,8 @@ NEVER = -30000.0
 """Added to the score of a token that must not be attended to; every precision holds it, and its exponential is 0."""
 
 SIZES = (
-    SizePort(port="original_size", values=("height_px", "width_px")),
-    SizePort(port="target_size", values=("height_px", "width_px")),
+    SizePort(port="original_size", values=("original_height", "original_width")),
+    SizePort(port="target_size", values=("target_height", "target_width")),
     SizePort(port="crop_coords", values=("crop_top", "crop_left")),
 )
 

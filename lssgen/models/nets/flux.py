@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from lssgen.engines.base import Port
 from lssgen.errors import ExportError
+from lssgen.models.families import FLUX_POSITIONS
 from lssgen.models.nets.packing import on_grid, pack, unpack
 from lssgen.models.nets.recipe import Blueprint, Components, Recipe, TokenRule, Wishes
 from lssgen.models.nets.step import Step, flatten_branches, step_ports
@@ -16,8 +17,6 @@ from lssgen.models.nets.vae import vae_recipes
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 PATCH = 2
-LONGEST = 512
-"""Rows and columns of tokens that the graph has angles for: 8192 px."""
 
 
 def blueprint(components: Components, wishes: Wishes) -> Blueprint:
@@ -37,7 +36,6 @@ def blueprint(components: Components, wishes: Wishes) -> Blueprint:
             TokenRule(component="tokenizer_2", port="input_ids_2", length=wishes.max_sequence_length),
         ),
         token_axes={"tokens": wishes.max_sequence_length},
-        longest_side=PATCH * LONGEST,
     )
 
 
@@ -91,7 +89,8 @@ class FluxStep(Step):
         for block in (*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks):
             block.attn.set_processor(JointAttention())
         still, rows, columns = (
-            angles(width, LONGEST, self.transformer.pos_embed.theta) for width in self.transformer.config.axes_dims_rope
+            angles(width, FLUX_POSITIONS, self.transformer.pos_embed.theta)
+            for width in self.transformer.config.axes_dims_rope
         )
         # Tables, not arithmetic: every size takes its part of them, which is a constant to engines built for the size.
         self.register_buffer("rows", rows, persistent=False)

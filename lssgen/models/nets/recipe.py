@@ -104,7 +104,6 @@ class Blueprint:
         tokens: The tokenizers.
         token_axes: A usual size of every axis that counts tokens.
         layers: Gates of the step graph; 0 without `Wishes.skip_layers`.
-        longest_side: Largest latent height or width in cells that the network can place; 0: any.
         notes: What the user should know, one sentence each.
     """
 
@@ -114,5 +113,4 @@ class Blueprint:
     size_ports: tuple[SizePort, ...] = ()
     empty_negative: Literal["encode", "zeros"] = "encode"
     layers: int = 0
-    longest_side: int = 0
     notes: tuple[str, ...] = ()

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from lssgen.engines.base import Port
-from lssgen.errors import ExportError
 from lssgen.models.nets.recipe import Blueprint, Components, Recipe, TokenRule, Wishes
 from lssgen.models.nets.step import Step, flatten_branches, step_ports
 from lssgen.models.nets.vae import vae_recipes
@@ -22,8 +21,6 @@ def blueprint(components: Components, wishes: Wishes) -> Blueprint:
     t5 = wishes.t5 and components.has(T5)
     clip_tokens = int(components.config("text_encoder")["max_position_embeddings"])
     tokens = clip_tokens + wishes.max_sequence_length
-    if t5 and wishes.max_sequence_length < 1:
-        raise ExportError("T5 needs room for a token: ask for a --max-sequence-length of 1 or more, or for --no-t5")
     blank = 0 if t5 else wishes.max_sequence_length
     return Blueprint(
         recipes=(
@@ -42,7 +39,6 @@ def blueprint(components: Components, wishes: Wishes) -> Blueprint:
         ),
         token_axes={"tokens": tokens, "t5_tokens": wishes.max_sequence_length},
         layers=int(net["num_layers"]) if wishes.skip_layers else 0,
-        longest_side=int(net["pos_embed_max_size"]) * int(net["patch_size"]),
         notes=(f"Without T5, {blank} rows of zeros stand for its tokens, as in diffusers.",) if blank else (),
     )
 

@@ -14,7 +14,10 @@ from lssgen.models.nets.vae import vae_recipes
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 
-TIME_IDS = SizePort(port="time_ids", values=("height_px", "width_px", "crop_top", "crop_left", "height_px", "width_px"))
+TIME_IDS = SizePort(
+    port="time_ids",
+    values=("original_height", "original_width", "crop_top", "crop_left", "target_height", "target_width"),
+)
 """Original size, crop and target size. Every stage is told its own size, so that none paints a part of a picture."""
 
 

@@ -1,6 +1,7 @@
 """From one stage to the next: upsample a clean latent by two, then mix fresh noise in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 
 from lssgen.engines.base import Port
 from lssgen.models.nets.recipe import Components, Recipe
-from lssgen.models.nets.vae import Vae
+from lssgen.models.nets.vae import LatentSpace, Vae
 from lssgen.plan.facts import ScalingSpace
 
 EVEN = (-0.03515625, 0.26171875, 0.87890625, -0.10546875, 0.0)
@@ -52,6 +53,24 @@ class ResnetTransition(nn.Module):
         return remix(self.upsampler(latent), noise, mix)
 
 
+class ConvertedTransition(ResnetTransition):
+    """By the latent upsampler, among latents of another normalisation of its VAE: into the one it knows, and back.
+
+    Args:
+        upsampler: The network.
+        outside: Normalisation of the model's latents.
+        inside: The one that the upsampler was trained with.
+    """
+
+    def __init__(self, upsampler: nn.Module, outside: LatentSpace, inside: LatentSpace) -> None:
+        super().__init__(upsampler)
+        self.outside, self.inside = outside, inside
+
+    def forward(self, latent: Tensor, noise: Tensor, mix: Tensor) -> Tensor:
+        large = self.upsampler(self.inside.from_vae(self.outside.to_vae(latent)))
+        return remix(self.outside.from_vae(self.inside.to_vae(large)), noise, mix)
+
+
 class LatentTransition(nn.Module):
     """By bicubic interpolation of the latent."""
 
@@ -66,19 +85,43 @@ class PixelTransition(Vae):
         return remix(self.read(bicubic(self.paint(latent)), posterior_noise), noise, mix)
 
 
-def transition_recipes(components: Components, spaces: Sequence[ScalingSpace], channels: int) -> tuple[Recipe, ...]:
-    """The graphs between stages. "resnet" wants a part called "upsampler"."""
+def transition_recipes(
+    components: Components,
+    spaces: Sequence[ScalingSpace],
+    channels: int,
+    convert_to: Mapping[str, Any] | None = None,
+    *,
+    overflows: bool = False,
+) -> tuple[Recipe, ...]:
+    """The graphs between stages. "resnet" wants a part called "upsampler".
+
+    Args:
+        components: The checkpoint.
+        spaces: Which of them to make.
+        channels: Of a latent.
+        convert_to: Normalisation that the upsampler's input is converted to, as `LatentSpace` reads it; None: it gets
+            the model's latents as they are.
+        overflows: Of the VAE; as in `Recipe`.
+    """
     small = Port("latent", "float32", ("batch", channels, "height", "width"))
     large = ("batch", channels, "next_height", "next_width")
     inputs = (small, Port("noise", "float32", large), Port("mix", "float32", (2,)))
     outputs = (Port("next_latent", "float32", large),)
+
+    def resnet(parts: Components) -> ResnetTransition:
+        upsampler = parts.module("upsampler")
+        if convert_to is None:
+            return ResnetTransition(upsampler)
+        return ConvertedTransition(upsampler, LatentSpace(parts.config("vae")), LatentSpace(convert_to))
+
     recipes = {
         "resnet": Recipe(
             name="transition_resnet",
             components=("upsampler",),
             inputs=inputs,
             outputs=outputs,
-            build=lambda parts: ResnetTransition(parts.module("upsampler")),
+            build=resnet,
+            settings={} if convert_to is None else {"from": components.config("vae"), "to": convert_to},
             precise=True,
         ),
         "latent": Recipe(
@@ -95,6 +138,7 @@ def transition_recipes(components: Components, spaces: Sequence[ScalingSpace], c
             inputs=(*inputs, Port("posterior_noise", "float32", large)),
             outputs=outputs,
             build=lambda parts: PixelTransition(parts.module("vae")),
+            overflows=overflows,
         ),
     }
     return tuple(recipes[space] for space in spaces if space != "resnet" or components.has("upsampler"))

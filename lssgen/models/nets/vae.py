@@ -64,14 +64,14 @@ class Decode(Vae):
 
     def forward(self, latent: Tensor) -> Tensor:
         unit = (self.paint(latent) / 2 + 0.5).clamp(0, 1)
-        return (unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return (unit * 255).round().permute(0, 2, 3, 1).to(torch.uint8)  # last: TensorRT has bytes at the edges only
 
 
 class Encode(Vae):
     """Pictures, (batch, height, width, 3) uint8, to latents."""
 
     def forward(self, picture: Tensor, posterior_noise: Tensor) -> Tensor:
-        return self.read(picture.permute(0, 3, 1, 2).float() / 127.5 - 1, posterior_noise)
+        return self.read(picture.float().permute(0, 3, 1, 2) / 127.5 - 1, posterior_noise)
 
 
 def vae_recipes(components: Components, *, overflows: bool = False) -> tuple[Recipe, ...]:

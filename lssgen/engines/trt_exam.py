@@ -1,0 +1,87 @@
+"""The proof of a compiled engine: it runs once on the device, and is compared with ONNX Runtime on the CPU."""
+
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from lssgen.bundle import Probe
+from lssgen.engines.accuracy import Outputs, Precision, compare
+from lssgen.engines.base import Array, Port
+from lssgen.engines.cuda import CudaBuffer, Device
+from lssgen.engines.reference import reference_outputs, seeded_inputs
+from lssgen.engines.trt_build import Job
+from lssgen.engines.trt_engine import tie
+from lssgen.engines.trt_library import Library
+from lssgen.errors import BuildError
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+
+class Exam:
+    """What any engine of a graph must compute at the smallest of its sizes.
+
+    Args:
+        library, device: Where engines run.
+        job: The graph and its profiles, smallest first.
+        precision: Of the network inside.
+    """
+
+    def __init__(self, library: Library, device: Device, job: Job, precision: Precision) -> None:
+        self._library = library
+        self._device = device
+        self._job = job
+        # TF32 has float16's mantissa.
+        self._precision: Precision = "fp16" if job.options.tf32 and precision == "fp32" else precision
+        self._axes = {axis: extent.best for axis, extent in job.profiles[0].axes.items()}
+        self._inputs = seeded_inputs(job.inputs, self._axes)
+
+    def take(self, plan: Any, profile: int, least: float = 1.0) -> Probe:
+        """Run an engine and compare.
+
+        Args:
+            plan: The serialised engine.
+            profile: Which of its profiles is the job's first one.
+            least: The error may not be larger than this either.
+
+        Raises:
+            BuildError: It does not run, is too far off (says how far), or there is nothing to compare with.
+        """
+        probe = compare(Outputs(self._run(plan, profile)), self._wanted, self._axes, self._precision)
+        probe = replace(probe, bound=min(probe.bound, least))
+        if not probe.finite:
+            raise BuildError("it gives numbers that are not finite")
+        if not probe.error <= probe.bound:
+            raise BuildError(
+                f"its outputs are {probe.error:.2g} (relative) away from those of ONNX Runtime, more than the "
+                f"{probe.bound:.2g} that rounding explains"
+            )
+        return probe
+
+    @cached_property
+    def _wanted(self) -> Outputs:
+        return Outputs(reference_outputs(self._job.onnx, self._inputs))
+
+    def _run(self, plan: Any, profile: int) -> dict[str, Array]:
+        module, device = self._library.module, self._device
+        outputs = tuple(Port(name, value.dtype.name, value.shape) for name, value in self._wanted.values.items())
+        with self._library.listen() as log:
+            runtime: trt.Runtime = module.Runtime(self._library.logger)
+            engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
+            if engine is None:
+                raise BuildError(f"it cannot be loaded: {log.reason()}")
+            if self._job.options.weight_streaming:
+                engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+            context = engine.create_execution_context(module.ExecutionContextAllocationStrategy.USER_MANAGED)
+            if not (context and context.set_optimization_profile_async(profile, device.stream)):
+                raise BuildError(f"it cannot prepare its profile {profile}: {log.reason()}")
+            device.synchronize()
+            scratch = device.allocate(engine.device_memory_size_v2)
+            arrays = {**self._inputs, **self._wanted.values}
+            buffers = {name: CudaBuffer(device, value.shape, value.dtype) for name, value in arrays.items()}
+            for name, value in self._inputs.items():
+                buffers[name].write(value)
+            tie(context, self._job.name, self._job.inputs, outputs, buffers, scratch)
+            if not context.execute_async_v3(device.stream):
+                raise BuildError(f"it failed on {device.name}: {log.reason()}")
+            return {port.name: buffers[port.name].read() for port in outputs}

@@ -1,0 +1,100 @@
+"""A graph in pieces is the same graph; a module with weights on demand is the same module."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lssgen.errors import ProbeError
+from lssgen.export.graph import weightless, write_graph
+from lssgen.export.on_demand import weights_on_demand
+from lssgen.export.pieces import open_pieces
+from lssgen.export.weights import Weights, open_weights
+
+WIDTH = 32
+
+
+class Residual(nn.Module):
+    """Layers whose values are read again later, across the places where pieces end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = last = x
+        for layer in self.layers:
+            last = self.norm(last + torch.tanh(layer(last.to(layer.weight.dtype))).to(last.dtype))
+        return first + last
+
+
+def written(folder: Path, module: nn.Module) -> Path:
+    path = folder / "net.onnx"
+    axes = ("batch", WIDTH)
+    write_graph(module, {"x": torch.randn(3, WIDTH)}, ["y"], {"x": axes, "y": axes}, path, Weights())
+    return path
+
+
+@pytest.mark.parametrize(("piece_bytes", "pieces"), [(1, 4), (2 * 4 * WIDTH * WIDTH, 2), (1 << 20, 1)])
+def test_pieces_of_any_size_give_what_the_whole_gives(tmp_path: Path, piece_bytes: int, pieces: int) -> None:
+    path = written(tmp_path, Residual())
+    x = np.random.default_rng(0).standard_normal((5, WIDTH), np.float32)
+    graph = open_pieces(path, threads=1, piece_bytes=piece_bytes)
+    (whole,) = ort.InferenceSession(path).run(None, {"x": x})
+    assert len(graph.pieces) == pieces
+    # Rounding of matrix products that are blocked in another way.
+    np.testing.assert_allclose(graph.run({"x": x}, ["y"])["y"], whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_after_every_node(tmp_path: Path, dtype: torch.dtype) -> None:
+    class Chain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return ((x.to(dtype) * 3 + 100) / 7).float()
+
+    x = torch.linspace(-5, 5, WIDTH).repeat(2, 1)
+    (got,) = open_pieces(written(tmp_path, Chain()), threads=1).run({"x": x.numpy()}, ["y"]).values()
+    assert torch.equal(torch.from_numpy(got), Chain()(x))
+
+
+def test_graph_whose_types_do_not_fit_is_refused(tmp_path: Path) -> None:
+    import onnx
+
+    path = written(tmp_path, Residual().half())
+    model = onnx.load(path)
+    model.graph.node.append(onnx.helper.make_node("Add", ["x", model.graph.initializer[0].name], ["odd"]))
+    onnx.save(model, path)
+    with pytest.raises(ProbeError, match=r"net\.onnx is no valid graph"):
+        open_pieces(path)
+
+
+def test_layers_have_weights_only_while_they_compute(tmp_path: Path) -> None:
+    real = Residual()
+    (tmp_path / "net").mkdir()
+    tensors = {name: tensor.clone() for name, tensor in real.state_dict().items()}
+    save_file(tensors, tmp_path / "net" / "model.safetensors")
+    with weightless(torch.float32):
+        hollow = nn.ModuleDict({"net": Residual()})
+    seen: list[int] = []
+    for layer in hollow["net"].layers:  # pyright: ignore[reportGeneralTypeIssues]
+        layer.register_forward_hook(lambda *_: seen.append(sum(not p.is_meta for p in hollow.parameters())))
+    x = torch.randn(2, WIDTH)
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = hollow["net"]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    with weights_on_demand(Outer(), open_weights({"net": tmp_path / "net"})) as module:
+        assert torch.equal(module(x), real(x))
+    assert seen == [2, 2, 2, 2]  # a weight and a bias
+    assert all(parameter.is_meta for parameter in hollow.parameters())
