@@ -7,8 +7,9 @@ where it has one its T5 text graph, are exported in a process of their own, chec
 
 - every initialiser is a tensor of the checkpoint, every tensor of the network is in the graph, and a sample of them is
   read back from the data file and compared, element by element;
-- the first block, computed by ONNX Runtime from the exported graph, equals torch with the same weights;
-- SD 1.5, in float32: the whole step, computed by ONNX Runtime, equals torch.
+- the whole graph at a small size, computed piece by piece in ONNX Runtime and rounded as the graph says, equals torch
+  in float32, as far as its precision allows;
+- SD 1.5, in float32: the whole step, in one session of ONNX Runtime, equals torch.
 
 Results go to benchmarks/results/full_size_export.json. Seconds of CPU are the process's own and do not depend on what
 else the machine does; seconds of wall clock do.
@@ -23,7 +24,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import import_module, metadata
 from pathlib import Path
@@ -39,18 +40,16 @@ GOALS = {
 }
 """Seconds and peak GB on two cores."""
 
-BLOCKS = {
-    "sd15": "unet.down_blocks.0",
-    "sdxl": "unet.down_blocks.0",
-    "sd3-medium": "transformer.transformer_blocks.0",
-    "sd3.5-large": "transformer.transformer_blocks.0",
-    "flux-dev": "transformer.transformer_blocks.0",
+NETWORKS = {
+    "sd15": "unet",
+    "sdxl": "unet",
+    "sd3-medium": "transformer",
+    "sd3.5-large": "transformer",
+    "flux-dev": "transformer",
 }
+TOKENS = {"tokens": 77, "t5_tokens": 77}
 STAGED = ("_traced", "optimise", "_save")
 SAMPLED = 12
-HALF_TOLERANCE = 2e-2
-"""A block in float16: some ten roundings of 5e-4 in sequence, on either side, in different orders."""
-
 SINGLE_TOLERANCE = 1e-4
 """A whole network in float32: some hundred layers that each differ by about 1e-6."""
 
@@ -73,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measured(folder: Path, model: str, *, text: bool) -> dict[str, Any]:
     """Everything about one model; each graph in a child process, so that peaks are its own."""
-    network = "unet" if model.startswith("sd1") or model == "sdxl" else "transformer"
-    graphs = [("step", "fp16", [network])]
+    graphs = [("step", "fp16", [NETWORKS[model]])]
     if text and model in ("sd3-medium", "sd3.5-large", "flux-dev"):
         graphs.append(("text", "bf16", ["text_encoder", "text_encoder_2", "text_encoder_3"]))
     found: dict[str, Any] = {
@@ -87,8 +85,7 @@ def measured(folder: Path, model: str, *, text: bool) -> dict[str, Any]:
         found[graph] = {"precision": precision, "checkpoint_gb": round(size / 1e9, 2)}
         found[graph].update(child(folder, model, graph, precision, "export"))
         found[graph].update(child(folder, model, graph, precision, "check_names"))
-        if graph == "step":
-            found[graph].update(child(folder, model, graph, precision, "check_block"))
+        found[graph].update(child(folder, model, graph, precision, "probe"))
         for file in folder.glob(f"{graph}.*"):
             file.unlink()
     if model == "sd15":
@@ -130,10 +127,9 @@ def export(folder: Path, _model: str, graph: str, precision: str) -> dict[str, A
         folder / f"{graph}.onnx",
         parts.checkpoint.weights(recipe.components),
     )
-    used = resource.getrusage(resource.RUSAGE_SELF)
     return {
-        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
-        "peak_gb": round(used.ru_maxrss * 1024 / 1e9, 3),
+        "cpu_seconds": cpu_seconds(),
+        "peak_gb": peak_gb(),
         "stages_cpu_seconds": stages,
         "data_gb": round(sum(path.stat().st_size for path in written.files[1:]) / 1e9, 2),
         "transposed": len(written.transposed),
@@ -168,96 +164,16 @@ def check_names(folder: Path, _model: str, graph: str, precision: str) -> dict[s
     }
 
 
-def check_block(folder: Path, model: str, graph: str, precision: str) -> dict[str, Any]:
-    """The first block's outputs: the exported graph, cut off behind it, against torch up to the same place."""
-    import numpy as np
+def probe(folder: Path, _model: str, graph: str, precision: str) -> dict[str, Any]:
+    """The whole graph at a small size against torch, layer by layer, as `lssgen-export --probe small` does it."""
+    from lssgen.export.on_demand import weights_on_demand
+    from lssgen.export.probe import probe_graph
 
-    recipe, parts = recipe_of(folder, graph, precision)
-    module = recipe.build(parts)
-    inputs = samples(recipe, height=8, width=12, batch=1, branches=2)
-    expected = torch_block(module, parts.checkpoint.weights(recipe.components), BLOCKS[model], inputs)
-    made = onnx_block(folder / f"{graph}.onnx", BLOCKS[model], inputs)
-    worst = 0.0
-    for tensor in expected:
-        same = [value for value in made if value.shape == tuple(tensor.shape)]
-        wanted = tensor.float().numpy()
-        errors = [float(np.linalg.norm(value.astype(np.float32) - wanted) / np.linalg.norm(wanted)) for value in same]
-        worst = max(worst, min(errors, default=float("inf")))
-    if not worst <= HALF_TOLERANCE:
-        raise SystemExit(f"{BLOCKS[model]} differs from torch by {worst}")
-    return {"block": BLOCKS[model], "block_outputs": len(expected), "block_error": worst}
-
-
-def torch_block(module: Any, weights: Any, block: str, inputs: Mapping[str, Any]) -> list[Any]:
-    """Run the module up to the end of a block; what comes later stays without weights."""
-    import torch
-    from torch import nn
-
-    class ReachedError(Exception):
-        pass
-
-    found: list[Any] = []
-
-    def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        found.extend(tensor for tensor in flattened(output) if isinstance(tensor, torch.Tensor))
-        raise ReachedError
-
-    fitted = weights.fit(module)
-    for name, parameter in list(module.named_parameters()):
-        if parameter.is_meta and not late(name, block):
-            owner, _, key = name.rpartition(".")
-            value = nn.Parameter(fitted.tensor(name, parameter.dtype), requires_grad=False)
-            module.get_submodule(owner)._parameters[key] = value
-    for name, buffer in list(module.named_buffers()):
-        if name in fitted:
-            owner, _, key = name.rpartition(".")
-            module.get_submodule(owner)._buffers[key] = fitted.tensor(name, buffer.dtype)
-    module.get_submodule(block).register_forward_hook(stop)
-    with torch.no_grad():
-        try:
-            module.eval()(*inputs.values())
-        except ReachedError:
-            return found
-    raise SystemExit(f"{block} was never run")
-
-
-def late(name: str, block: str) -> bool:
-    """Parts that come behind the first block and are large."""
-    siblings = block.rpartition(".")[0] + "."
-    later = name.startswith(siblings) and not name.startswith(f"{block}.")
-    return later or any(part in name for part in ("single_transformer_blocks", "mid_block", "up_blocks"))
-
-
-def flattened(value: Any) -> Iterator[Any]:
-    if isinstance(value, tuple | list):
-        for part in value:
-            yield from flattened(part)
-    else:
-        yield value
-
-
-def onnx_block(path: Path, block: str, inputs: Mapping[str, Any]) -> list[Any]:
-    """Every value that leaves the block, from a graph that ends there."""
-    import onnx_ir as ir
-    import onnx_ir.passes.common as passes
-    import onnxruntime
-
-    loaded = ir.load(path)
-    inside = {node for node in loaded.graph if (node.name or "").startswith((f"{block}.", f"{block}/"))}
-    leaving = [
-        value for node in inside for value in node.outputs if any(user not in inside for user, _ in value.uses())
-    ]
-    floating = [value for value in leaving if value.dtype is not None and value.dtype.is_floating_point()]
-    loaded.graph.outputs.clear()
-    loaded.graph.outputs.extend(floating)
-    passes.RemoveUnusedNodesPass()(loaded)
-    cut = path.with_name("block.onnx")
-    ir.save(loaded, cut)
-    session = onnxruntime.InferenceSession(cut)
-    names = {port.name for port in session.get_inputs()}
-    made = session.run(None, {name: value.numpy() for name, value in inputs.items() if name in names})
-    cut.unlink()
-    return list(made)
+    recipe, parts = recipe_of(folder, graph, "fp32")
+    inputs = samples(recipe, height=16, width=24, batch=1, branches=2)
+    with weights_on_demand(recipe.build(parts), parts.checkpoint.weights(recipe.components)) as exact:
+        (made,) = probe_graph(graph, folder / f"{graph}.onnx", exact, [({}, inputs)], recipe.outputs, precision)
+    return {"probe_error": made.error, "probe_peak_gb": peak_gb(), "probe_cpu_seconds": cpu_seconds()}
 
 
 def check_step(folder: Path, model: str, graph: str, precision: str) -> dict[str, Any]:
@@ -283,7 +199,7 @@ def check_step(folder: Path, model: str, graph: str, precision: str) -> dict[str
     return {"whole_step_error": error, "whole_step_precision": precision, "whole_step_latent": [16, 16]}
 
 
-TASKS = {"export": export, "check_names": check_names, "check_block": check_block, "check_step": check_step}
+TASKS = {"export": export, "check_names": check_names, "probe": probe, "check_step": check_step}
 
 
 def recipe_of(folder: Path, graph: str, precision: str) -> tuple[Any, Any]:
@@ -304,8 +220,18 @@ def recipe_of(folder: Path, graph: str, precision: str) -> tuple[Any, Any]:
 def samples(recipe: Any, *, height: int, width: int, batch: int, branches: int) -> dict[str, Any]:
     from lssgen.export.samples import axis_sizes, sample_inputs
 
-    tokens = {"tokens": 77, "t5_tokens": 77}
-    return sample_inputs(recipe, axis_sizes(height, width, 8, batch=batch, branches=branches, tokens=tokens))
+    return sample_inputs(recipe, axis_sizes(height, width, 8, batch=batch, branches=branches, tokens=TOKENS))
+
+
+def cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return round(used.ru_utime + used.ru_stime, 1)
+
+
+def peak_gb() -> float:
+    """Of this process. Not ru_maxrss: that starts with what the parent had when it made this process."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return round(int(status["VmHWM"].split()[0]) * 1024 / 1e9, 3)
 
 
 def _timed(function: Any, name: str, stages: dict[str, float]) -> Any:

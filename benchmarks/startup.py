@@ -7,6 +7,7 @@ Every measurement is a process of its own; the kinds take turns, so that a busy 
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -56,9 +57,9 @@ def main() -> None:
         for kind, work in kinds.items():
             times[kind][turn] = seconds(work)
     report = {
-        "machine": platform.platform(),
+        "machine": f"{os.cpu_count()} x {platform.machine()}",
         "python": platform.python_version(),
-        "bundle": args.bundle,
+        "bundle": Path(args.bundle).name,
         "seconds": {kind: {"median": statistics.median(each), "all": each} for kind, each in times.items()},
     }
     if "import torch" in times:

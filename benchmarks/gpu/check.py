@@ -26,6 +26,7 @@ from benchmarks.gpu import latency, parity
 from lssgen.bundle import Bundle, read_bundle
 from lssgen.engines.base import Backend
 from lssgen.engines.cuda import Device
+from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import open_backend
 from lssgen.errors import LssgenError
 
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not backends:
         record.skip("everything", "no engine takes a GPU of this machine")
     else:
-        reference = open_backend("onnxruntime")
+        reference = open_backend("onnxruntime", EngineOptions())
         for bundle in given(args.bundle) if args.bundle else small_bundles(args.work, record):
             for open_one in backends.values():
                 check(bundle, reference, open_one(), record)
@@ -112,11 +113,11 @@ def opened(engines: Sequence[str], record: Record) -> Iterator[tuple[str, Callab
     """The engines that take this machine's GPU. Each check opens its own, so that memory starts from nothing."""
     for engine in engines:
         try:
-            open_backend(engine)
+            open_backend(engine, EngineOptions())
         except LssgenError as error:
             record.skip(engine, error)
         else:
-            yield engine, lambda engine=engine: open_backend(engine)
+            yield engine, lambda engine=engine: open_backend(engine, EngineOptions())
 
 
 def check(bundle: Bundle, reference: Backend, backend: Backend, record: Record) -> None:
