@@ -1,7 +1,6 @@
 """Compile every graph of a bundle: what export does ahead of time, and a run when it finds an engine missing."""
 
 import hashlib
-import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -24,7 +23,6 @@ from lssgen.engines.trt_make import Task, make
 from lssgen.engines.trt_report import Bounds, Report, check
 from lssgen.errors import BackendError, BuildError, StaleEngineError
 
-_LOG = logging.getLogger("lssgen")
 Tell = Callable[[str, str, float], None]
 """Called with the graph, the phase of its build and the share of it that is done, from 0 to 1."""
 
@@ -100,9 +98,7 @@ def needs_of(bundle: Bundle, library: Library, order: Order) -> list[Need]:
             "TensorRT-RTX does not stream weights during a run; leave --weight-streaming out, and where memory is "
             "short run with --low-memory, which moves whole networks"
         )
-    here = ""
-    if order.flavour == "tensorrt" or order.options.refit:
-        here = _gpu_at_hand(order)
+    here = _gpu_at_hand(order) if _needs_gpu(order) else ""
     return [
         Need(
             graph=name,
@@ -115,6 +111,11 @@ def needs_of(bundle: Bundle, library: Library, order: Order) -> list[Need]:
         )
         for name, profiles in profiles_of(bundle.manifest, order.demand).items()
     ]
+
+
+def _needs_gpu(order: Order) -> bool:
+    """TensorRT measures on one. Engines with exchangeable weights are run before they count."""
+    return order.flavour == "tensorrt" or order.options.refit
 
 
 def _gpu_at_hand(order: Order) -> str:
@@ -145,12 +146,12 @@ def _built(library: Library, bundle: Bundle, need: Need, order: Order, here: Seq
         targets=need.targets,
         options=order.options,
         timings=timings_file(order, library),
+        device=Device(order.device_id) if _needs_gpu(order) else None,
     )
 
-    task = Task(library, need, graph, job, order.device_id)
+    task = Task(library, need, graph, job, order.folder)
 
     def build() -> tuple[Any, Callable[[int, str], Report]]:
-        _LOG.info("building %s for %s, once; it is kept in %s", need.graph, ", ".join(need.targets), order.folder)
         began = perf_counter()
         plan, report = make(task, here, lambda phase, share: tell(need.graph, phase, share))
         check(report, order.bounds)

@@ -18,6 +18,11 @@ from lssgen.errors import BackendError, EngineError, ShapeError
 
 _BLOCKS, _BLOCK_BYTES = 4, 2**20
 _ALIGNMENT = 256
+_PACKAGES_OF_CUDA_12 = (
+    ', or take the packages for CUDA 12: pip install "cuda-bindings==12.*", with tensorrt-cu12 in place of tensorrt '
+    "and tensorrt-cu13, or with tensorrt-rtx-cu12 in place of tensorrt-rtx-cu13"
+)
+"""A library built for CUDA 13 does not run on an older driver, whichever cuda-bindings there is."""
 
 
 def bindings() -> Any:
@@ -55,7 +60,7 @@ class Device:
         self.cuda: Any = bindings()
         self.index = index
         self._see_driver()
-        self.call("cudaSetDevice", index)
+        self.choose()
         properties = self.call("cudaGetDeviceProperties", index)
         self.name: str = properties.name.decode().strip("\0")
         self.target = f"sm{properties.major}{properties.minor}"
@@ -80,6 +85,10 @@ class Device:
                 )
             raise EngineError(f"{function} failed: {status.name}, {self.cuda.cudaGetErrorString(status)[1].decode()}")
         return results[0] if len(results) == 1 else tuple(results)
+
+    def choose(self) -> None:
+        """Let this thread work on this GPU: every thread begins with the first one."""
+        self.call("cudaSetDevice", self.index)
 
     def memory(self) -> tuple[int, int]:
         """Free and total device memory in bytes."""
@@ -152,8 +161,8 @@ class Device:
             raise BackendError(f"no NVIDIA driver answers on this machine ({error}); run where a GPU is") from error
         if status == cuda.cudaError_t.cudaErrorInsufficientDriver and driver:
             raise BackendError(
-                f"the NVIDIA driver supports CUDA {_dotted(driver)}, but cuda-bindings needs {needs}; "
-                f'upgrade the driver, or install the package for it: pip install "cuda-bindings=={driver // 1000}.*"'
+                f"the NVIDIA driver supports CUDA {_dotted(driver)}, but cuda-bindings needs {needs}; upgrade the "
+                "driver" + (_PACKAGES_OF_CUDA_12 if driver >= 12000 else "")
             )
         if status != cuda.cudaError_t.cudaSuccess or not count:
             why = "no NVIDIA driver answers" if not driver else f"the driver shows no GPU ({status.name})"

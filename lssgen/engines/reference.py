@@ -1,34 +1,22 @@
-"""What a graph should compute: ONNX Runtime on the CPU, in float32 whatever the graph's precision, on seeded inputs.
+"""What a graph should compute: ONNX Runtime on the CPU, in float32 whatever the graph's precision.
 
 ONNX Runtime's CPU has no bfloat16, and computes float16 mostly in float32 anyway. So every half-precision type of the
 graph becomes float32 in a copy in memory, and every weight keeps its value.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lssgen.engines.base import Array, Port
+from lssgen.engines.base import Array
 from lssgen.engines.trt_onnx import load_graph
 from lssgen.errors import BackendError, BuildError
 
 _FLOAT, _FLOAT16, _BFLOAT16 = 1, 10, 16
 _HALF = (_FLOAT16, _BFLOAT16)
-_ROW = {0: 600.0, 1: 1.0, 3: 1.0, 4: 1.0, 6: -0.1}
-"""A step in the middle of a run: label, c_in, h_f, keep and blend[0]; see `lssgen.plan.table`."""
-
-
-def seeded_inputs(ports: Sequence[Port], axes: Mapping[str, int]) -> dict[str, Array]:
-    """An array for every input port: normal numbers, grey levels, and ids that every vocabulary has.
-
-    Args:
-        ports: Inputs of a graph.
-        axes: Size of every dynamic axis that they name.
-    """
-    rng = np.random.default_rng(0)
-    return {port.name: _seeded(port, [axes[a] if isinstance(a, str) else a for a in port.shape], rng) for port in ports}
 
 
 def reference_outputs(onnx: Path, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -38,10 +26,7 @@ def reference_outputs(onnx: Path, inputs: Mapping[str, Array]) -> dict[str, Arra
         BackendError: The package onnx or onnxruntime is missing.
         BuildError: ONNX Runtime refuses the graph, or has no memory for its weights in float32.
     """
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise BackendError('checking an engine needs ONNX Runtime; pip install "lssgen[onnxruntime]"') from error
+    ort = onnxruntime()
     model = load_graph(onnx)
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -55,20 +40,18 @@ def reference_outputs(onnx: Path, inputs: Mapping[str, Array]) -> dict[str, Arra
         raise BuildError(f"ONNX Runtime cannot compute {onnx.name} on the CPU to compare with: {error}") from error
 
 
-def _seeded(port: Port, shape: list[int], rng: np.random.Generator) -> Array:
-    match port.name, port.dtype:
-        case "row", _:
-            return np.array([_ROW.get(column, 0.0) for column in range(shape[0])], port.dtype)
-        case "guidance_weights", _:  # they add up to one, as in a run
-            return np.array([-1.0] * (shape[0] - 1) + [float(shape[0])], port.dtype)
-        case _, "uint8":
-            return rng.integers(0, 256, shape, np.uint8)
-        case _, "int64":
-            ids = rng.integers(0, 2, shape)  # of tokens, or of a mask: its first token counts
-            ids[..., 0] = 1
-            return ids
-        case _:
-            return rng.standard_normal(shape).astype(port.dtype)
+def onnxruntime() -> Any:
+    """The module.
+
+    Raises:
+        BackendError: It is not installed.
+    """
+    try:
+        return import_module("onnxruntime")
+    except ImportError as error:
+        raise BackendError(
+            'to compare an engine with its graph, ONNX Runtime is needed: pip install "lssgen[onnxruntime]"'
+        ) from error
 
 
 def _widened(model: Any, onnx: Path) -> Iterator[tuple[Any, Array]]:

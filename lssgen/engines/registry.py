@@ -29,7 +29,6 @@ ENGINES = {
     "onnxruntime-cuda": Place("onnxruntime", "open_cuda", "onnxruntime-gpu"),
     "tensorrt": Place("tensorrt", "open_tensorrt", "tensorrt"),
     "tensorrt-rtx": Place("tensorrt", "open_tensorrt_rtx", "tensorrt-rtx"),
-    "openvino": Place("openvino", "open_cpu", "openvino"),
 }
 
 
@@ -46,12 +45,9 @@ def open_backend(name: str, options: EngineOptions) -> Backend:
     place = ENGINES.get(name)
     if place is None:
         raise BackendError(f"there is no engine called {name!r}; choose one of {', '.join(ENGINES)}")
-    module = f"lssgen.engines.{place.module}"
     try:
-        make = getattr(import_module(module), place.function)
+        make = getattr(import_module(f"lssgen.engines.{place.module}"), place.function)
     except ImportError as error:
-        if error.name == module:
-            raise BackendError(f"engine {name!r} is not part of this version of lssgen") from error
         raise BackendError(
             f'engine {name!r} needs {error.name or error}; install it with pip install "lssgen[{place.extra}]"'
         ) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lssgen.engines.base import Port
+from lssgen.engines.cuda import Device
 from lssgen.engines.profiles import Profile
 from lssgen.engines.trt_library import Library, plain, progress_monitor
 from lssgen.engines.trt_onnx import engine_model
@@ -51,6 +52,7 @@ class Job:
         targets: Architectures, for TensorRT-RTX; TensorRT builds for the current device.
         options: What else changes the engine.
         timings: File of measurements to begin with and to add to; None where the library measures nothing.
+        device: The GPU that the compiler uses; None where it needs none.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Job:
     targets: tuple[str, ...]
     options: BuildOptions = field(default_factory=BuildOptions)
     timings: Path | None = None
+    device: Device | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,8 @@ def build_plan(library: Library, job: Job, tell: Tell) -> Built:
 
     def work() -> None:
         try:
+            if job.device is not None:
+                job.device.choose()
             outcome.append(_compile(library, job, model, tell, cancelled))
         except BaseException as error:  # carried to the caller's thread
             outcome.append(error)

@@ -258,8 +258,8 @@ class TrtBinding:
     def _prepare(self) -> None:
         context = self._engine.take_context(self._profile)
         self._scratch = self._engine.scratch()
-        engine = self._engine
-        tie(context, engine.name, engine.inputs, engine.outputs, self._buffers, self._scratch)
+        own = self._engine
+        tie(context, own.name, own.inputs, own.outputs, self._buffers, self._scratch)
         self._context = context
 
     def _enqueue(self) -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from lssgen.bundle import Probe
 from lssgen.engines.accuracy import Outputs, Precision, compare
 from lssgen.engines.base import Array, Port
-from lssgen.engines.cuda import CudaBuffer, Device
-from lssgen.engines.reference import reference_outputs, seeded_inputs
+from lssgen.engines.cuda import CudaBuffer
+from lssgen.engines.reference import onnxruntime, reference_outputs
+from lssgen.engines.samples import sample_inputs
 from lssgen.engines.trt_build import Job
 from lssgen.engines.trt_engine import tie
 from lssgen.engines.trt_library import Library
@@ -22,33 +23,38 @@ class Exam:
     """What any engine of a graph must compute at the smallest of its sizes.
 
     Args:
-        library, device: Where engines run.
-        job: The graph and its profiles, smallest first.
+        library: That engines are of.
+        job: The graph, its profiles, smallest first, and the GPU.
         precision: Of the network inside.
+
+    Raises:
+        BackendError: ONNX Runtime is not installed.
     """
 
-    def __init__(self, library: Library, device: Device, job: Job, precision: Precision) -> None:
+    def __init__(self, library: Library, job: Job, precision: Precision) -> None:
+        onnxruntime()
         self._library = library
-        self._device = device
+        assert job.device is not None, "whoever asks for exchangeable weights has seen that there is one"
+        self._device = job.device
         self._job = job
         # TF32 has float16's mantissa.
         self._precision: Precision = "fp16" if job.options.tf32 and precision == "fp32" else precision
         self._axes = {axis: extent.best for axis, extent in job.profiles[0].axes.items()}
-        self._inputs = seeded_inputs(job.inputs, self._axes)
+        self._inputs = sample_inputs(job.inputs, self._axes)
 
-    def take(self, plan: Any, profile: int, least: float = 1.0) -> Probe:
+    def take(self, plan: Any, profile: int, most: float = 1.0) -> Probe:
         """Run an engine and compare.
 
         Args:
             plan: The serialised engine.
             profile: Which of its profiles is the job's first one.
-            least: The error may not be larger than this either.
+            most: How large the error may be, where that is less than the precision may show.
 
         Raises:
             BuildError: It does not run, is too far off (says how far), or there is nothing to compare with.
         """
         probe = compare(Outputs(self._run(plan, profile)), self._wanted, self._axes, self._precision)
-        probe = replace(probe, bound=min(probe.bound, least))
+        probe = replace(probe, bound=min(probe.bound, most))
         if not probe.finite:
             raise BuildError("it gives numbers that are not finite")
         if not probe.error <= probe.bound:
@@ -64,9 +70,9 @@ class Exam:
 
     def _run(self, plan: Any, profile: int) -> dict[str, Array]:
         module, device = self._library.module, self._device
-        outputs = tuple(Port(name, value.dtype.name, value.shape) for name, value in self._wanted.values.items())
+        outputs = tuple(Port(name, array.dtype.name, array.shape) for name, array in self._wanted.values.items())
         with self._library.listen() as log:
-            runtime: trt.Runtime = module.Runtime(self._library.logger)
+            runtime: Any = module.Runtime(self._library.logger)
             engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
             if engine is None:
                 raise BuildError(f"it cannot be loaded: {log.reason()}")
@@ -78,9 +84,9 @@ class Exam:
             device.synchronize()
             scratch = device.allocate(engine.device_memory_size_v2)
             arrays = {**self._inputs, **self._wanted.values}
-            buffers = {name: CudaBuffer(device, value.shape, value.dtype) for name, value in arrays.items()}
-            for name, value in self._inputs.items():
-                buffers[name].write(value)
+            buffers = {name: CudaBuffer(device, array.shape, array.dtype) for name, array in arrays.items()}
+            for name, array in self._inputs.items():
+                buffers[name].write(array)
             tie(context, self._job.name, self._job.inputs, outputs, buffers, scratch)
             if not context.execute_async_v3(device.stream):
                 raise BuildError(f"it failed on {device.name}: {log.reason()}")

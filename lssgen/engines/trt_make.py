@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from lssgen.bundle import Graph
 from lssgen.engines.cache import Entry
-from lssgen.engines.cuda import Device
 from lssgen.engines.fit import Need
 from lssgen.engines.trt_build import Job, build_plan
 from lssgen.engines.trt_exam import Exam
@@ -29,14 +29,14 @@ class Task:
         need: What it must be.
         graph: Of the bundle.
         job: What to compile.
-        device_id: The GPU that engines with exchangeable weights are examined on.
+        folder: Where it will be kept, for messages.
     """
 
     library: Library
     need: Need
     graph: Graph
     job: Job
-    device_id: int
+    folder: Path
 
 
 def make(task: Task, here: Sequence[Entry], tell: Tell) -> tuple[Any, Report]:
@@ -52,7 +52,7 @@ def make(task: Task, here: Sequence[Entry], tell: Tell) -> tuple[Any, Report]:
     """
     if not task.job.options.refit:
         return _build(task, tell)
-    exam = Exam(task.library, Device(task.device_id), task.job, task.graph.precision)
+    exam = Exam(task.library, task.job, task.graph.precision)
     return _refit(task, exam, here) or _build_refittable(task, exam, tell)
 
 
@@ -63,7 +63,7 @@ def _refit(task: Task, exam: Exam, here: Sequence[Entry]) -> tuple[Any, Report] 
     if not fitting:
         return None
     donor = fitting[-1]
-    _LOG.info("refitting %s from engine %s", name, donor.key)
+    _LOG.info("refitting %s from engine %s; it is kept in %s", name, donor.key, task.folder)
     try:
         plan = refit(task.library, donor, onnx)
         profile = donor.report.profiles.index(task.need.profiles[0])
@@ -84,14 +84,17 @@ def _build_refittable(task: Task, exam: Exam, tell: Tell) -> tuple[Any, Report]:
         fixed = fixed_weights(task.library, plan, onnx)
     except EngineError as error:
         _LOG.warning("%s, built with --refit, is thrown away and built again without: %s", task.need.graph, error)
-        plain = replace(task.job, options=replace(task.job.options, refit=False))
-        return _build(replace(task, job=plain), tell)
-    return plan, replace(report, structure=structure_of(onnx), fixed_weights=fixed, probes=(probe,))
+    else:
+        return plan, replace(report, structure=structure_of(onnx), fixed_weights=fixed, probes=(probe,))
+    del plan  # here, where the error holds no engine on the device any more
+    return _build(replace(task, job=replace(task.job, options=replace(task.job.options, refit=False))), tell)
 
 
 def _build(task: Task, tell: Tell) -> tuple[Any, Report]:
+    need, graph = task.need, task.graph
+    _LOG.info("building %s for %s, once; it is kept in %s", need.graph, ", ".join(need.targets), task.folder)
     built = build_plan(task.library, task.job, tell)
-    need, graph, findings = task.need, task.graph, built.findings
+    findings = built.findings
     return built.plan, Report(
         graph=need.graph,
         content=need.content,

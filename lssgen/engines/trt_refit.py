@@ -31,9 +31,11 @@ from lssgen.errors import BuildError
 if TYPE_CHECKING:
     import tensorrt as trt
 
-_MORE_ROUNDING = 4.0
-"""How much further a refitted engine may be from its graph than the built one is from its own. The same kernels round
-other numbers; a bias that is missing is far more."""
+_MORE_ROUNDING = 1.5
+"""How much further a refitted engine may be from its graph than the built one is from its own: the same kernels round
+other numbers. Measured on tiny SD and SD3 steps, rounded after every node: weights that change by up to 30 % change the
+error by up to 35 %; of single biases and norm weights set to zero, 165 of 172 are found in fp16 and 26 of 47 in bf16,
+where the precision's own bound finds 47 and 6. A refusal costs a build, what is let pass may cost pictures."""
 
 _EXACT = 0.01
 """An engine's own error counts as at least this part of what its precision may show, or an exact one would forbid any
@@ -111,7 +113,7 @@ def refit(library: Library, donor: Entry, onnx: Path) -> Any:
 
 
 def _opened(library: Library, plan: Any) -> "tuple[trt.ICudaEngine | None, trt.Refitter | None]":
-    runtime: trt.Runtime = library.module.Runtime(library.logger)
+    runtime: Any = library.module.Runtime(library.logger)
     engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
     if engine is None or not engine.refittable:
         return engine, None
@@ -122,5 +124,5 @@ def _fixed(exchangeable: Iterable[str], onnx: Path) -> str:
     free, digest = set(exchangeable), hashlib.sha256()
     for tensor in load_graph(onnx).graph.initializer:
         if tensor.external_data and tensor.name not in free:
-            digest.update(stored_bytes(tensor, onnx))
+            digest.update(stored_bytes(tensor, onnx).data)
     return digest.hexdigest()

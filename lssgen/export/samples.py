@@ -1,10 +1,11 @@
-"""Inputs for a graph: the sizes of its axes, and seeded tensors of those sizes."""
+"""Inputs for a graph that is being made: the sizes of its axes, and seeded tensors of those sizes."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from lssgen.engines import samples
 from lssgen.engines.base import Port
 from lssgen.models.nets.recipe import Recipe
 
@@ -40,43 +41,6 @@ def used_axes(ports: tuple[Port, ...], sizes: Mapping[str, int]) -> dict[str, in
 
 
 def sample_inputs(recipe: Recipe, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
-    """A tensor for every input port: normal numbers, ids, grey levels, and a step in the middle of a run.
-
-    Args:
-        recipe: Of the graph.
-        sizes: Of its axes; every axis an input names must be there.
-        seed: Equal seeds give equal inputs.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    return {port.name: _sample(port, recipe, sizes, generator) for port in recipe.inputs}
-
-
-def _sample(port: Port, recipe: Recipe, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:
-    shape = [sizes[axis] if isinstance(axis, str) else axis for axis in port.shape]
-    match port.name, port.dtype:
-        case "row", _:
-            columns = {0: 600.0, 1: 1.0, 3: 1.0, 4: 1.0, 6: -0.1}  # label, c_in, h_f, keep, blend[0]
-            return torch.tensor([columns.get(at, 0.0) for at in range(shape[0])])
-        case "guidance_weights", _:
-            # Weights add up to one, as in a run: -1, 2 for two branches.
-            return torch.tensor([-1.0] * (shape[0] - 1) + [float(shape[0])])
-        case "guidance", _:
-            return torch.full(shape, 3.5)
-        case "guidance_rescale", _:
-            return torch.full(shape, 0.5)
-        case "mix", _:
-            return torch.tensor([0.25, 0.75])
-        case "layer_gates", _:
-            gates = torch.ones(shape)
-            gates[-1, shape[1] // 2] = 0
-            return gates
-        case _, "uint8":
-            return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-        case _, "int64":
-            high = recipe.vocabulary.get(port.name, 2)
-            return torch.randint(0, high, shape, generator=generator)
-        case name, _ if name in recipe.choices:
-            choices = torch.tensor(recipe.choices[name])
-            return choices[torch.randint(0, len(choices), shape, generator=generator)]
-        case _:
-            return torch.randn(shape, generator=generator)
+    """A tensor for every input port of a recipe, as `lssgen.engines.samples` makes them."""
+    made = samples.sample_inputs(recipe.inputs, sizes, seed, vocabulary=recipe.vocabulary, choices=recipe.choices)
+    return {name: torch.from_numpy(value) for name, value in made.items()}

@@ -24,12 +24,11 @@ def test_without_flags_an_order_is_the_default(parser: argparse.ArgumentParser) 
 
 
 def test_every_flag_is_heard(parser: argparse.ArgumentParser) -> None:
-    flags = (
-        "--engine tensorrt-rtx --target sm89,sm120 --batch 1,4 --branches 2 --tf32 --max-scratch 2 --allow-unfused 3"
-    )
+    flags = "--engine tensorrt-rtx --target sm89,sm120 --batch 1,4 --branches 2 --tf32 --refit"
+    flags += " --max-scratch 2 --allow-unfused 3"
     order = order_from_args(parser.parse_args([*flags.split(), "--engines", "here"]))
     assert (order.targets, order.demand.batches, order.demand.branches) == (("sm89", "sm120"), (1, 4), (2,))
-    assert (order.options.tf32, order.options.weight_streaming) == (True, False)
+    assert (order.options.tf32, order.options.refit, order.options.weight_streaming) == (True, True, False)
     assert (order.bounds.activation_bytes, order.bounds.unfused, order.folder) == (2 * 2**30, 3, Path("here"))
 
 

@@ -73,10 +73,10 @@ def attention_bundle(toy: Path, folder: Path, *, precision: Precision = "fp16", 
 
 
 def write_graph(
-    folder: Path, name: str, text: str, weights: Mapping[str, tuple[int, ...]], precision: Precision
+    folder: Path, name: str, text: str, weights: Mapping[str, tuple[int, ...]], precision: Precision, seed: int = 0
 ) -> Graph:
     """Write a graph, TYPE in its text being the precision's, with random weights in a file of their own."""
-    number, rng = _ONNX_TYPE[precision], np.random.default_rng(0)
+    number, rng = _ONNX_TYPE[precision], np.random.default_rng(seed)
     model = parser.parse_model(text.replace("TYPE", str(number)))
     for weight, shape in weights.items():
         value = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))

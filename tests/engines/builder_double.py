@@ -2,12 +2,14 @@
 
     what the parser read, the timing cache and the progress monitor outlive the build
     every input has a shape in every profile
+    the thread that builds has chosen its GPU, where the build needs one
     a timing cache belongs to one library version and one GPU; `combine` keeps what is there
 
 A plan of the double says what was asked for, so that the executing half can hold a run to it.
 """
 
 import json
+import threading
 import weakref
 from collections.abc import Callable
 from enum import IntEnum
@@ -21,12 +23,14 @@ from lssgen.engines.base import Array
 
 
 class BuilderFlag(IntEnum):
+    REFIT = 4
     TF32 = 6
     WEIGHT_STREAMING = 21
     EDITABLE_TIMING_CACHE = 27
 
 
 class RtxBuilderFlag(IntEnum):
+    REFIT = 4
     TF32 = 6
     WEIGHT_STREAMING = 21
     REQUIRE_USER_ALLOCATION = 28
@@ -155,6 +159,8 @@ class Builder:
     _version = ""
     _weights = 1_000_000
     _scratch = 70_000
+    _loses: tuple[str, ...] = ()
+    """Weights that a build with REFIT takes for zero, as NVIDIA documents of TensorRT 11.3."""
 
     def __init__(self, logger: Any) -> None:
         self._logger = logger
@@ -170,6 +176,9 @@ class Builder:
         return IOptimizationProfile()
 
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> bytes | None:
+        alone = config._targets and BuilderFlag.REFIT not in config._flags
+        if not alone and threading.get_ident() not in self._cuda.threads:
+            raise RuleBrokenError("a thread that chose no GPU builds for the first one, and not for the one at hand")
         if config._timed:
             timings = config._timings()
             if timings is None:
@@ -188,13 +197,16 @@ class Builder:
         streamed = BuilderFlag.WEIGHT_STREAMING in config._flags
         for line in (*[f"Total Activation Memory: {self._scratch} bytes"] * len(profiles), "Total Weights Memory: "):
             self._logger.log(4, f"{line}{self._weights} bytes" if line.endswith(": ") else line)
-        return plan(network._onnx, profiles, weights=self._weights, scratch=self._scratch, streamed=streamed)
+        said = plan(network._onnx, profiles, weights=self._weights, scratch=self._scratch, streamed=streamed)
+        if BuilderFlag.REFIT not in config._flags:
+            return said
+        return json.dumps(json.loads(said) | {"refittable": True, "zero": self._loses}).encode()
 
 
 def plan(onnx: str, profiles: list[dict[str, list[int]]], *, weights: int, scratch: int, streamed: bool) -> bytes:
     """What the double takes for an engine; sizes in bytes, profiles as [min, opt, max] by axis."""
     said = {"onnx": onnx, "profiles": profiles, "weights": weights, "scratch": scratch, "streamed": streamed}
-    return json.dumps(said).encode()
+    return json.dumps(said | {"refittable": False, "zero": []}).encode()
 
 
 def _axes(session: ort.InferenceSession, profile: IOptimizationProfile) -> dict[str, list[int]]:

@@ -7,6 +7,7 @@ memory that queued work still reads, gets wrong numbers here as there. What CUDA
 # ruff: noqa: N802, N815 - the names are NVIDIA's
 
 import ctypes
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -78,6 +79,7 @@ class CudaDouble:
         self.peak = 0
         self.broken: list[str] = []
         self.measured: list[str] = []
+        self.threads: set[int] = set()
 
     # What the tests and the TensorRT double use.
 
@@ -142,6 +144,7 @@ class CudaDouble:
 
     def cudaSetDevice(self, device: int) -> tuple[Any, ...]:
         del device
+        self.threads.add(threading.get_ident())
         return (Status.cudaSuccess,)
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:

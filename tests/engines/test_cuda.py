@@ -80,9 +80,16 @@ def test_no_driver_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_driver_older_than_the_package_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_module, "bindings", lambda: CudaDouble(driver=12040))
-    with pytest.raises(
-        BackendError, match=r'supports CUDA 12\.4, but cuda-bindings needs 13\.5.*"cuda-bindings==12\.\*"'
-    ):
+    said = (
+        r'supports CUDA 12\.4, but cuda-bindings needs 13\.5; .*"cuda-bindings==12\.\*", with tensorrt-cu12 .* or with'
+    )
+    with pytest.raises(BackendError, match=said):
+        Device()
+
+
+def test_a_driver_that_no_package_fits_must_be_upgraded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_module, "bindings", lambda: CudaDouble(driver=11080))
+    with pytest.raises(BackendError, match=r"CUDA 11\.8, but cuda-bindings needs 13\.5; upgrade the driver$"):
         Device()
 
 

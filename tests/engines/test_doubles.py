@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import refit_double
 import trt_double
 from cuda_double import CudaDouble, RuleBrokenError
 
@@ -190,5 +191,18 @@ def test_a_timing_cache_lives_as_long_as_the_build(rig: Rig) -> None:
     builder = trt.Builder(trt_double.ILogger())
     config = builder.create_builder_config()
     config.set_timing_cache(config.create_timing_cache(b""), False)
+    rig.cuda.cudaSetDevice(0)
     with pytest.raises(RuleBrokenError, match="destroyed before the engine was built"):
         builder.build_serialized_network(builder.create_network(2), config)
+
+
+def test_a_thread_that_builds_has_chosen_its_gpu(rig: Rig) -> None:
+    trt = trt_double.module(rig.cuda, rtx=False)
+    builder = trt.Builder(trt_double.ILogger())
+    with pytest.raises(RuleBrokenError, match="a thread that chose no GPU builds for the first one"):
+        builder.build_serialized_network(builder.create_network(2), builder.create_builder_config())
+
+
+def test_only_what_was_built_for_it_is_refitted(rig: Rig) -> None:
+    with pytest.raises(RuleBrokenError, match="an engine that is not refittable"):
+        refit_double.Refitter(rig.engine, trt_double.ILogger())

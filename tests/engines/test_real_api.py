@@ -16,10 +16,11 @@ from typing import Any
 
 import builder_double
 import pytest
+import refit_double
 import trt_double
 from cuda_double import CudaDouble
 
-from lssgen.engines import cuda, tensorrt, trt_build, trt_engine, trt_library, trt_timings
+from lssgen.engines import cuda, tensorrt, trt_build, trt_engine, trt_exam, trt_library, trt_refit, trt_timings
 
 RECEIVERS: dict[ModuleType, dict[str, str]] = {
     trt_build: {
@@ -30,6 +31,10 @@ RECEIVERS: dict[ModuleType, dict[str, str]] = {
         "runtime": "Runtime", "engine": "ICudaEngine", "_awake": "ICudaEngine", "context": "IExecutionContext",
         "_context": "IExecutionContext", "config": "IRuntimeConfig", "kernels": "IRuntimeCache",
         "_kernels": "IRuntimeCache",
+    },
+    trt_exam: {"runtime": "Runtime", "engine": "ICudaEngine", "context": "IExecutionContext"},
+    trt_refit: {
+        "runtime": "Runtime", "engine": "ICudaEngine", "refitter": "Refitter", "parser": "OnnxParserRefitter",
     },
     trt_timings: {"config": "IBuilderConfig", "cache": "ITimingCache"},
     tensorrt: {},
@@ -127,7 +132,8 @@ DOUBLES: dict[str, type] = {
     "Builder": builder_double.Builder, "IBuilderConfig": builder_double.IBuilderConfig,
     "INetworkDefinition": builder_double.INetworkDefinition, "OnnxParser": builder_double.OnnxParser,
     "IOptimizationProfile": builder_double.IOptimizationProfile, "ITimingCache": builder_double.ITimingCache,
-    "IProgressMonitor": builder_double.IProgressMonitor,
+    "IProgressMonitor": builder_double.IProgressMonitor, "Refitter": refit_double.Refitter,
+    "OnnxParserRefitter": refit_double.OnnxParserRefitter,
 }  # fmt: skip
 ENUMS: dict[str, type] = {
     "BuilderFlag": builder_double.RtxBuilderFlag, "ProfilingVerbosity": builder_double.ProfilingVerbosity,
@@ -237,7 +243,7 @@ def calls_of(module: ModuleType, trt: Any) -> Iterator[Call]:
 
 def public(double: type) -> dict[str, Any]:
     """What a class and its bases define under names without underscores."""
-    own = ("trt_double", "builder_double", "cuda_double")
+    own = ("trt_double", "builder_double", "refit_double", "cuda_double")
     found = {n: v for layer in reversed(double.__mro__) if layer.__module__ in own for n, v in vars(layer).items()}
     return {name: value for name, value in found.items() if not name.startswith("_")}
 

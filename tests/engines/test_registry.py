@@ -24,5 +24,5 @@ def test_the_embedded_engine_opens_with_its_threads() -> None:
 
 
 def test_every_engine_names_an_extra() -> None:
-    assert set(ENGINES) == {"onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx", "openvino"}
+    assert set(ENGINES) == {"onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"}
     assert all(place.extra for place in ENGINES.values())

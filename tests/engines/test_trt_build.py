@@ -12,13 +12,13 @@ import pytest
 from attention import Precision, attention_bundle, write_graph
 
 from lssgen.bundle import Bundle, Graph, Manifest, read_bundle
-from lssgen.engines import build as build_module
+from lssgen.engines import trt_make
 from lssgen.engines.build import Order, build_engines
 from lssgen.engines.options import EngineOptions
 from lssgen.engines.profiles import Demand, Profile, fixed, profiles_of
 from lssgen.engines.registry import open_backend
 from lssgen.engines.targets import TARGETS
-from lssgen.engines.trt_build import Job, build_plan
+from lssgen.engines.trt_build import BuildOptions, Job, build_plan
 from lssgen.engines.trt_library import open_library
 from lssgen.engines.trt_report import Bounds, Report
 from lssgen.errors import BackendError, BuildError
@@ -106,7 +106,7 @@ def test_too_much_scratch_memory_fails_the_build_with_the_node_named(toy: Path, 
 def test_an_engine_is_built_once(toy: Path, tmp_path: Path, order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = attention_bundle(toy, tmp_path / "bundle")
     first = build_engines(bundle, order)
-    monkeypatch.setattr(build_module, "build_plan", None)
+    monkeypatch.setattr(trt_make, "build_plan", None)
     assert build_engines(bundle, order) == first
 
 
@@ -199,6 +199,14 @@ def test_running_needs_a_gpu_and_says_so() -> None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(BackendError, match=r"no NVIDIA driver|the NVIDIA driver|no GPU"):
         open_backend("tensorrt-rtx", EngineOptions())
+
+
+def test_what_can_be_refitted_is_not_built_without_a_gpu(toy: Path, order: Order) -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    if runtime.cudaGetDeviceCount()[0] == runtime.cudaError_t.cudaSuccess:
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(BackendError, match=r"not built ahead of time.* Leave --refit out, or build on the GPU"):
+        build_engines(read_bundle(toy), replace(order, options=BuildOptions(refit=True)))
 
 
 def one_graph(toy: Path, step: Graph, folder: Path) -> Bundle:

@@ -11,7 +11,7 @@ library would fail, compute nonsense or crash:
     nothing is used after its engine is gone
 
 A plan of the double is a JSON text: the ONNX file, the profiles, the memory of weights and scratch. The building half
-is in `builder_double`.
+is in `builder_double`, what exchanges weights in `refit_double`.
 """
 
 import json
@@ -25,6 +25,7 @@ from typing import Any
 import builder_double
 import numpy as np
 import onnxruntime as ort
+import refit_double
 from cuda_double import CudaDouble, RuleBrokenError
 
 from lssgen.engines.base import Array
@@ -123,10 +124,7 @@ class ICudaEngine:
         self._contexts: weakref.WeakSet[IExecutionContext] = weakref.WeakSet()
         self._plan: dict[str, Any] = json.loads(blob)
         self._budget = int(self._plan["weights"])
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = 1
-        self._session = ort.InferenceSession(self._plan["onnx"], options, providers=["CPUExecutionProvider"])
+        self._session: ort.InferenceSession = refit_double.session_of(self._plan)
         self._inputs = {value.name: value for value in self._session.get_inputs()}
         self._outputs = {value.name: value for value in self._session.get_outputs()}
 
@@ -140,6 +138,13 @@ class ICudaEngine:
             raise MemoryError("no room for the weights")
         self._weights = address
         self._generation += 1
+
+    @property
+    def refittable(self) -> bool:
+        return bool(self._plan["refittable"])
+
+    def serialize(self) -> IHostMemory:
+        return IHostMemory(json.dumps(self._plan | {"refittable": False}).encode())  # unless INCLUDE_REFIT is asked for
 
     @property
     def weight_streaming_budget_v2(self) -> int:
@@ -395,12 +400,13 @@ def module(cuda: CudaDouble, *, rtx: bool = True) -> Any:
     shared = (
         ILogger, ExecutionContextAllocationStrategy, builder_double.NetworkDefinitionCreationFlag,
         builder_double.ProfilingVerbosity, builder_double.LayerType, builder_double.Dims,
-        builder_double.IProgressMonitor, builder_double.OnnxParser,
+        builder_double.IProgressMonitor, builder_double.OnnxParser, refit_double.OnnxParserRefitter,
     )  # fmt: skip
     names: dict[str, Any] = {one.__name__: one for one in shared} | {
         "__version__": VERSION,
         "Runtime": type("Runtime", (RtxRuntime if rtx else Runtime,), {"_cuda": cuda}),
         "Builder": type("Builder", (builder_double.Builder,), {"_cuda": cuda, "_version": VERSION}),
+        "Refitter": type("Refitter", (refit_double.Refitter,), {}),
         "BuilderFlag": builder_double.RtxBuilderFlag if rtx else builder_double.BuilderFlag,
     }
     if rtx:
