@@ -7,10 +7,10 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from benchmarks.gpu.parity import sample_inputs
 from lssgen.bundle import Bundle
 from lssgen.engines.base import Backend
 from lssgen.engines.profiles import Demand, profiles_of
+from lssgen.engines.samples import sample_inputs, shape_of
 from lssgen.runtime import Pipeline
 
 STEPS, ROUNDS = 20, 5
@@ -39,12 +39,11 @@ def step_timings(bundle: Bundle, backend: Backend) -> list[Timing]:
     engine = backend.load(bundle.path(graph.file), name=f"{bundle.manifest.facts.name}/step")
     timings: list[Timing] = []
     for profile in profiles_of(bundle.manifest, Demand())["step"]:
-        inputs = sample_inputs(graph, profile, seed=0)
         sizes = {axis: extent.best for axis, extent in profile.axes.items()}
+        inputs = sample_inputs(graph.inputs, sizes)
         buffers = {name: backend.empty(value.shape, value.dtype) for name, value in inputs.items()}
         for port in engine.outputs:
-            shape = [sizes[axis] if isinstance(axis, str) else axis for axis in port.shape]
-            buffers[port.name] = backend.empty(shape, port.dtype)
+            buffers[port.name] = backend.empty(shape_of(port, sizes), port.dtype)
         for name, value in inputs.items():
             buffers[name].write(value)
         call = engine.bind(buffers)

@@ -8,7 +8,7 @@ from lssgen.bundle import Probe
 from lssgen.engines.accuracy import Outputs, Precision, compare
 from lssgen.engines.base import Array, Port
 from lssgen.engines.cuda import CudaBuffer
-from lssgen.engines.reference import onnxruntime, reference_outputs
+from lssgen.engines.reference import reference, reference_outputs
 from lssgen.engines.samples import sample_inputs
 from lssgen.engines.trt_build import Job
 from lssgen.engines.trt_engine import tie
@@ -28,11 +28,11 @@ class Exam:
         precision: Of the network inside.
 
     Raises:
-        BackendError: ONNX Runtime is not installed.
+        BackendError: What it is compared with cannot be computed: a package is not installed.
     """
 
     def __init__(self, library: Library, job: Job, precision: Precision) -> None:
-        onnxruntime()
+        reference()
         self._library = library
         assert job.device is not None, "whoever asks for exchangeable weights has seen that there is one"
         self._device = job.device

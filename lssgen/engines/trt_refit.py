@@ -19,10 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lssgen.bundle import Probe
 from lssgen.engines.cache import Entry, damaged
 from lssgen.engines.fit import Need, misfits
-from lssgen.engines.reference import stored_bytes
 from lssgen.engines.trt_build import parse_errors
 from lssgen.engines.trt_library import Library
 from lssgen.engines.trt_onnx import engine_model, load_graph
@@ -124,5 +126,12 @@ def _fixed(exchangeable: Iterable[str], onnx: Path) -> str:
     free, digest = set(exchangeable), hashlib.sha256()
     for tensor in load_graph(onnx).graph.initializer:
         if tensor.external_data and tensor.name not in free:
-            digest.update(stored_bytes(tensor, onnx).data)
+            digest.update(_stored(tensor, onnx).data)
     return digest.hexdigest()
+
+
+def _stored(tensor: Any, onnx: Path) -> NDArray[np.uint8]:
+    """The bytes of a weight in a file beside the graph."""
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    count = int(place["length"]) if "length" in place else -1
+    return np.fromfile(onnx.with_name(place["location"]), np.uint8, count, offset=int(place.get("offset", 0)))

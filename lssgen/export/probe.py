@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from lssgen.bundle import Probe
 from lssgen.engines.accuracy import Outputs, compare
 from lssgen.engines.base import Port
+from lssgen.engines.pieces import Arrays, open_pieces, session
 from lssgen.errors import ProbeError
 from lssgen.export.config import Precision
-from lssgen.export.pieces import Arrays, open_pieces, session
 
 DIRECT_BYTES = 1 << 30
 """Up to this size a float32 graph is opened as it is, as the runtime will open it; larger ones run piece by piece."""
@@ -40,27 +40,28 @@ def probe_graph(
     Raises:
         ProbeError: ONNX Runtime refuses the graph, or an output is wrong or not finite.
     """
-    names = [port.name for port in outputs]
     run = _runner(path, precision, threads)
     probes: list[Probe] = []
     for axes, inputs in samples:
         wanted = run_torch(exact, inputs, outputs)
-        got = Outputs(run({key: value.numpy() for key, value in inputs.items()}, names))
+        got = Outputs(run({key: value.numpy() for key, value in inputs.items()}))
         probe = compare(got, wanted, axes, precision)
         require(name, probe)
         probes.append(probe)
     return tuple(probes)
 
 
-def _runner(path: Path, precision: Precision, threads: int) -> Callable[[Arrays, Sequence[str]], Arrays]:
+def _runner(path: Path, precision: Precision, threads: int) -> Callable[[Arrays], Arrays]:
     """How a graph is computed: as it is, or piece by piece with its weights on disk and its own rounding."""
     size = sum(file.stat().st_size for file in (path, path.with_suffix(".data")) if file.exists())
     if precision != "fp32" or size > DIRECT_BYTES:
         return open_pieces(path, threads=threads).run
     graph = session(path, threads)
 
-    def run(feeds: Arrays, names: Sequence[str]) -> Arrays:
-        made = graph.run(list(names), dict(feeds))
+    names = [output.name for output in graph.get_outputs()]
+
+    def run(feeds: Arrays) -> Arrays:
+        made = graph.run(names, dict(feeds))
         return {name: np.asarray(value) for name, value in zip(names, made, strict=True)}
 
     return run

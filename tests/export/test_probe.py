@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from lssgen.bundle import Graph
 from lssgen.engines.base import Port
+from lssgen.engines.pieces import open_pieces, session
 from lssgen.errors import ProbeError
 from lssgen.export.checkpoint import Checkpoint
 from lssgen.export.config import Precision, Probing
 from lssgen.export.graph import write_graph
 from lssgen.export.graphs import DTYPES, Workshop
-from lssgen.export.pieces import open_pieces, session
 from lssgen.export.probe import probe_graph
 from lssgen.export.store import open_store
 from lssgen.export.weights import Weights
@@ -77,7 +77,7 @@ def test_overflow_that_the_cpu_would_not_see_is_refused(tmp_path: Path) -> None:
     x = 10 * torch.randn(3, 8)
     write_graph(Net(torch.float16, 6e4), {"x": x}, ["y"], {"x": ("batch", 8), "y": ("batch", 8)}, path, Weights())
     (direct,) = session(path, 1).run(None, {"x": x.numpy()})
-    stepwise = open_pieces(path, threads=1).run({"x": x.numpy()}, ["y"])["y"]
+    stepwise = open_pieces(path, threads=1).run({"x": x.numpy()})["y"]
     assert np.isfinite(direct).all()
     assert not np.isfinite(stepwise).all()
 

@@ -1,4 +1,4 @@
-"""A graph in pieces is the same graph; a module with weights on demand is the same module."""
+"""A graph in pieces is the same graph, with the roundings of its own types if they are asked for."""
 
 from pathlib import Path
 
@@ -6,14 +6,12 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lssgen.engines.pieces import open_pieces
 from lssgen.errors import ProbeError
-from lssgen.export.graph import weightless, write_graph
-from lssgen.export.on_demand import weights_on_demand
-from lssgen.export.pieces import open_pieces
-from lssgen.export.weights import Weights, open_weights
+from lssgen.export.graph import write_graph
+from lssgen.export.weights import Weights
 
 WIDTH = 32
 
@@ -49,7 +47,7 @@ def test_pieces_of_any_size_give_what_the_whole_gives(tmp_path: Path, piece_byte
     (whole,) = ort.InferenceSession(path).run(None, {"x": x})
     assert len(graph.pieces) == pieces
     # Rounding of matrix products that are blocked in another way.
-    np.testing.assert_allclose(graph.run({"x": x}, ["y"])["y"], whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(graph.run({"x": x})["y"], whole, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -59,7 +57,7 @@ def test_half_precision_is_rounded_after_every_node(tmp_path: Path, dtype: torch
             return ((x.to(dtype) * 3 + 100) / 7).float()
 
     x = torch.linspace(-5, 5, WIDTH).repeat(2, 1)
-    (got,) = open_pieces(written(tmp_path, Chain()), threads=1).run({"x": x.numpy()}, ["y"]).values()
+    (got,) = open_pieces(written(tmp_path, Chain()), threads=1).run({"x": x.numpy()}).values()
     assert torch.equal(torch.from_numpy(got), Chain()(x))
 
 
@@ -74,27 +72,15 @@ def test_graph_whose_types_do_not_fit_is_refused(tmp_path: Path) -> None:
         open_pieces(path)
 
 
-def test_layers_have_weights_only_while_they_compute(tmp_path: Path) -> None:
-    real = Residual()
-    (tmp_path / "net").mkdir()
-    tensors = {name: tensor.clone() for name, tensor in real.state_dict().items()}
-    save_file(tensors, tmp_path / "net" / "model.safetensors")
-    with weightless(torch.float32):
-        hollow = nn.ModuleDict({"net": Residual()})
-    seen: list[int] = []
-    for layer in hollow["net"].layers:  # pyright: ignore[reportGeneralTypeIssues]
-        layer.register_forward_hook(lambda *_: seen.append(sum(not p.is_meta for p in hollow.parameters())))
-    x = torch.randn(2, WIDTH)
-
-    class Outer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = hollow["net"]
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.net(x)
-
-    with weights_on_demand(Outer(), open_weights({"net": tmp_path / "net"})) as module:
-        assert torch.equal(module(x), real(x))
-    assert seen == [2, 2, 2, 2]  # a weight and a bias
-    assert all(parameter.is_meta for parameter in hollow.parameters())
+def test_without_its_roundings_a_half_precision_graph_computes_in_float32(tmp_path: Path) -> None:
+    module = Residual()
+    module.layers.half()
+    path = written(tmp_path, module)
+    x = torch.randn(4, WIDTH)
+    with torch.no_grad():
+        exact = module.float()(x)  # with the weights that float16 has rounded
+    near, rounded = (
+        open_pieces(path, threads=1, rounded=choice).run({"x": x.numpy()})["y"] for choice in (False, True)
+    )
+    torch.testing.assert_close(torch.from_numpy(near), exact, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(torch.from_numpy(rounded), exact, rtol=1e-5, atol=1e-5)

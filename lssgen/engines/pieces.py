@@ -1,26 +1,24 @@
 """A graph on disk, computed piece by piece in ONNX Runtime: any size of model in the memory of a few of its layers.
 
 The CPU does not compute in half precision: ONNX Runtime puts float32 in its place, keeps it from one node to the next,
-and so never sees an overflow that a GPU would. Here every node of a float16 or bfloat16 graph is computed in float32
-and its result rounded to the type it has in the graph, which is what a GPU does whose kernels accumulate in float32.
+and so never sees an overflow that a GPU would. Here every node of a float16 or bfloat16 graph is computed in float32,
+and if asked its result is rounded to the type it has in the graph, which is what a GPU does whose kernels accumulate in
+float32.
 """
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-import torch
-from numpy.typing import NDArray
 from onnx import helper
 
+from lssgen.engines.base import Array
 from lssgen.errors import ProbeError
-from lssgen.export.data import TORCH_TYPES
 
 PIECE_BYTES = 1 << 27
 """Weights of one piece, in float32, unless a single node has more."""
@@ -46,7 +44,7 @@ MOVES = frozenset(
 )
 """Operators whose results are numbers that they were given: nothing to round."""
 
-Arrays = Mapping[str, NDArray[Any]]
+Arrays = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -74,16 +72,18 @@ class PiecewiseGraph:
 
     Attributes:
         pieces: In the order in which they run.
+        outputs: Names of the graph's outputs.
         weights: Where the weights are, by name.
         threads: For each piece; 0: as many as there are.
     """
 
     pieces: tuple[Piece, ...]
+    outputs: tuple[str, ...]
     weights: Mapping[str, ir.ExternalTensor]
     threads: int
 
-    def run(self, feeds: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Evaluate the graph.
+    def run(self, feeds: Arrays) -> dict[str, Array]:
+        """Evaluate the graph: every output, by name.
 
         Raises:
             ProbeError: ONNX Runtime refuses a piece.
@@ -97,15 +97,18 @@ class PiecewiseGraph:
             live |= {name: np.asarray(value) for name, value in zip(piece.outputs, made, strict=True)}
             for name in piece.last:
                 del live[name]
-        return {name: live[name] for name in outputs}
+        return {name: live[name] for name in self.outputs}
 
 
-def open_pieces(path: Path, *, threads: int = 0, piece_bytes: int = PIECE_BYTES) -> PiecewiseGraph:
+def open_pieces(
+    path: Path, *, threads: int = 0, rounded: bool = True, piece_bytes: int = PIECE_BYTES
+) -> PiecewiseGraph:
     """Cut a graph into pieces.
 
     Args:
         path: The ONNX file, its weights beside it. Nodes are sorted and have no subgraphs, as exported ones are.
         threads: CPU threads; 0: as many as there are.
+        rounded: Round results to their types in the graph. Not: they stay float32, which is what it should compute.
         piece_bytes: Weights of one piece, in float32.
 
     Raises:
@@ -119,14 +122,14 @@ def open_pieces(path: Path, *, threads: int = 0, piece_bytes: int = PIECE_BYTES)
             model.graph.inputs.append(model.graph.initializers.pop(name))
             value.const_value = None
     model = _with_types(model, path.name)
-    round_every_result(model)
+    compute_in_float32(model, rounded=rounded)
     proto = ir.serde.serialize_model(model)
-    needed = {value.name for value in proto.graph.output}
+    outputs = tuple(value.name for value in proto.graph.output)
     sizes = {name: 4 * tensor.size for name, tensor in weights.items()}
     slices = list(_slices(proto.graph.node, sizes, piece_bytes))
-    readers = _last_readers(slices, needed)
+    readers = _last_readers(slices, outputs)
     pieces = tuple(_piece(proto, nodes, at, readers, set(weights)) for at, nodes in enumerate(slices))
-    return PiecewiseGraph(pieces, weights, threads)
+    return PiecewiseGraph(pieces, outputs, weights, threads)
 
 
 def session(model: bytes | Path, threads: int) -> ort.InferenceSession:
@@ -147,17 +150,17 @@ def session(model: bytes | Path, threads: int) -> ort.InferenceSession:
         raise ProbeError(f"ONNX Runtime refuses {name}: {error}") from error
 
 
-def in_float32(stored: ir.ExternalTensor) -> NDArray[Any]:
+def in_float32(stored: ir.ExternalTensor) -> Array:
     """A weight from the file, half precision widened. Read and not mapped, so that its memory is given back."""
-    assert stored.length is not None
-    dtype = TORCH_TYPES[stored.dtype]
-    data = np.fromfile(stored.path, np.uint8, stored.length, offset=stored.offset or 0)
-    tensor = torch.from_numpy(data).view(dtype).reshape(stored.shape.numpy())
-    return tensor.to(torch.float32 if stored.dtype in HALF else dtype).numpy()
+    data = np.fromfile(stored.path, np.uint8, stored.nbytes, offset=stored.offset or 0)
+    if stored.dtype == ir.DataType.BFLOAT16:  # the upper half of a float32
+        return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(stored.shape.numpy())
+    value = data.view(stored.dtype.numpy()).reshape(stored.shape.numpy())
+    return value.astype(np.float32) if stored.dtype in HALF else value
 
 
-def round_every_result(model: ir.Model) -> None:
-    """Make a half-precision graph compute in float32, and round where a value has a half-precision type."""
+def compute_in_float32(model: ir.Model, *, rounded: bool) -> None:
+    """Give a half-precision graph float32 types, and perhaps the roundings that its own types meant."""
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         if value.dtype in HALF:
             value.dtype = ir.DataType.FLOAT
@@ -168,7 +171,7 @@ def round_every_result(model: ir.Model) -> None:
             kind = value.dtype
             if kind is not None and kind in HALF:
                 value.dtype = ir.DataType.FLOAT
-                if node.op_type not in MOVES:
+                if rounded and node.op_type not in MOVES:
                     _round(model.graph, node, value, kind)
         for name, attribute in list(node.attributes.items()):
             if attribute.type == ir.AttributeType.INT and name in ("to", "dtype", "stash_type"):
@@ -211,7 +214,7 @@ def _slices(nodes: Sequence[onnx.NodeProto], sizes: Mapping[str, int], limit: in
     yield held
 
 
-def _last_readers(slices: Sequence[Sequence[onnx.NodeProto]], needed: set[str]) -> dict[str, int]:
+def _last_readers(slices: Sequence[Sequence[onnx.NodeProto]], needed: Sequence[str]) -> dict[str, int]:
     """The last piece that reads a value; one behind the last for what the caller reads."""
     readers = {name: at for at, nodes in enumerate(slices) for node in nodes for name in node.input}
     return readers | dict.fromkeys(needed, len(slices))

@@ -1,0 +1,55 @@
+"""A module with weights on demand is the same module."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lssgen.export.graph import weightless
+from lssgen.export.on_demand import weights_on_demand
+from lssgen.export.weights import open_weights
+
+WIDTH = 32
+
+
+class Residual(nn.Module):
+    """Layers of one kind, and one that is called several times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = last = x
+        for layer in self.layers:
+            last = self.norm(last + torch.tanh(layer(last.to(layer.weight.dtype))).to(last.dtype))
+        return first + last
+
+
+def test_layers_have_weights_only_while_they_compute(tmp_path: Path) -> None:
+    real = Residual()
+    (tmp_path / "net").mkdir()
+    tensors = {name: tensor.clone() for name, tensor in real.state_dict().items()}
+    save_file(tensors, tmp_path / "net" / "model.safetensors")
+    with weightless(torch.float32):
+        hollow = nn.ModuleDict({"net": Residual()})
+    seen: list[int] = []
+    for layer in hollow["net"].layers:  # pyright: ignore[reportGeneralTypeIssues]
+        layer.register_forward_hook(lambda *_: seen.append(sum(not p.is_meta for p in hollow.parameters())))
+    x = torch.randn(2, WIDTH)
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = hollow["net"]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    with weights_on_demand(Outer(), open_weights({"net": tmp_path / "net"})) as module:
+        assert torch.equal(module(x), real(x))
+    assert seen == [2, 2, 2, 2]  # a weight and a bias
+    assert all(parameter.is_meta for parameter in hollow.parameters())
