@@ -111,11 +111,11 @@ def _link(repository: str) -> str:
 def _proofs() -> str:
     """Every oracle test of a family as the sentence that its name is."""
     parts = ["## What is compared with diffusers\n"]
-    for family in FAMILIES.values():
-        path = ROOT / "tests" / "oracles" / f"test_{family.name}.py"
-        parts.append(f"**{family.title}** (`{path.relative_to(ROOT)}`)\n")
-        if path.is_file():
-            parts.append("\n".join(f"- {sentence}" for sentence in _sentences(path)) + "\n")
+    titles = {family.name: family.title for family in FAMILIES.values()}
+    for name, title in {**titles, "precision": "All families", "tokenizers": "Their tokenizers"}.items():
+        path = ROOT / "tests" / "oracles" / f"test_{name}.py"
+        parts.append(f"**{title}** (`{path.relative_to(ROOT)}`)\n")
+        parts.append("\n".join(f"- {sentence}" for sentence in _sentences(path)) + "\n")
     return "\n".join(parts)
 
 

@@ -117,7 +117,7 @@ class Report:
         text = (
             f"{self.graph}: {self.precision} for {', '.join(self.targets)} in {self.seconds:.1f} s; "
             f"{megabytes(self.plan_bytes)}, weights {megabytes(self.weight_bytes)}, "
-            f"scratch of {len(self.profiles)} profiles {scratch}"
+            f"scratch of each profile {scratch}"
         )
         if self.attentions:
             fused = self.attentions - len({attention.node for attention in self.unfused})

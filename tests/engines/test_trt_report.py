@@ -71,7 +71,7 @@ def test_scratch_above_the_bound_fails_with_the_node_named() -> None:
 
 def test_a_report_reads_like_a_line() -> None:
     assert str(REPORT) == (
-        "step: fp16 for sm89 in 1.5 s; 0.0 MB, weights 0.0 MB, scratch of 1 profiles 0.0 MB; 1 of 1 attentions fused"
+        "step: fp16 for sm89 in 1.5 s; 0.0 MB, weights 0.0 MB, scratch of each profile 0.0 MB; 1 of 1 attentions fused"
     )
 
 
