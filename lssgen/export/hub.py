@@ -86,7 +86,7 @@ def _found(model: str, revision: str | None, without: tuple[str, ...], *, weight
         return _local(Path(model), Path(model).resolve().name)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return _fetched(model, model.rpartition("/")[2], revision, without, weights)
-    near = difflib.get_close_matches(model, ALIASES, cutoff=0.5)
+    near = difflib.get_close_matches(model.lower(), ALIASES, cutoff=0.5)
     raise UnknownModelError(
         f"there is no model called {model!r}{f' (did you mean {near[0]}?)' if near else ''}; give an alias "
         f"({', '.join(ALIASES)}), the id of a hub repository (owner/name), a folder in the diffusers layout, or a "

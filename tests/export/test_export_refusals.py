@@ -39,6 +39,7 @@ def copy(sd3: Path, tmp_path: Path) -> Path:
         ({"max_sequence_length": -1, "t5": False}, ExportError, r"cannot read -1 tokens: ask for .* of 0 to 4096"),
         ({"max_sequence_length": 10**11}, ExportError, r"cannot read 100000000000 tokens"),
         ({"model": "sd4"}, UnknownModelError, r"no model called 'sd4' \(did you mean sd"),
+        ({"model": "FLUX-dev"}, UnknownModelError, r"no model called 'FLUX-dev' \(did you mean flux-dev"),
         ({"model": "no such thing"}, UnknownModelError, r"give an alias \(.*sd3.5-medium.*\), the id of a hub"),
     ],
     ids=lambda value: str(value)[:40],
