@@ -6,30 +6,13 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from residual import WIDTH, Residual
 from torch import Tensor, nn
 
 from lssgen.engines.pieces import open_pieces
 from lssgen.errors import ProbeError
 from lssgen.export.graph import write_graph
 from lssgen.export.weights import Weights
-
-WIDTH = 32
-
-
-class Residual(nn.Module):
-    """Layers whose values are read again later, across the places where pieces end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
-        self.norm = nn.LayerNorm(WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        first = last = x
-        for layer in self.layers:
-            last = self.norm(last + torch.tanh(layer(last.to(layer.weight.dtype))).to(last.dtype))
-        return first + last
 
 
 def written(folder: Path, module: nn.Module) -> Path:

@@ -3,30 +3,13 @@
 from pathlib import Path
 
 import torch
+from residual import WIDTH, Residual
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lssgen.export.graph import weightless
 from lssgen.export.on_demand import weights_on_demand
 from lssgen.export.weights import open_weights
-
-WIDTH = 32
-
-
-class Residual(nn.Module):
-    """Layers of one kind, and one that is called several times."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
-        self.norm = nn.LayerNorm(WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        first = last = x
-        for layer in self.layers:
-            last = self.norm(last + torch.tanh(layer(last.to(layer.weight.dtype))).to(last.dtype))
-        return first + last
 
 
 def test_layers_have_weights_only_while_they_compute(tmp_path: Path) -> None:
