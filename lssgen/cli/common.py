@@ -1,5 +1,6 @@
 """What the commands share: one way to end, whatever happens, and one way to say what takes long or memory."""
 
+import argparse
 import logging
 import sys
 from collections.abc import Callable, Generator
@@ -63,3 +64,10 @@ def _heard(command: str, level: int) -> Generator[None]:
     finally:
         logger.removeHandler(lines)
         logger.setLevel(before)
+
+
+def whole(text: str) -> int:
+    """A number of 0 or more, for argparse."""
+    if not text.strip().isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
+    return int(text)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from lssgen import paths
-from lssgen.cli.common import run
+from lssgen.cli.common import run, whole
 from lssgen.cli.engine_options import add_engine_options, build, list_engines, order_from_args, prune_engines
 from lssgen.engines.trt_library import Flavour
 from lssgen.errors import ExportError
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help="sizes at which graphs are compared with torch; auto: every stage's, or small for large networks",
     )
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads for the probes; default: all")
+    parser.add_argument("--threads", type=whole, default=0, help="CPU threads for the probes; default: all")
     parser.add_argument("--list-models", action="store_true", help="print the aliases and stop")
     add_engine_options(parser)
     return parser

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lssgen import paths
 from lssgen.bundle import MANIFEST, read_bundle, sha256_of
-from lssgen.cli.common import run
+from lssgen.cli.common import run, whole
 from lssgen.cli.engine_options import add_build_options, bounds_from_args, build_from_args
 from lssgen.cli.plan import as_table
 from lssgen.cli.plan_options import add_plan_options, given_options, size_from_text
@@ -93,8 +93,8 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--quiet", action="store_true", help="no progress bar")
     group = parser.add_argument_group("engine")
     group.add_argument("--engine", choices=tuple(ENGINES), default="onnxruntime", help="default: %(default)s")
-    group.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads; default: the engine decides")
-    group.add_argument("--device", type=int, default=0, metavar="N", help="which GPU; default: %(default)s")
+    group.add_argument("--threads", type=whole, default=0, metavar="N", help="CPU threads; default: the engine decides")
+    group.add_argument("--device", type=whole, default=0, metavar="N", help="which GPU; default: %(default)s")
     group.add_argument(
         "--low-memory", action="store_true", help="load text encoders, network and VAE in turn, and free each"
     )

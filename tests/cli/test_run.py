@@ -261,3 +261,11 @@ def test_any_text_is_a_prompt_and_comes_back_from_the_record(run: Any, prompt: s
     assert json.loads(Path("one.run.json").read_text())["pictures"][0]["prompt"] == prompt
     assert run("--config", "one.run.json", "-o", "two.png", "--save-latents", "two.npy") == 0
     assert np.array_equal(np.load("one.npy"), np.load("two.npy"))
+
+
+@pytest.mark.parametrize("flag", ["--threads", "--device"])
+@pytest.mark.parametrize("value", ["-1", "two", "1.5"])
+def test_counts_are_whole_numbers(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["a red circle", f"{flag}={value}"])
+    assert f"argument {flag}: '{value}' is no whole number of 0 or more" in capsys.readouterr().err
