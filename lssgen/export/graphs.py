@@ -119,6 +119,7 @@ class Workshop:
         return graph
 
     def _made(self, recipe: Recipe, precision: Precision, key: str) -> Graph:
+        self._patience(recipe, "tracing, and writing {} of weights")
         module = self.module(recipe, precision)
         weights = self.checkpoint.weights(recipe.components)
         sizes = axis_sizes(*ANY_CELLS, self.cell_px, batch=3, branches=2, tokens=self.token_axes)
@@ -161,10 +162,21 @@ class Workshop:
         """Compare the graph with its module, whose weights are read layer by layer for that."""
         if not axes:
             return ()
+        self._patience(recipe, "comparing with torch, reading {} of weights layer by layer")
         samples = [(sizes, sample_inputs(recipe, {**self.token_axes, **sizes}, seed=1)) for sizes in axes]
         weights = self.checkpoint.weights(recipe.components)
         with weights_on_demand(self.module(recipe, "fp32"), weights) as exact:
             return probe_graph(recipe.name, path, exact, samples, recipe.outputs, precision, self.threads)
+
+    def _patience(self, recipe: Recipe, doing: str) -> None:
+        """Say what will take minutes."""
+        stored = self._stored(recipe)
+        if stored > STAGES_BYTES:
+            self.say(f"{recipe.name:18} {doing.format(f'{stored / 1e9:.1f} GB')}")
+
+    def _stored(self, recipe: Recipe) -> int:
+        """Bytes of the checkpoint that a graph is made of."""
+        return sum(tensor.nbytes for tensor in self.checkpoint.weights(recipe.components).stored.values())
 
     def module(self, recipe: Recipe, precision: Precision) -> nn.Module:
         return recipe.build(Parts(self.checkpoint, DTYPES[precision])).eval().requires_grad_(False)
@@ -173,8 +185,7 @@ class Workshop:
         """Sizes to probe at, as `probe` says; the smallest stage with a batch of two."""
         probing = self.probe
         if probing == "auto":
-            stored = self.checkpoint.weights(recipe.components).stored.values()
-            probing = "stages" if sum(tensor.nbytes for tensor in stored) <= STAGES_BYTES else "small"
+            probing = "stages" if self._stored(recipe) <= STAGES_BYTES else "small"
         if probing == "none":
             return []
         # A transition is probed from the stages that it starts from.

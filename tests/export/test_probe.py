@@ -136,3 +136,11 @@ def test_probe_that_was_left_out_is_made_up_for(trial: Trial) -> None:
     assert trial.graph(probe="none", precision="fp32").probes == ()
     assert len(trial.graph(probe="stages", precision="fp32").probes) == 1
     assert "was there" in trial.said[-1]
+
+
+def test_large_graphs_say_what_takes_long(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lssgen.export.graphs.STAGES_BYTES", -1)
+    trial.graph(precision="fp32")
+    assert trial.said[0].endswith("tracing, and writing 0.0 GB of weights")
+    assert trial.said[1].endswith("comparing with torch, reading 0.0 GB of weights layer by layer")
+    assert len(trial.said) == 3
