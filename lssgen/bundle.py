@@ -20,6 +20,10 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 
 
+Precision = Literal["fp32", "fp16", "bf16"]
+"""What a network computes in."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
     """One comparison of a graph with its torch module, on seeded inputs.
@@ -59,7 +63,7 @@ class Graph:
     data: tuple[str, ...] = ()
     sha256: Mapping[str, str]
     key: str
-    precision: Literal["fp32", "fp16", "bf16"]
+    precision: Precision
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     probes: tuple[Probe, ...] = ()

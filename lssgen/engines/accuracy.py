@@ -2,14 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from lssgen.bundle import Probe
+from lssgen.bundle import Precision, Probe
 from lssgen.engines.base import Array
-
-Precision = Literal["fp32", "fp16", "bf16"]
 
 BOUNDS: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 1e-1}
 """Largest relative L2 error of an output. float32 graphs differ by a few 1e-6 from torch, so 1e-3 is a mistake and not

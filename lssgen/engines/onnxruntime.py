@@ -201,7 +201,8 @@ class OrtBackend:
         return "onnxruntime" if self._device == "cpu" else f"onnxruntime-{self._device}"
 
     def load(self, graph: Path, *, name: str) -> OrtEngine:
-        found = bundle_of(graph)
+        asked = self._low_memory or self._device != "cpu"  # for sizes; else the start is not held up by the manifest
+        found = bundle_of(graph) if asked else None
         if found is None:
             return OrtEngine(self, name, graph, known=None, stays=False)
         bundle, own = found

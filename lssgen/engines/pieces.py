@@ -25,23 +25,12 @@ PIECE_BYTES = 1 << 27
 
 HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
-MOVES = frozenset(
-    (
-        "Concat",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Identity",
-        "Pad",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    )
-)
+# fmt: off
+MOVES = frozenset((
+    "Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile",
+    "Transpose", "Unsqueeze",
+))
+# fmt: on
 """Operators whose results are numbers that they were given: nothing to round."""
 
 Arrays = Mapping[str, Array]
@@ -128,7 +117,35 @@ def open_pieces(
     sizes = {name: 4 * tensor.size for name, tensor in weights.items()}
     slices = list(_slices(proto.graph.node, sizes, piece_bytes))
     readers = _last_readers(slices, outputs)
-    pieces = tuple(_piece(proto, nodes, at, readers, set(weights)) for at, nodes in enumerate(slices))
+    known = {
+        value.name: value for value in itertools.chain(proto.graph.input, proto.graph.value_info, proto.graph.output)
+    }
+    inline = {tensor.name: tensor for tensor in proto.graph.initializer}
+
+    def piece(at: int, nodes: Sequence[onnx.NodeProto]) -> Piece:
+        made = dict.fromkeys(name for node in nodes for name in node.output if name)
+        read = dict.fromkeys(name for node in nodes for name in node.input if name and name not in made)
+        own = tuple(name for name in read if name in weights)
+        live = tuple(name for name in read if name not in weights and name not in inline)
+        leaving = tuple(name for name in made if readers.get(name, at) > at)
+        graph = helper.make_graph(
+            nodes,
+            f"piece {at}",
+            [known[name] for name in (*live, *own)],
+            [known[name] for name in leaving],
+            [inline[name] for name in read if name in inline],
+        )
+        return Piece(
+            model=helper.make_model(
+                graph, opset_imports=proto.opset_import, ir_version=proto.ir_version
+            ).SerializeToString(),
+            weights=own,
+            live=live,
+            outputs=leaving,
+            last=tuple(name for name in live if readers[name] == at),
+        )
+
+    pieces = tuple(piece(at, nodes) for at, nodes in enumerate(slices))
     return PiecewiseGraph(pieces, outputs, weights, threads)
 
 
@@ -218,34 +235,3 @@ def _last_readers(slices: Sequence[Sequence[onnx.NodeProto]], needed: Sequence[s
     """The last piece that reads a value; one behind the last for what the caller reads."""
     readers = {name: at for at, nodes in enumerate(slices) for node in nodes for name in node.input}
     return readers | dict.fromkeys(needed, len(slices))
-
-
-def _piece(
-    proto: onnx.ModelProto,
-    nodes: Sequence[onnx.NodeProto],
-    at: int,
-    readers: Mapping[str, int],
-    weights: set[str],
-) -> Piece:
-    graph = proto.graph
-    inline = {tensor.name: tensor for tensor in graph.initializer}
-    made = {name for node in nodes for name in node.output if name}
-    read = dict.fromkeys(name for node in nodes for name in node.input if name and name not in made)
-    live = tuple(name for name in read if name not in weights and name not in inline)
-    outputs = tuple(name for name in made if readers.get(name, at) > at)
-    known = {value.name: value for value in itertools.chain(graph.input, graph.value_info, graph.output)}
-    piece = helper.make_graph(
-        nodes,
-        f"piece {at}",
-        [known[name] for name in (*live, *(name for name in read if name in weights))],
-        [known[name] for name in outputs],
-        [inline[name] for name in read if name in inline],
-    )
-    model = helper.make_model(piece, opset_imports=proto.opset_import, ir_version=proto.ir_version)
-    return Piece(
-        model=model.SerializeToString(),
-        weights=tuple(name for name in read if name in weights),
-        live=live,
-        outputs=outputs,
-        last=tuple(name for name in live if readers[name] == at),
-    )

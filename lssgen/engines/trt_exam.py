@@ -4,8 +4,8 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from lssgen.bundle import Probe
-from lssgen.engines.accuracy import Outputs, Precision, compare
+from lssgen.bundle import Precision, Probe
+from lssgen.engines.accuracy import Outputs, compare
 from lssgen.engines.base import Array, Port
 from lssgen.engines.cuda import CudaBuffer
 from lssgen.engines.reference import reference, reference_outputs

@@ -79,15 +79,18 @@ class Checkpoint:
         return read_json(self.path(name) / file)
 
     def weights(self, names: tuple[str, ...]) -> Weights:
-        """The tensors of some parts, changed by `deltas`.
+        """The tensors of some parts, changed by `deltas`; files are looked through once.
 
         Raises:
             ModelError: As for `open_weights` and `Weights.with_delta`.
         """
-        weights = open_weights({name: self.path(name) for name in names})
-        for deltas in self.deltas:
-            weights = weights.with_delta({key: delta for key, delta in deltas.items() if key.split(".")[0] in names})
-        return weights
+        if names not in self._opened:
+            weights = open_weights({name: self.path(name) for name in names})
+            for deltas in self.deltas:
+                changes = {key: delta for key, delta in deltas.items() if key.split(".")[0] in names}
+                weights = weights.with_delta(changes)
+            self._opened[names] = weights
+        return self._opened[names]
 
     def with_part(self, name: str, folder: Path) -> "Checkpoint":
         """The same checkpoint with a part from elsewhere."""
@@ -121,6 +124,10 @@ class Checkpoint:
                 for factor in (delta.down, delta.up):
                     digest.update(factor.float().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def _opened(self) -> dict[tuple[str, ...], Weights]:
+        return {}
 
     @cached_property
     def _hashes(self) -> dict[str, Mapping[str, str]]:

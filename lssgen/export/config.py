@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lssgen.bundle import Precision
 from lssgen.errors import ExportError
 from lssgen.export.lora import Lora
 from lssgen.plan.facts import ModelFacts
 from lssgen.plan.options import PlanOptions
 from lssgen.plan.planner import make_plan
-
-Precision = Literal["fp32", "fp16", "bf16"]
 
 Probing = Literal["auto", "stages", "small", "none"]
 """Where graphs are compared with torch: at every stage's size, at one small size, nowhere; "auto" is "stages" for

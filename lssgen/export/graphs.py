@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lssgen.bundle import Graph, Probe
+from lssgen.bundle import Graph, Precision, Probe
 from lssgen.errors import ProbeError
 from lssgen.export.checkpoint import Checkpoint, Parts
-from lssgen.export.config import Precision, Probing, Resolution
+from lssgen.export.config import Probing, Resolution
 from lssgen.export.graph import OPSET, write_graph
 from lssgen.export.on_demand import weights_on_demand
 from lssgen.export.probe import probe_graph

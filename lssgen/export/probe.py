@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lssgen.bundle import Probe
+from lssgen.bundle import Precision, Probe
 from lssgen.engines.accuracy import Outputs, compare
 from lssgen.engines.base import Port
 from lssgen.engines.pieces import Arrays, open_pieces, session
 from lssgen.errors import ProbeError
-from lssgen.export.config import Precision
 
 DIRECT_BYTES = 1 << 30
 """Up to this size a float32 graph is opened as it is, as the runtime will open it; larger ones run piece by piece."""

@@ -141,9 +141,7 @@ class SingleFile:
         shapes = {key: torch.empty(tensor.shape, device="meta") for key, tensor in self.stored.items()}
         try:
             kind = infer_diffusers_model_type(shapes)
-        except (
-            Exception
-        ):  # it reads sizes that it expects of a tensor, and fails in its own ways where there are others
+        except Exception:  # it expects sizes of a tensor, and fails in its own ways where there are others
             kind = ""
         if kind == "v1" and CHECKPOINT_KEY_NAMES["inpainting"] not in self.stored:  # "v1" is its word for all the rest
             kind = ""

@@ -4,16 +4,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper, parser
 
-from lssgen.bundle import MANIFEST, Bundle, Graph, manifest_json, read_bundle, sha256_of
+from lssgen.bundle import MANIFEST, Bundle, Graph, Precision, manifest_json, read_bundle, sha256_of
 from lssgen.engines.base import Port
 
-Precision = Literal["fp32", "fp16", "bf16"]
 _ONNX_TYPE = {"fp32": 1, "fp16": 10, "bf16": 16}
 
 STEP = """

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from attention import Precision, write_graph
+from attention import write_graph
 
-from lssgen.bundle import read_bundle
+from lssgen.bundle import Precision, read_bundle
 from lssgen.engines.base import Port
 from lssgen.engines.profiles import Demand, profiles_of
 from lssgen.engines.reference import reference_outputs

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from attention import Precision, attention_bundle, write_graph
+from attention import attention_bundle, write_graph
 
-from lssgen.bundle import Bundle, Graph, Manifest, read_bundle
+from lssgen.bundle import Bundle, Graph, Manifest, Precision, read_bundle
 from lssgen.engines import trt_make
 from lssgen.engines.build import Order, build_engines
 from lssgen.engines.options import EngineOptions

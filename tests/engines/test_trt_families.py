@@ -12,10 +12,10 @@ import pytest
 from factory import tiny_sd3
 from factory_families import tiny_cogview4, tiny_flux, tiny_sd, tiny_sdxl
 
-from lssgen.bundle import Bundle
+from lssgen.bundle import Bundle, Precision
 from lssgen.engines.build import Order, build_engines
 from lssgen.engines.trt_report import Report
-from lssgen.export.config import ExportConfig, Precision
+from lssgen.export.config import ExportConfig
 from lssgen.export.export import export
 
 pytest.importorskip("tensorrt_rtx", reason="the wheel tensorrt-rtx-cu13 is not installed")

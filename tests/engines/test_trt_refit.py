@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attention import Precision, write_graph
+from attention import write_graph
 from cuda_double import CudaDouble
 from machine import Machine, Make
 from safetensors.numpy import load_file, save_file
 
-from lssgen.bundle import MANIFEST, Bundle, Probe, manifest_json, read_bundle
+from lssgen.bundle import MANIFEST, Bundle, Precision, Probe, manifest_json, read_bundle
 from lssgen.cli.engine_options import list_engines
 from lssgen.engines import cuda as cuda_module
 from lssgen.engines.build import Order, build_engines

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lssgen.bundle import Graph
+from lssgen.bundle import Graph, Precision
 from lssgen.engines.base import Port
 from lssgen.engines.pieces import open_pieces, session
 from lssgen.errors import ProbeError
 from lssgen.export.checkpoint import Checkpoint
-from lssgen.export.config import Precision, Probing
+from lssgen.export.config import Probing
 from lssgen.export.graph import write_graph
 from lssgen.export.graphs import DTYPES, Workshop
 from lssgen.export.probe import probe_graph

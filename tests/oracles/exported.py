@@ -14,8 +14,8 @@ from factory import tiny_upsampler
 from torch import Tensor
 
 import lssgen
-from lssgen.bundle import Bundle
-from lssgen.export.config import ExportConfig, Precision
+from lssgen.bundle import Bundle, Precision
+from lssgen.export.config import ExportConfig
 from lssgen.export.export import export
 from lssgen.models.configs import read_json
 from lssgen.runtime.pipeline import Pipeline
