@@ -18,7 +18,7 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from lssgen.export.graph import weightless
+from lssgen.export.writer import weightless
 
 SHARD_BYTES = 10_000_000_000
 BLOCK = 1 << 24

@@ -62,9 +62,9 @@ def measured(folder: Path, model: str, target: str) -> dict[str, Any]:
 
 def build(folder: Path, model: str, target: str) -> dict[str, Any]:
     """Compile the exported step graph."""
-    from lssgen.engines.profiles import Profile, fixed
-    from lssgen.engines.trt_build import Job, build_plan
-    from lssgen.engines.trt_library import open_library
+    from lssgen.engines.demand import Profile, fixed
+    from lssgen.engines.trt.compiler import Job, build_plan
+    from lssgen.engines.trt.library import open_library
 
     recipe, _ = full_size.recipe_of(folder, "step", "fp16")
     sizes = {"batch": 1, "branches": 2, **full_size.TOKENS}

@@ -114,7 +114,7 @@ def child(folder: Path, model: str, graph: str, precision: str, task: str) -> di
 def export(folder: Path, _model: str, graph: str, precision: str) -> dict[str, Any]:
     """The export as `lssgen-export` does it, start of the interpreter and imports included in the parent's seconds."""
     recipe, parts = recipe_of(folder, graph, precision)
-    from lssgen.export import graph as writer
+    from lssgen.export import writer
 
     stages: dict[str, float] = {}
     for name in STAGED:
@@ -205,7 +205,7 @@ TASKS = {"export": export, "check_names": check_names, "probe": probe, "check_st
 def recipe_of(folder: Path, graph: str, precision: str) -> tuple[Any, Any]:
     """A graph's recipe and the checkpoint's parts, as `lssgen-export` finds them."""
     from lssgen.export.checkpoint import Checkpoint, Parts
-    from lssgen.export.graphs import DTYPES
+    from lssgen.export.workshop import DTYPES
     from lssgen.models.families import family_of
     from lssgen.models.nets.recipe import Wishes
 

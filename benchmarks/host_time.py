@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from lssgen.engines.base import Array, Binding, Buffer
+from lssgen.engines.base import Binding, Buffer
 from lssgen.models.aliases import ALIASES
+from lssgen.ports import Array
 from lssgen.runtime import Pipeline
 from lssgen.testing import (
     FakeBackend,

@@ -13,7 +13,7 @@ from statistics import median
 import numpy as np
 
 import lssgen
-from lssgen.cli import export
+from lssgen.commands import export
 from lssgen.runtime import Result
 from lssgen.runtime.pictures import write_picture
 from lssgen.runtime.record import parameters_of

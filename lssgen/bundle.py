@@ -12,9 +12,9 @@ from typing import Literal
 
 import msgspec
 
-from lssgen.engines.base import Port
 from lssgen.errors import BundleError
 from lssgen.plan.facts import ModelFacts
+from lssgen.ports import Port
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from lssgen.bundle import MANIFEST, Bundle, Graph, Manifest, SizePort, SkipLayers, Source, Tokens, manifest_json
-from lssgen.engines.base import Array, Binding, Buffer, Port, check_buffers
+from lssgen.engines.base import Binding, Buffer, check_buffers
 from lssgen.errors import EngineError, ShapeError
 from lssgen.plan.facts import ModelFacts
+from lssgen.ports import Array, Port
 
 Function = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 """Arrays by input port -> arrays by output port."""

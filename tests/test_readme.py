@@ -25,7 +25,7 @@ def _links() -> list[tuple[str, str]]:
 @pytest.mark.parametrize("command", _commands())
 def test_command_in_the_docs_parses(command: str) -> None:
     program, *flags = shlex.split(command, comments=True)
-    module = import_module(f"lssgen.cli.{program.removeprefix('lssgen-').replace('-', '_')}")
+    module = import_module(f"lssgen.commands.{program.removeprefix('lssgen-').replace('-', '_')}")
     module.build_parser().parse_args(flags)
 
 

@@ -6,8 +6,8 @@ import onnx
 from onnx.parser import parse_model
 
 from lssgen.bundle import MANIFEST, Bundle, Graph, Manifest, Source, manifest_json, sha256_of
-from lssgen.engines.base import Port
 from lssgen.plan import Defaults, ModelFacts, NetworkCost
+from lssgen.ports import Port
 from lssgen.testing import FakeModel, fake_bundle
 
 DEFAULTS = Defaults(height=64, width=64, steps=6, guidance_scale=3.0, min_resolution=32, base_height=64, base_width=64)

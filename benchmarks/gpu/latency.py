@@ -9,8 +9,8 @@ from typing import Any
 
 from lssgen.bundle import Bundle
 from lssgen.engines.base import Backend
-from lssgen.engines.profiles import Demand, profiles_of
-from lssgen.engines.samples import sample_inputs, shape_of
+from lssgen.engines.demand import Demand, profiles_of
+from lssgen.parity.samples import sample_inputs, shape_of
 from lssgen.runtime import Pipeline
 
 STEPS, ROUNDS = 20, 5

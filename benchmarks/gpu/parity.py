@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lssgen.bundle import Bundle
-from lssgen.engines.accuracy import Outputs, compare, relative_error
-from lssgen.engines.base import Array, Backend, Engine
-from lssgen.engines.profiles import Demand, profiles_of
-from lssgen.engines.samples import sample_inputs, shape_of
+from lssgen.engines.base import Backend, Engine
+from lssgen.engines.demand import Demand, profiles_of
 from lssgen.errors import LssgenError
+from lssgen.parity.accuracy import Outputs, compare, relative_error
+from lssgen.parity.samples import sample_inputs, shape_of
+from lssgen.ports import Array
 from lssgen.runtime import Pipeline
 
 RUN_BOUNDS = {"fp32": 1e-2, "fp16": 1e-1, "bf16": 3e-1}

@@ -12,36 +12,16 @@ one execution context and, where possible, one captured CUDA graph.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lssgen.errors import ShapeError
+from lssgen.ports import Array, Port
 
-Array = NDArray[Any]
 Binding = Callable[[], None]
 """Runs the network once: reads the bound inputs, writes the bound outputs. Work is ordered with reads and writes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Port:
-    """A named tensor that goes into or comes out of a graph.
-
-    Attributes:
-        name: As in the ONNX graph.
-        dtype: NumPy name: "float32", "int64", "uint8", ...
-        shape: Sizes; a string is a dynamic axis, and equal strings are equal sizes across all ports of a graph.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
 class Buffer(Protocol):

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lssgen.engines.base import Array
 from lssgen.errors import BackendError, EngineError, ShapeError
+from lssgen.ports import Array
 
 _BLOCKS, _BLOCK_BYTES = 4, 2**20
 _ALIGNMENT = 256

@@ -14,12 +14,13 @@ import numpy as np
 import onnxruntime as ort
 
 from lssgen.bundle import Graph
-from lssgen.engines.base import Array, Binding, Buffer, Port, check_buffers
-from lssgen.engines.fit import in_turn_bytes, stays
+from lssgen.engines.base import Binding, Buffer, check_buffers
 from lssgen.engines.graphs import bundle_of, stored_bytes
 from lssgen.engines.options import EngineOptions
-from lssgen.engines.trt_report import megabytes
+from lssgen.engines.trt.fit import in_turn_bytes, stays
+from lssgen.engines.trt.report import megabytes
 from lssgen.errors import BackendError, BuildError, EngineError, ShapeError
+from lssgen.ports import Array, Port
 
 _LOG = logging.getLogger("lssgen")
 _DTYPES = {

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lssgen import paths
-from lssgen.engines.profiles import Demand
-from lssgen.engines.trt_build import BuildOptions
-from lssgen.engines.trt_report import Bounds
+from lssgen.engines.demand import Demand
+from lssgen.engines.trt.compiler import BuildOptions
+from lssgen.engines.trt.report import Bounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,8 +27,8 @@ class Place:
 ENGINES = {
     "onnxruntime": Place("onnxruntime", "open_cpu", "onnxruntime"),
     "onnxruntime-cuda": Place("onnxruntime", "open_cuda", "onnxruntime-gpu"),
-    "tensorrt": Place("tensorrt", "open_tensorrt", "tensorrt"),
-    "tensorrt-rtx": Place("tensorrt", "open_tensorrt_rtx", "tensorrt-rtx"),
+    "tensorrt": Place("trt.backend", "open_tensorrt", "tensorrt"),
+    "tensorrt-rtx": Place("trt.backend", "open_tensorrt_rtx", "tensorrt-rtx"),
 }
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from lssgen.errors import ModelError
-from lssgen.export.graph import weightless
 from lssgen.export.lora import Lora, read_lora, renaming
 from lssgen.export.weights import Delta, Weights, open_weights
+from lssgen.export.writer import weightless
 from lssgen.models.configs import INDEX, read_json
 from lssgen.models.nets.latent_upsampler import CONFIG_FILE, LatentUpSampler, read_config
 

@@ -12,11 +12,11 @@ from lssgen.bundle import Bundle, Manifest, SkipLayers, Source, Tokens
 from lssgen.errors import ExportError
 from lssgen.export.checkpoint import Parts
 from lssgen.export.config import ExportConfig, Resolution, checked_resolutions, default_resolutions
-from lssgen.export.graphs import Say, Workshop
 from lssgen.export.hub import Model, find_model
 from lssgen.export.store import Store, open_store
 from lssgen.export.tokenizers import convert_tokenizer
 from lssgen.export.upsampler import MISSING, Chosen, choose_upsampler
+from lssgen.export.workshop import Say, Workshop
 from lssgen.models.aliases import with_scheduler
 from lssgen.models.configs import configs_from_folder
 from lssgen.models.families import facts_from_configs

@@ -17,7 +17,7 @@ def weights_on_demand(module: nn.Module, weights: Weights) -> Generator[nn.Modul
     """Inside, each layer reads its weights when it is called, and forgets them afterwards.
 
     Args:
-        module: Its parameters are on the meta device (see `lssgen.export.graph.weightless`); real ones stay.
+        module: Its parameters are on the meta device (see `lssgen.export.writer.weightless`); real ones stay.
         weights: The checkpoint.
 
     Raises:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lssgen.bundle import Precision, Probe
-from lssgen.engines.accuracy import Outputs, compare
-from lssgen.engines.base import Port
-from lssgen.engines.pieces import Arrays, open_pieces, session
 from lssgen.errors import ProbeError
+from lssgen.parity.accuracy import Outputs, compare
+from lssgen.parity.pieces import Arrays, open_pieces, session
+from lssgen.ports import Port
 
 DIRECT_BYTES = 1 << 30
 """Up to this size a float32 graph is opened as it is, as the runtime will open it; larger ones run piece by piece."""

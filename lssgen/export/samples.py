@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lssgen.engines import samples
-from lssgen.engines.base import Port
 from lssgen.models.nets.recipe import Recipe
+from lssgen.parity import samples
+from lssgen.ports import Port
 
 
 def axis_sizes(
@@ -41,6 +41,6 @@ def used_axes(ports: tuple[Port, ...], sizes: Mapping[str, int]) -> dict[str, in
 
 
 def sample_inputs(recipe: Recipe, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
-    """A tensor for every input port of a recipe, as `lssgen.engines.samples` makes them."""
+    """A tensor for every input port of a recipe, as `lssgen.parity.samples` makes them."""
     made = samples.sample_inputs(recipe.inputs, sizes, seed, vocabulary=recipe.vocabulary, choices=recipe.choices)
     return {name: torch.from_numpy(value) for name, value in made.items()}

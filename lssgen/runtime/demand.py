@@ -1,7 +1,7 @@
 """Which sizes a run needs, for backends that compile for sizes."""
 
 from lssgen.bundle import Manifest
-from lssgen.engines.profiles import Demand, branch_counts
+from lssgen.engines.demand import Demand, branch_counts
 from lssgen.runtime.options import Request
 
 

@@ -13,11 +13,12 @@ from PIL import Image
 
 from lssgen import paths
 from lssgen.bundle import Bundle, read_bundle, verify
-from lssgen.engines.base import Array, Backend, Engine
+from lssgen.engines.base import Backend, Engine
 from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import open_backend
 from lssgen.errors import BundleError, EngineError, PromptError
 from lssgen.plan import Plan
+from lssgen.ports import Array
 from lssgen.runtime.noise import check_seed
 from lssgen.runtime.options import STRENGTH, Options, Request, request_from_options
 from lssgen.runtime.origin import Start, origin_of, pasted, start_from

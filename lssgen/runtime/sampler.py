@@ -11,9 +11,9 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from lssgen.engines.base import Array
 from lssgen.errors import NonFiniteError
 from lssgen.plan.table import Plan, Stage
+from lssgen.ports import Array
 from lssgen.runtime.noise import NoiseStream, draw_each
 from lssgen.runtime.workspace import Workspace
 

@@ -9,8 +9,9 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from lssgen.bundle import Bundle, Tokens
-from lssgen.engines.base import Array, Backend, Buffer, Engine
+from lssgen.engines.base import Backend, Buffer, Engine
 from lssgen.errors import BundleError, PromptError
+from lssgen.ports import Array
 
 Lengths = tuple[int, ...]
 """Tokens that a prompt fills up to, one number a tokenizer."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lssgen.bundle import Manifest, SizeValue
-from lssgen.engines.base import Array, Backend, Binding, Buffer, Engine
+from lssgen.engines.base import Backend, Binding, Buffer, Engine
+from lssgen.ports import Array
 
 Branches = tuple[str, ...]
 """Guidance branches in batch order: "negative", "positive", "skip"."""

@@ -10,10 +10,10 @@ import pytest
 from onnx.parser import parse_model
 
 from lssgen.bundle import read_bundle
-from lssgen.engines.base import Port
 from lssgen.engines.graphs import stored_bytes
 from lssgen.engines.onnxruntime import OrtBackend, predicted
 from lssgen.errors import BackendError, BuildError, EngineError, ShapeError
+from lssgen.ports import Port
 from lssgen.runtime import Pipeline
 from lssgen.testing import FakeBuffer
 

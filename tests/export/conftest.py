@@ -8,10 +8,10 @@ import pytest
 from torch import Tensor, nn
 
 from lssgen.bundle import Probe
-from lssgen.export import graphs
+from lssgen.export import workshop as graphs
 from lssgen.export.config import ExportConfig
-from lssgen.export.graph import Written
 from lssgen.export.weights import Weights
+from lssgen.export.writer import Written
 
 
 @pytest.fixture

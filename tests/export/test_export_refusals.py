@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lssgen import paths
 from lssgen.bundle import sha256_of
-from lssgen.cli import export as command
+from lssgen.commands import export as command
 from lssgen.errors import ExportError, LssgenError, ModelError, PlanError, UnknownModelError, UpsamplerError
 from lssgen.export.config import ExportConfig
 from lssgen.export.export import export

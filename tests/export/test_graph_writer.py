@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lssgen.bundle import sha256_of
-from lssgen.engines.base import Port
 from lssgen.errors import ExportError, ModelError
-from lssgen.export.graph import Axes, Written, weightless, write_graph
 from lssgen.export.weights import Delta, Weights, open_weights
+from lssgen.export.writer import Axes, Written, weightless, write_graph
+from lssgen.ports import Port
 
 WIDTH = 32
 AXES: Axes = {

@@ -7,8 +7,8 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
-from lssgen.export.graph import write_graph
 from lssgen.export.weights import Weights
+from lssgen.export.writer import write_graph
 
 
 class MixedNorm(nn.Module):

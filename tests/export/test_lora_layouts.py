@@ -11,8 +11,8 @@ from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpo
 from original_layout import Asked, Tensors, unet
 from safetensors.torch import save_file
 
-from lssgen.export.graph import weightless
 from lssgen.export.lora import Lora, read_lora, renaming
+from lssgen.export.writer import weightless
 from lssgen.models.aliases import ALIASES
 
 

@@ -7,9 +7,9 @@ from residual import WIDTH, Residual
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lssgen.export.graph import weightless
 from lssgen.export.on_demand import weights_on_demand
 from lssgen.export.weights import open_weights
+from lssgen.export.writer import weightless
 
 
 def test_layers_have_weights_only_while_they_compute(tmp_path: Path) -> None:

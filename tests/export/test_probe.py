@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from lssgen.bundle import Graph, Precision
-from lssgen.engines.base import Port
-from lssgen.engines.pieces import open_pieces, session
 from lssgen.errors import ProbeError
 from lssgen.export.checkpoint import Checkpoint
 from lssgen.export.config import Probing
-from lssgen.export.graph import write_graph
-from lssgen.export.graphs import DTYPES, Workshop
 from lssgen.export.probe import probe_graph
 from lssgen.export.store import open_store
 from lssgen.export.weights import Weights
+from lssgen.export.workshop import DTYPES, Workshop
+from lssgen.export.writer import write_graph
 from lssgen.models.nets.recipe import Recipe
+from lssgen.parity.pieces import open_pieces, session
+from lssgen.ports import Port
 
 PORTS = (Port("x", "float32", ("batch", 8)),), (Port("y", "float32", ("batch", 8)),)
 
@@ -139,7 +139,7 @@ def test_probe_that_was_left_out_is_made_up_for(trial: Trial) -> None:
 
 
 def test_large_graphs_say_what_takes_long(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lssgen.export.graphs.STAGES_BYTES", -1)
+    monkeypatch.setattr("lssgen.export.workshop.STAGES_BYTES", -1)
     trial.graph(precision="fp32")
     assert trial.said[0].endswith("tracing, and writing 0.0 GB of weights")
     assert trial.said[1].endswith("comparing with torch, reading 0.0 GB of weights layer by layer")

@@ -13,7 +13,8 @@ from factory import tiny_upsampler
 
 from lssgen.bundle import read_bundle, verify
 from lssgen.errors import ExportError
-from lssgen.export import graphs, store
+from lssgen.export import store
+from lssgen.export import workshop as graphs
 from lssgen.export.config import ExportConfig
 from lssgen.export.export import export
 

@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lssgen.errors import ModelError
-from lssgen.export.graph import weightless
 from lssgen.export.weights import Delta, Weights, open_weights
+from lssgen.export.writer import weightless
 
 
 class Net(nn.Module):

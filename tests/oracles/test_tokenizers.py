@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from toy_bundle import FACTS
 
 from lssgen.bundle import Bundle
-from lssgen.engines.base import Port
 from lssgen.export.tokenizers import convert_tokenizer
 from lssgen.models.nets.cogview4 import MULTIPLE
 from lssgen.models.nets.recipe import TokenRule
+from lssgen.ports import Port
 from lssgen.runtime.text import TextEncoder
 from lssgen.testing import FakeBackend, FakeModel, Network, fake_bundle
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from toy_bundle import FACTS
 
-from lssgen.engines.base import Array
 from lssgen.plan.facts import ModelFacts
+from lssgen.ports import Array
 from lssgen.runtime import Pipeline
 from lssgen.testing import (
     Ask,

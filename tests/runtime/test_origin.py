@@ -8,8 +8,8 @@ import pytest
 from fakes import denoise, fake_pipeline, with_scheduler
 from PIL import Image
 
-from lssgen.engines.base import Array
 from lssgen.errors import PlanError, PromptError
+from lssgen.ports import Array
 from lssgen.runtime import Pipeline
 from lssgen.runtime.noise import NoiseStream
 from lssgen.runtime.options import STRENGTH, Options

@@ -7,8 +7,8 @@ import pytest
 from fakes import denoise, fake_pipeline
 
 import lssgen
-from lssgen.engines.base import Array
 from lssgen.errors import BackendError, BuildError, BundleError, PlanError, PromptError
+from lssgen.ports import Array
 from lssgen.runtime import Pipeline, Progress
 from lssgen.runtime.options import Options, options_from_request, request_from_options
 from lssgen.runtime.text import PromptWarning

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from lssgen.bundle import SizePort
-from lssgen.engines.base import Array
 from lssgen.models.aliases import ALIASES
+from lssgen.ports import Array
 from lssgen.runtime import Options, Pipeline
 from lssgen.testing import (
     Ask,

@@ -6,8 +6,8 @@ import pytest
 from fakes import denoise, fake_pipeline, with_scheduler
 
 from lssgen.bundle import SizePort, SkipLayers
-from lssgen.engines.base import Array
 from lssgen.errors import NonFiniteError, PromptError
+from lssgen.ports import Array
 from lssgen.runtime.noise import NoiseStream
 from lssgen.testing import Ask, FakeBackend, step_network
 

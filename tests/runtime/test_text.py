@@ -7,8 +7,8 @@ from fakes import SPACES, denoise
 from toy_bundle import FACTS
 
 from lssgen.bundle import MANIFEST, Bundle, Manifest, Tokens, manifest_json
-from lssgen.engines.base import Array, Port
 from lssgen.errors import BundleError, PromptError
+from lssgen.ports import Array, Port
 from lssgen.runtime import Pipeline
 from lssgen.runtime.text import PromptWarning, TextEncoder
 from lssgen.testing import FakeBackend, FakeModel, Network, decode_network, fake_bundle, step_network

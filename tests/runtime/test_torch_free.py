@@ -17,7 +17,7 @@ class Refuse:
 
 
 sys.meta_path.insert(0, Refuse())
-from lssgen.cli.run import main
+from lssgen.commands.run import main
 
 status = main([
     "a red circle", "--bundle", sys.argv[1], "-o", sys.argv[2], "--scaling-space", "latent", "--threads", "1", "--quiet"

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lssgen.bundle import SizePort
-from lssgen.engines.base import Port
 from lssgen.models.nets.packing import on_grid, pack, unpack
 from lssgen.models.nets.recipe import Blueprint, Components, Recipe, TokenRule, Wishes
 from lssgen.models.nets.step import Step, flatten_branches, step_ports
 from lssgen.models.nets.vae import vae_recipes
+from lssgen.ports import Port
 
 MULTIPLE = 16
 """Prompts are filled up, on the left, to a multiple of so many tokens."""

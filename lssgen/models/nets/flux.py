@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lssgen.engines.base import Port
 from lssgen.errors import ExportError
 from lssgen.models.families import FLUX_POSITIONS
 from lssgen.models.nets.packing import on_grid, pack, unpack
 from lssgen.models.nets.recipe import Blueprint, Components, Recipe, TokenRule, Wishes
 from lssgen.models.nets.step import Step, flatten_branches, step_ports
 from lssgen.models.nets.vae import vae_recipes
+from lssgen.ports import Port
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 PATCH = 2

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 from torch import nn
 
 from lssgen.bundle import SizePort
-from lssgen.engines.base import Port
+from lssgen.ports import Port
 
 
 class Components(Protocol):

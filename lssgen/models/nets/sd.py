@@ -4,11 +4,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lssgen.engines.base import Port
 from lssgen.models.nets.recipe import Blueprint, Components, Recipe, TokenRule, Wishes
 from lssgen.models.nets.step import flatten_branches, step_ports
 from lssgen.models.nets.unet import UnetStep, checked_unet, guidance_port
 from lssgen.models.nets.vae import vae_recipes
+from lssgen.ports import Port
 
 
 def blueprint(components: Components, wishes: Wishes) -> Blueprint:

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lssgen.engines.base import Port
 from lssgen.models.nets.recipe import Blueprint, Components, Recipe, TokenRule, Wishes
 from lssgen.models.nets.step import Step, flatten_branches, step_ports
 from lssgen.models.nets.vae import vae_recipes
+from lssgen.ports import Port
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 T5 = "text_encoder_3"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lssgen.engines.base import Port
+from lssgen.ports import Port
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """A network call: input (n, C, h, w) float32 and label (n,) float32 -> output (n, C, h, w). n = branches * batch."""

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lssgen.engines.base import Port
 from lssgen.models.nets.recipe import Components, Recipe
 from lssgen.models.nets.vae import LatentSpace, Vae
 from lssgen.plan.facts import ScalingSpace
+from lssgen.ports import Port
 
 EVEN = (-0.03515625, 0.26171875, 0.87890625, -0.10546875, 0.0)
 """Weights of cells i - 2 to i + 2 in output cell 2 i; output 2 i + 1 has the same, mirrored.

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lssgen.engines.base import Port
 from lssgen.errors import ModelError
 from lssgen.models.nets.recipe import Components
 from lssgen.models.nets.step import Step
+from lssgen.ports import Port
 
 PLAIN: Mapping[str, object] = {
     "class_embed_type": None,

@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lssgen.engines.base import Port
 from lssgen.models.nets.recipe import Components, Recipe
+from lssgen.ports import Port
 
 
 class LatentSpace:

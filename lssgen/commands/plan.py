@@ -1,0 +1,101 @@
+"""lssgen-plan: print what a run would do and cost, without running anything."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from lssgen.bundle import read_bundle
+from lssgen.commands.common import run
+from lssgen.commands.plan_options import add_plan_options, plan_options
+from lssgen.models.aliases import ALIASES, facts_of_model
+from lssgen.plan import ModelFacts, Plan, PlanOptions, Stage, make_plan, predicted_speedup, stage_flops
+from lssgen.plan.schedules import solver_for, solver_names
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lssgen-plan",
+        description="Print a run's stages, steps and predicted cost. Loads no model and needs no torch.",
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--model", default="demo", help=f"{', '.join(ALIASES)}, or a diffusers folder; default: %(default)s"
+    )
+    source.add_argument("--bundle", type=Path, metavar="DIR", help="plan from an exported bundle instead")
+    parser.add_argument("--json", action="store_true", help="print the whole plan, every step included, as JSON")
+    add_plan_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return run("lssgen-plan", lambda: _print(args))
+
+
+def _print(args: argparse.Namespace) -> None:
+    facts = facts_of_model(args.model) if args.bundle is None else read_bundle(args.bundle).manifest.facts
+    options = plan_options(args, facts)
+    plan = make_plan(facts, options)
+    if args.json:
+        sys.stdout.buffer.write(as_json(facts, options, plan))
+    else:
+        print(as_table(facts, options, plan))
+
+
+def as_json(facts: ModelFacts, options: PlanOptions, plan: Plan) -> bytes:
+    """Options, plan and costs as one indented JSON object."""
+    whole = {
+        "model": facts.name,
+        "scheduler": facts.scheduler,
+        "solver": solver_for(facts, options.solver),
+        "options": options,
+        "plan": plan,
+        "stage_tflops": [stage_flops(stage, facts) / 1e12 for stage in plan.stages],
+        "predicted_speedup": predicted_speedup(plan, facts),
+    }
+    return msgspec.json.format(msgspec.json.encode(whole), indent=2) + b"\n"
+
+
+def as_table(facts: ModelFacts, options: PlanOptions, plan: Plan) -> str:
+    """The plan for people."""
+    speedup = predicted_speedup(plan, facts)
+    total = sum(stage_flops(stage, facts) for stage in plan.stages)
+    rows = [("stage", "pixels", "tokens", "steps", "of", "sigma", "noise", "TFLOP", "cost")]
+    rows += [
+        (str(number), *_row(stage, facts, plan.cell_px), f"{stage_flops(stage, facts) / total / speedup:.0%}")
+        for number, stage in enumerate(plan.stages, start=1)
+    ]
+    rows.append(("", "", "", str(plan.evaluations), "", "", "", f"{total / 1e12:.4g}", f"{1 / speedup:.0%}"))
+    own = solver_for(facts, options.solver)
+    lines = [
+        f"{facts.name}: {plan.width_px} x {plan.height_px} px, {options.requested_steps} steps of {own}, "
+        f"guidance {options.guidance_scale:g}, start_sigma {options.start_sigma:g}, {plan.scaling_space} transitions",
+        "",
+        *_aligned(rows),
+        "",
+        f"Predicted speed-up over one stage at full size: {speedup:.2f} (network arithmetic, all guidance branches)",
+        f"Solvers that fit: {', '.join(solver_names(facts.scheduler))}",
+        *plan.notes,
+    ]
+    return "\n".join(lines)
+
+
+def _row(stage: Stage, facts: ModelFacts, cell_px: int) -> tuple[str, ...]:
+    tokens = (stage.height // facts.patch) * (stage.width // facts.patch)
+    return (
+        f"{stage.width * cell_px} x {stage.height * cell_px}",
+        str(tokens),
+        str(len(stage.steps)),
+        str(stage.schedule_steps),
+        f"{stage.steps[0].sigma:.4f} to {stage.steps[-1].sigma:.4f}",
+        f"{stage.noise:.4f}",
+        f"{stage_flops(stage, facts) / 1e12:.4g}",
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

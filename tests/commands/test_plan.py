@@ -1,0 +1,105 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lssgen.commands.plan import build_parser, main
+from lssgen.commands.plan_options import plan_options
+from lssgen.errors import PlanError
+from lssgen.models.aliases import ALIASES
+from lssgen.plan import PlanOptions, make_plan, predicted_speedup
+
+PUBLISHED = [name for name, alias in ALIASES.items() if not alias.local]
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_every_alias_is_printed(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", model]) == 0
+    assert capsys.readouterr().out.startswith(f"{model}: ")
+
+
+def test_the_table_says_what_happens_in_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "sd3", "--size", "1024", "--steps", "40", "--shorten"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    head, first, second, total = (line.split() for line in lines[2:6])
+    assert head == ["stage", "pixels", "tokens", "steps", "of", "sigma", "noise", "TFLOP", "cost"]
+    assert first[:7] == ["1", "512", "x", "512", "1024", "20", "20"]
+    assert second[:12] == ["2", "1024", "x", "1024", "4096", "21", "40", "0.7606", "to", "0.0089", "0.7606", "374"]
+    assert total[0] == "41"
+    assert "Predicted speed-up over one stage at full size: 1.55" in lines[7]
+
+
+def test_json_holds_every_step_and_the_speed_up(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert main(["--model", "flux-dev", "--json"]) == 0
+    found = json.loads(capsysbinary.readouterr().out)
+    facts = ALIASES["flux-dev"].facts()
+    plan = make_plan(facts, PlanOptions.from_defaults(facts.defaults))
+    assert [len(stage["steps"]) for stage in found["plan"]["stages"]] == [25, 25]
+    assert found["plan"]["stages"][1]["steps"][0]["label"] == plan.stages[1].steps[0].label
+    assert found["predicted_speedup"] == predicted_speedup(plan, facts)
+    assert (found["solver"], found["options"]["steps"]) == ("euler", 50)
+
+
+def test_flags_become_options() -> None:
+    flags = (
+        "--size 1280x768 --steps 30 --guidance-scale 4 --start-sigma 0.6 --min-resolution 256 --no-shorten "
+        "--base-size 512x640 --scaling-space latent --solver dpm++2m --sigmas 1,0.5,0.2 --skip-layer-guidance "
+        "--skip-stop 0.3 --skip-window first --start-rule sigma --injection sigma --no-token-clamp --pndm aligned"
+    )
+    options = plan_options(build_parser().parse_args(flags.split()), ALIASES["flux-dev"].facts())
+    assert (options.width, options.height, options.base_width, options.base_height) == (1280, 768, 512, 640)
+    assert (options.steps, options.guidance_scale, options.start_sigma) == (30, 4.0, 0.6)
+    assert (options.min_resolution, options.shorten, options.scaling_space) == (256, False, "latent")
+    assert (options.solver, options.sigmas) == ("dpm++2m", (1.0, 0.5, 0.2))
+    assert options.skip_layers is not None
+    assert (options.skip_layers.scale, options.skip_layers.stop, options.skip_layers.window) == (2.8, 0.3, "first")
+    assert (options.start_rule, options.injection, options.token_clamp, options.pndm) == (
+        "sigma",
+        "sigma",
+        False,
+        "aligned",
+    )
+
+
+def test_height_and_width_win_over_size() -> None:
+    args = build_parser().parse_args(["--size", "1024", "--width", "512"])
+    options = plan_options(args, ALIASES["sd3"].facts())
+    assert (options.width, options.height) == (512, 1024)
+
+
+@pytest.mark.parametrize(("flags", "words"), [("--size big", "'big'; write one number"), ("--sigmas 1;2", "commas")])
+def test_unreadable_flags_are_refused(flags: str, words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        plan_options(build_parser().parse_args(flags.split()), ALIASES["sd3"].facts())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--model sd33", "UnknownModelError: sd33 is no folder .*did you mean sd3?"),
+        ("--model sd3 --size 500", "PlanError: 500 x 500 px is below min_resolution"),
+        ("--bundle /nowhere", "BundleError: /nowhere is no bundle"),
+    ],
+)
+def test_a_refusal_is_one_line_and_an_exit_status(flags: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(flags.split()) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("lssgen-plan: ")
+    assert words.split(": ")[0] in error
+    assert words.split(": ")[1].split(" .*")[0] in error
+
+
+def test_planning_needs_no_heavy_library() -> None:
+    """Nothing of the export side, and no engine."""
+    heavy = ["torch", "diffusers", "transformers", "onnx", "onnxruntime", "huggingface_hub", "PIL"]
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({heavy}))
+from lssgen.commands.plan import main
+sys.exit(main(["--model", "sd3", "--json"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(done.stdout)["model"] == "sd3"
