@@ -13,7 +13,7 @@ class Port:
     """A named tensor that goes into or comes out of a graph.
 
     Attributes:
-        name: As in the ONNX graph.
+        name: Name in the ONNX graph.
         dtype: NumPy name: "float32", "int64", "uint8", ...
         shape: Sizes; a string is a dynamic axis, and equal strings are equal sizes across all ports of a graph.
     """

@@ -5,12 +5,23 @@ from pathlib import Path
 import onnx
 from onnx.parser import parse_model
 
-from lssgen.bundle import MANIFEST, Bundle, Graph, Manifest, Source, manifest_json, sha256_of
+from lssgen.bundle import MANIFEST, Bundle, manifest_json, sha256_of
+from lssgen.manifest import Graph, Manifest, Source
 from lssgen.plan import Defaults, ModelFacts, NetworkCost
 from lssgen.ports import Port
-from lssgen.testing import FakeModel, fake_bundle
+from lssgen.testing import (
+    FakeModel,
+    decode_network,
+    encode_network,
+    fake_bundle,
+    step_network,
+    text_network,
+    transition_network,
+)
 
-DEFAULTS = Defaults(height=64, width=64, steps=6, guidance_scale=3.0, min_resolution=32, base_height=64, base_width=64)
+DEFAULTS = Defaults(
+    height=64, width=64, num_inference_steps=6, guidance_scale=3.0, min_resolution=32, base_height=64, base_width=64
+)
 FACTS = ModelFacts(
     name="toy",
     channels=4,
@@ -33,10 +44,12 @@ GRAPHS = {
         }""",
     "step": """
         step (float[batch, 4, height, width] latent, float[1, batch, 4, height, width] history,
-              float[batch, 4, height, width] noise, float[8] row, float[branches] guidance_weights,
+              float[batch, 4, height, width] noise, float[batch, 8] row, float[branches, batch] guidance_weights,
               float[branches, batch, 1] text)
           => (float[batch, 4, height, width] next_latent, float[1, batch, 4, height, width] next_history) {
-            label, c_in, h_x, h_f, keep, fresh, blend0, blend1 = Split <axis = 0, num_outputs = 8> (row)
+            cells = Constant <value = int64[2] {2, 3}> ()
+            rows = Unsqueeze (row, cells)
+            label, c_in, h_x, h_f, keep, fresh, blend0, blend1 = Split <axis = 1, num_outputs = 8> (rows)
             u = Mul (c_in, latent)
             inner = Tanh (u)
             ends = Constant <value = int64[2] {3, 4}> ()
@@ -44,8 +57,8 @@ GRAPHS = {
             tenth = Constant <value = float[1] {0.1}> ()
             push = Mul (told, tenth)
             each = Add (inner, push)
-            five = Constant <value = int64[5] {-1, 1, 1, 1, 1}> ()
-            weights = Reshape (guidance_weights, five)
+            last = Constant <value = int64[3] {2, 3, 4}> ()
+            weights = Unsqueeze (guidance_weights, last)
             weighed = Mul (each, weights)
             zero = Constant <value = int64[1] {0}> ()
             f = ReduceSum <keepdims = 0> (weighed, zero)
@@ -64,10 +77,12 @@ GRAPHS = {
         }""",
     "transition_latent": """
         transition (float[batch, 4, height, width] latent, float[batch, 4, next_height, next_width] noise,
-                    float[2] mix) => (float[batch, 4, next_height, next_width] next_latent) {
+                    float[batch, 2] mix) => (float[batch, 4, next_height, next_width] next_latent) {
             scales = Constant <value = float[4] {1.0, 1.0, 2.0, 2.0}> ()
             up = Resize <mode = "cubic", cubic_coeff_a = -0.75> (latent, , scales)
-            image, amount = Split <axis = 0, num_outputs = 2> (mix)
+            cells = Constant <value = int64[2] {2, 3}> ()
+            mixes = Unsqueeze (mix, cells)
+            image, amount = Split <axis = 1, num_outputs = 2> (mixes)
             a = Mul (image, up)
             b = Mul (amount, noise)
             next_latent = Add (a, b)
@@ -108,6 +123,15 @@ GRAPHS = {
             latent = Add (mean, spread)
         }""",
 }
+LIKE = {
+    "text": text_network(),
+    "step": step_network(lambda ask: ask.u, history=1),
+    "transition_latent": transition_network(),
+    "decode": decode_network(),
+    "encode": encode_network(),
+}
+"""Networks that run on the same occasions and are fed from the same sources."""
+
 _TYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64", onnx.TensorProto.UINT8: "uint8"}
 
 
@@ -126,6 +150,9 @@ def toy_bundle(folder: Path) -> Bundle:
             precision="fp32",
             inputs=tuple(map(_port, model.graph.input)),
             outputs=tuple(map(_port, model.graph.output)),
+            runs=LIKE[name].runs,
+            axes=LIKE[name].axes,
+            feeds=LIKE[name].feeds,
         )
     manifest = Manifest(
         lssgen="test",

@@ -32,9 +32,10 @@ class Alias:
         scheduler: diffusers class to use in place of the one that scheduler_config.json names; empty: that one.
         licence: SPDX id, or the licence's own name.
         gated: The hub wants the licence accepted first.
-        defaults: For runs.
+        defaults: Values for what a run leaves open.
         max_sequence_length: Tokens of the long text encoder, 0 where there is none.
-        published: What planning needs of the checkpoint's JSON, so that a plan needs no download. Empty for local ones.
+        published: The checkpoint's JSON as far as planning needs it, so that a plan needs no download. Empty for local
+            ones.
         skip_layers: Layers that the authors leave out in skip-layer guidance; empty where they do not use it.
     """
 
@@ -233,7 +234,7 @@ _RECORDS = (
             _SD3,
             height=256,
             width=256,
-            steps=20,
+            num_inference_steps=20,
             guidance_scale=4.0,
             min_resolution=128,
             shorten=True,
@@ -284,7 +285,7 @@ _RECORDS = (
         swaps={"unet": "latent-consistency/lcm-sdxl"},
         scheduler="LCMScheduler",
         licence="CreativeML OpenRAIL++-M",
-        defaults=replace(_SDXL, steps=4, guidance_scale=8.0),
+        defaults=replace(_SDXL, num_inference_steps=4, guidance_scale=8.0),
         published={
             "unet": _UNET_SDXL | {"time_cond_proj_dim": 256},
             "vae": _VAE_SDXL,
@@ -307,7 +308,7 @@ _RECORDS = (
         source="stabilityai/stable-diffusion-3.5-medium",
         licence=_STABILITY,
         gated=True,
-        defaults=replace(_SD3, steps=40, guidance_scale=4.5),
+        defaults=replace(_SD3, num_inference_steps=40, guidance_scale=4.5),
         max_sequence_length=256,
         published={"transformer": _MMDIT_35_MEDIUM, "vae": _VAE_SD3, "scheduler": _FLOW | {"shift": 3.0}},
         skip_layers=(7, 8, 9),
@@ -338,7 +339,7 @@ _RECORDS = (
         source="black-forest-labs/FLUX.1-schnell",
         licence="Apache-2.0",
         gated=True,
-        defaults=replace(_FLUX, steps=4, guidance_scale=0.0),
+        defaults=replace(_FLUX, num_inference_steps=4, guidance_scale=0.0),
         max_sequence_length=256,
         published={
             "transformer": _FLUX_NET | {"guidance_embeds": False},
@@ -391,13 +392,15 @@ def facts_of_model(model: str) -> ModelFacts:
         ModelError: The folder is incomplete, or its files are damaged.
     """
     for alias in _RECORDS:
+        # An alias with a part from elsewhere shares its hub id with the plain checkpoint, which that id means.
         if model in (alias.name, alias.source) and not (alias.swaps and model == alias.source):
             return alias.facts()
     folder = Path(model)
     if not folder.is_dir():
         near = get_close_matches(model, ALIASES, 1)
+        guess = f" (did you mean {near[0]}?)" if near else ""
         raise UnknownModelError(
-            f"{model} is no folder and none of {', '.join(ALIASES)}{f' (did you mean {near[0]}?)' if near else ''}; "
+            f"{model} is neither a folder nor one of {', '.join(ALIASES)}{guess}; "
             "export another hub id with lssgen-export first and plan from its bundle"
         )
     family = family_of(read_json(folder / INDEX))

@@ -1,13 +1,33 @@
 """JSON files of a checkpoint folder in the diffusers layout."""
 
-import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lssgen.errors import ModelError
+from lssgen.jsons import JsonError, NoFileError, decode_json, read_bytes
 
 INDEX = "model_index.json"
+
+NAME = re.compile(r"\w{1,100}")
+"""Names of parts: each is that of a folder."""
+
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""Beginning of the few lines that git keeps in the place of a large file, until Git LFS fetches it."""
+
+
+def refuse_pointer(path: Path, beginning: bytes) -> None:
+    """See that a file is itself, and not what git has in its place.
+
+    Raises:
+        ModelError: It is a pointer of Git LFS.
+    """
+    if beginning.startswith(POINTER):
+        raise ModelError(
+            f"{path} is a pointer of Git LFS and not the file itself, which was never fetched: run `git lfs pull` in "
+            "that folder, or fetch the checkpoint with `hf download`"
+        )
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
@@ -17,14 +37,13 @@ def read_json(path: Path) -> Mapping[str, Any]:
         ModelError: The file is missing, or holds no JSON object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read ({error.strerror}); is the folder a diffusers checkpoint?") from error
-    except ValueError as error:
-        raise ModelError(f"{path} is no JSON file: {error}; download the checkpoint again") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} holds no JSON object; download the checkpoint again")
-    return found
+        data = read_bytes(path)
+        refuse_pointer(path, data)
+        return decode_json(data, dict[str, Any])
+    except NoFileError as error:
+        raise ModelError(f"{path} {error}; is the folder a diffusers checkpoint?") from error
+    except JsonError as error:
+        raise ModelError(f"{path} {error}; download the checkpoint again") from error
 
 
 def configs_from_folder(folder: Path) -> Mapping[str, Mapping[str, Any]]:
@@ -34,10 +53,15 @@ def configs_from_folder(folder: Path) -> Mapping[str, Mapping[str, Any]]:
         By component; schedulers from scheduler_config.json, all others from config.json.
 
     Raises:
-        ModelError: No model_index.json, or a file that is no JSON.
+        ModelError: No model_index.json, or a file that is not JSON.
     """
     configs: dict[str, Mapping[str, Any]] = {}
     for name in read_json(folder / INDEX):
+        if not NAME.fullmatch(name):
+            raise ModelError(
+                f"{folder / INDEX} names a part {name[:40]!r}, which is not the name of a folder; download the "
+                "checkpoint again"
+            )
         file = folder / name / ("scheduler_config.json" if name == "scheduler" else "config.json")
         if not name.startswith("_") and file.is_file():
             configs[name] = read_json(file)

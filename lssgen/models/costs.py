@@ -56,6 +56,7 @@ def flux_cost(net: Config, text_tokens: int) -> NetworkCost:
     joint = _attention(width) * (double + single)
     return _cost(
         once=2 * (once + text * (net.get("joint_attention_dim", 4096) * width + every)) + joint * text * text,
+        # Published files have out_channels as null, which means as many as come in.
         token=2 * (every + width * (channels + (net.get("out_channels") or channels))) + 2 * joint * text,
         pair=joint,
         cells=4,  # the packing of 2 x 2 cells
@@ -94,12 +95,20 @@ def unet_cost(net: Config, text_tokens: int) -> NetworkCost:
     widths: Sequence[int] = net.get("block_out_channels", (320, 640, 1280, 1280))
     levels = len(widths)
     layers = _per_level(net.get("layers_per_block", 2), levels)
-    depths = _per_level(net.get("transformer_layers_per_block", 1), levels)
+    depths = _depths(net.get("transformer_layers_per_block", 1), layers)
+    middle = depths[-1][0] if depths[-1] else 0
+    # Where nothing else is said, the way up is the way down; its blocks have a layer more.
+    backwards = (
+        net.get("reverse_transformer_layers_per_block")
+        or _per_level(net.get("transformer_layers_per_block", 1), levels)[::-1]
+    )
+    depths_up = _depths(backwards, [count + 1 for count in reversed(layers)])
+    read = _per_level(net.get("cross_attention_dim", 1280), levels)
     down = ["CrossAttn" in kind for kind in net.get("down_block_types", _DOWN)]
     up = ["CrossAttn" in kind for kind in net.get("up_block_types", _UP)]
     first, last = widths[0], widths[-1]
     time = 4 * first
-    sum_ = _Unet(time, text_tokens, net.get("cross_attention_dim", 1280))
+    sum_ = _Unet(time, text_tokens)
     sum_.once += first * time + time * time + (net.get("time_cond_proj_dim") or 0) * first
     if net.get("addition_embed_type") == "text_time":
         sum_.once += net["projection_class_embeddings_input_dim"] * time + time * time
@@ -107,26 +116,26 @@ def unet_cost(net: Config, text_tokens: int) -> NetworkCost:
     skips = [first]
     width = first
     for level in range(levels):
-        for _ in range(layers[level]):
+        for depth in depths[level]:
             sum_.resnet(width, widths[level], level)
             width = widths[level]
             skips.append(width)
             if down[level]:
-                sum_.transformer(width, depths[level], level)
+                sum_.transformer(width, depth, level, read[level])
         if level < levels - 1:
             sum_.convolution(width, width, level + 1)
             skips.append(width)
     if net.get("mid_block_type", _MID) is not None:
         sum_.resnet(last, last, levels - 1)
     if net.get("mid_block_type", _MID) == _MID:
-        sum_.transformer(last, depths[-1], levels - 1)
+        sum_.transformer(last, middle, levels - 1, read[-1])
         sum_.resnet(last, last, levels - 1)
     for step, level in enumerate(reversed(range(levels))):
-        for _ in range(layers[level] + 1):
+        for depth in depths_up[step]:
             sum_.resnet(width + skips.pop(), widths[level], level)
             width = widths[level]
             if up[step]:
-                sum_.transformer(width, depths[level], level)
+                sum_.transformer(width, depth, level, read[level])
         if level:
             sum_.convolution(width, width, level - 1)
     sum_.convolution(first, net.get("out_channels", 4), 0)
@@ -141,9 +150,9 @@ _UP = ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3)
 class _Unet:
     """Multiplications so far: per picture, per full-size cell, per pair of full-size cells."""
 
-    def __init__(self, time: int, text: int, text_width: int) -> None:
+    def __init__(self, time: int, text: int) -> None:
         self.once = self.cell = self.pair = 0.0
-        self._time, self._text, self._text_width = time, text, text_width
+        self._time, self._text = time, text
 
     def convolution(self, of: int, to: int, level: int, taps: int = 9) -> None:
         self.cell += taps * of * to / 4**level
@@ -154,11 +163,11 @@ class _Unet:
         self.convolution(of, to, level, taps=int(of != to))
         self.once += self._time * to
 
-    def transformer(self, width: int, depth: int, level: int) -> None:
+    def transformer(self, width: int, depth: int, level: int, text_width: int) -> None:
         square = width * width
         # In and out, then by layer: 4 for self-attention, 2 for attention to the text, 12 for the gated feed-forward.
         self.cell += (2 * square + depth * (18 * square + 2 * self._text * width)) / 4**level
-        self.once += depth * 2 * self._text_width * width * self._text
+        self.once += depth * 2 * text_width * width * self._text
         self.pair += depth * 2 * width / 16**level
 
 
@@ -172,5 +181,13 @@ def _cost(*, once: float, token: float, pair: float, cells: int) -> NetworkCost:
     return NetworkCost(fixed=once, per_cell=token / cells, per_cell_pair=pair / cells**2)
 
 
-def _per_level(value: int | Sequence[int], levels: int) -> Sequence[int]:
+def _per_level(value: Any, levels: int) -> Sequence[Any]:
+    """One value for every level, where a file gives one for all."""
     return (value,) * levels if isinstance(value, int) else value
+
+
+def _depths(value: Any, layers: Sequence[int]) -> list[Sequence[int]]:
+    """Transformer layers behind every residual layer, by level; files give one number for all, a level or a layer."""
+    return [
+        _per_level(depth, count)[:count] for depth, count in zip(_per_level(value, len(layers)), layers, strict=True)
+    ]

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from lssgen.errors import ModelError, UnknownModelError
 from lssgen.models.costs import Config, cogview_cost, flux_cost, mmdit_cost, unet_cost
+from lssgen.models.distilled import distilled_by_configs
+from lssgen.models.positions import FLUX_POSITIONS
 from lssgen.plan.facts import Defaults, ModelFacts, NetworkCost, ScalingSpace
 
 Configs = Mapping[str, Config]
@@ -24,24 +26,26 @@ class Family:
 
     Attributes:
         name: Key in `FAMILIES`.
-        title: For people.
+        title: Name for people.
         pipelines: diffusers pipeline classes whose model_index.json means this family.
         network: Folder of the denoiser.
+        classes: Classes of diffusers and transformers that the family's graphs are made of, by folder.
         components: Folders that a checkpoint must have.
         optional: Folders that it may have and that export uses if present.
         nets: Module with the family's graphs; importing it needs torch.
         latent: (channels, patch) from the denoiser's config: latent channels, and cells along one side of a token.
+        cell_px: Pixels along one side of a latent cell, from the VAE's config.
         guidance: Kind of guidance from the denoiser's config.
         cost: Arithmetic from the denoiser's config and the number of text tokens.
-        longest_side: From the denoiser's config: `ModelFacts.longest_side`.
+        longest_side: Function from the denoiser's config to `ModelFacts.longest_side`.
         grid, start, oversize, scaling_spaces: See `ModelFacts`.
         scheduler_fixed: Scheduler fields whose value the published pipeline forces.
-        history: Estimates that the step graph must carry for every solver that fits: 1 for DPM-Solver++(2M), 4 for
-            PNDM, whose memory spans four steps and one evaluation that it forgets.
+        history: Estimates that the step graph must carry for every solver that fits: 3 for UniPC of order 3, 4 for
+            PNDM, whose memory spans four steps and one evaluation that it forgets. One is as large as the latent.
         max_sequence_length: Tokens of the long text encoder (T5 or GLM); 0: there is none.
         attends_clip: The denoiser attends to CLIP's tokens; else it gets their summary only, or there is no CLIP.
         usual_tokens: Tokens of a usual prompt, for costs, where the long encoder's output is not filled up; else 0.
-        defaults: Of the published LSSGen pipeline.
+        defaults: Values of the published LSSGen pipeline.
         sized_by_config: The default picture size is the denoiser's `sample_size`; else it is that of `defaults`.
     """
 
@@ -49,10 +53,12 @@ class Family:
     title: str
     pipelines: tuple[str, ...]
     network: Literal["transformer", "unet"]
+    classes: Mapping[str, tuple[str, ...]]
     components: tuple[str, ...]
     optional: tuple[str, ...] = ()
     nets: str
     latent: Callable[[Config], tuple[int, int]]
+    cell_px: Callable[[Config], int]
     guidance: Callable[[Config], Guidance]
     cost: Callable[[Config, int], NetworkCost]
     longest_side: Callable[[Config], int]
@@ -82,6 +88,14 @@ def _unpatched(net: Config) -> tuple[int, int]:
     return int(net["in_channels"]), 1
 
 
+def _halvings(vae: Config) -> int:
+    """Autoencoders halve the picture once between any two of their levels; tiny ones may leave their usual four out."""
+    levels = vae.get("encoder_block_out_channels") or vae.get("block_out_channels")
+    if levels is None and vae.get("_class_name") == "AutoencoderTiny":
+        return 8
+    return 2 ** (len(levels or vae["block_out_channels"]) - 1)
+
+
 def _branches(net: Config) -> Guidance:
     del net
     return "branches"
@@ -106,23 +120,26 @@ def _position_table(net: Config) -> int:
     return int(net["pos_embed_max_size"]) * int(net["patch_size"])
 
 
-FLUX_POSITIONS = 512
-"""Rows and columns of tokens that a FLUX graph has rotary angles for: 8192 px."""
-
-
 def _flux_positions(net: Config) -> int:
     del net
-    return 2 * FLUX_POSITIONS
+    return 2 * FLUX_POSITIONS  # a token is 2 x 2 cells, see `_packed`
 
+
+_VAES = ("AutoencoderKL", "AutoencoderTiny")
+_CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
+_PROJECTED = ("CLIPTextModelWithProjection",)
+_T5 = ("T5EncoderModel",)
 
 _SD = Family(
     name="sd",
     title="Stable Diffusion 1.x and 2.x",
     pipelines=("StableDiffusionPipeline", "LatentConsistencyModelPipeline"),
     network="unet",
+    classes={"unet": ("UNet2DConditionModel",), "vae": _VAES, "text_encoder": _CLIP},
     components=("unet", "vae", "scheduler", "text_encoder", "tokenizer"),
     nets="lssgen.models.nets.sd",
     latent=_unpatched,
+    cell_px=_halvings,
     guidance=_unet_guidance,
     cost=unet_cost,
     longest_side=_anywhere,
@@ -130,7 +147,13 @@ _SD = Family(
     scheduler_fixed={"steps_offset": 1, "clip_sample": False},
     history=4,
     defaults=Defaults(
-        height=512, width=512, steps=50, guidance_scale=7.5, min_resolution=512, base_height=512, base_width=512
+        height=512,
+        width=512,
+        num_inference_steps=50,
+        guidance_scale=7.5,
+        min_resolution=512,
+        base_height=512,
+        base_width=512,
     ),
     sized_by_config=True,
 )
@@ -140,15 +163,23 @@ _SDXL = Family(
     title="Stable Diffusion XL, Playground v2.5",
     pipelines=("StableDiffusionXLPipeline",),
     network="unet",
+    classes={
+        "unet": ("UNet2DConditionModel",),
+        "vae": _VAES,
+        "text_encoder": _CLIP,
+        "text_encoder_2": _PROJECTED,
+    },
     components=("unet", "vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     nets="lssgen.models.nets.sdxl",
     latent=_unpatched,
+    cell_px=_halvings,
     guidance=_unet_guidance,
     cost=unet_cost,
     longest_side=_anywhere,
     start="fraction",
     history=4,
-    defaults=Defaults(height=1024, width=1024, steps=50, guidance_scale=5.0, min_resolution=1024),
+    defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=5.0, min_resolution=1024),
+    sized_by_config=True,
 )
 
 _SD3 = Family(
@@ -156,17 +187,25 @@ _SD3 = Family(
     title="Stable Diffusion 3 and 3.5",
     pipelines=("StableDiffusion3Pipeline",),
     network="transformer",
+    classes={
+        "transformer": ("SD3Transformer2DModel",),
+        "vae": _VAES,
+        "text_encoder": _PROJECTED,
+        "text_encoder_2": _PROJECTED,
+        "text_encoder_3": _T5,
+    },
     components=("transformer", "vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     optional=("text_encoder_3", "tokenizer_3"),
     nets="lssgen.models.nets.sd3",
     latent=_patched,
+    cell_px=_halvings,
     guidance=_branches,
     cost=mmdit_cost,
     longest_side=_position_table,
     start="timestep",
-    history=1,
+    history=3,
     max_sequence_length=256,
-    defaults=Defaults(height=1024, width=1024, steps=28, guidance_scale=7.0),
+    defaults=Defaults(height=1024, width=1024, num_inference_steps=28, guidance_scale=7.0),
     sized_by_config=True,
 )
 
@@ -175,19 +214,26 @@ _FLUX = Family(
     title="FLUX.1",
     pipelines=("FluxPipeline",),
     network="transformer",
+    classes={
+        "transformer": ("FluxTransformer2DModel",),
+        "vae": _VAES,
+        "text_encoder": ("CLIPTextModel",),
+        "text_encoder_2": _T5,
+    },
     components=("transformer", "vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     nets="lssgen.models.nets.flux",
     latent=_packed,
+    cell_px=_halvings,
     guidance=_flux_guidance,
     cost=flux_cost,
     longest_side=_flux_positions,
     grid="even",
     start="timestep",
     oversize="floor",
-    history=1,
+    history=3,
     max_sequence_length=512,
     attends_clip=False,
-    defaults=Defaults(height=1024, width=1024, steps=50, guidance_scale=3.5, shorten=True),
+    defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=3.5, shorten=True),
 )
 
 _COGVIEW4 = Family(
@@ -195,19 +241,21 @@ _COGVIEW4 = Family(
     title="CogView4",
     pipelines=("CogView4Pipeline",),
     network="transformer",
+    classes={"transformer": ("CogView4Transformer2DModel",), "vae": _VAES, "text_encoder": ("GlmModel",)},
     components=("transformer", "vae", "scheduler", "text_encoder", "tokenizer"),
     nets="lssgen.models.nets.cogview4",
     latent=_patched,
+    cell_px=_halvings,
     guidance=_branches,
     cost=cogview_cost,
     longest_side=_anywhere,
     grid="labels",
     start="timestep",
-    history=1,
+    history=3,
     max_sequence_length=1024,
     attends_clip=False,
     usual_tokens=128,
-    defaults=Defaults(height=1024, width=1024, steps=50, guidance_scale=5.0),
+    defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=5.0),
     sized_by_config=True,
 )
 
@@ -234,19 +282,26 @@ def family_of(model_index: Mapping[str, object]) -> Family:
 def defaults_from_configs(family: Family, configs: Configs) -> Defaults:
     """Defaults of a checkpoint that has no alias: the family's, at the size that the checkpoint was trained for.
 
-    For a model of small pictures `min_resolution` and the base size come down to that size.
+    For a model of small pictures `min_resolution` and the base size come down to that size. One that was distilled for
+    few steps gets few, and the guidance that it was distilled with.
     """
     cells = _config(family, configs, family.network).get("sample_size")
-    if not (family.sized_by_config and isinstance(cells, int)):
-        return family.defaults
-    size, published = cells * cell_px(configs), family.defaults
+    defaults = family.defaults
+    if family.sized_by_config and isinstance(cells, int):
+        defaults = at_size(defaults, cells * cell_px(family, configs))
+    kind = distilled_by_configs(family.name, _config(family, configs, family.network), configs.get("scheduler", {}))
+    return defaults if kind is None else kind.amended(defaults)
+
+
+def at_size(defaults: Defaults, size: int) -> Defaults:
+    """Defaults for square pictures of that many pixels a side."""
     return replace(
-        published,
+        defaults,
         height=size,
         width=size,
-        min_resolution=min(size, published.min_resolution),
-        base_height=min(size, published.base_height),
-        base_width=min(size, published.base_width),
+        min_resolution=min(size, defaults.min_resolution),
+        base_height=min(size, defaults.base_height),
+        base_width=min(size, defaults.base_width),
     )
 
 
@@ -279,7 +334,7 @@ def facts_from_configs(
     return ModelFacts(
         name=name,
         channels=channels,
-        cell_px=cell_px(configs),
+        cell_px=cell_px(family, configs),
         align=patch,
         patch=patch,
         grid=family.grid,
@@ -295,14 +350,14 @@ def facts_from_configs(
     )
 
 
-def cell_px(configs: Configs) -> int:
-    """Pixels along one side of a latent cell: the VAE halves the picture once between any two of its levels.
+def cell_px(family: Family, configs: Configs) -> int:
+    """Pixels along one side of a latent cell.
 
     Raises:
         ModelError: There is no VAE, or its configuration does not say.
     """
     try:
-        return 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+        return family.cell_px(_config(family, configs, "vae"))
     except KeyError as error:
         raise ModelError(f"the checkpoint's VAE configuration is incomplete: {error} is missing") from error
 

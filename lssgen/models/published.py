@@ -17,7 +17,7 @@ class PublishedUpsampler:
     """One of them.
 
     Attributes:
-        name: Of its folder.
+        name: Name of its folder.
         vae: config.json of the VAE whose latents it was trained on; `NORMALISATION` matters.
         lent_to: The same of VAEs that normalise otherwise, whose latents the published pipelines give it as they are.
     """
@@ -52,4 +52,4 @@ PUBLISHED: Mapping[str, PublishedUpsampler] = {
         name="SDXL-VAE-scaler", vae=_vae("sdxl"), lent_to=(_vae("playground"),)
     ),
 }
-"""By sha256 of the weight file."""
+"""Upsamplers by sha256 of the weight file."""

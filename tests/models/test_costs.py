@@ -77,6 +77,12 @@ SDXL = SD | {
     "use_linear_projection": True,
     "time_cond_proj_dim": 16,
 }
+SSD_1B = {
+    "mid_block_type": "UNetMidBlock2D",
+    "transformer_layers_per_block": [1, [2, 2], [4, 3]],
+    "reverse_transformer_layers_per_block": [[4, 4, 5], [2, 1, 1], 1],
+}
+"""Shapes of the fields in which Segmind's smaller SDXL says how deep every single layer is."""
 
 
 def sd3_inputs(height: int, width: int) -> dict[str, Any]:
@@ -121,6 +127,16 @@ CASES: list[tuple[str, Any, dict[str, Any], Any, Inputs]] = [
     ("sd without a middle", UNet2DConditionModel, SD | {"mid_block_type": None}, unet_cost, sd_inputs),
     ("sd with a plain middle", UNet2DConditionModel, SD | {"mid_block_type": "UNetMidBlock2D"}, unet_cost, sd_inputs),
     ("lcm-sdxl", UNet2DConditionModel, SDXL, unet_cost, sdxl_inputs),
+    ("ssd-1b", UNet2DConditionModel, SDXL | SSD_1B, unet_cost, sdxl_inputs),
+    (
+        "one way up",
+        UNet2DConditionModel,
+        SDXL | {"reverse_transformer_layers_per_block": (1, 3, 2)},
+        unet_cost,
+        sdxl_inputs,
+    ),
+    ("layers by level", UNet2DConditionModel, SD | {"layers_per_block": (1, 3)}, unet_cost, sd_inputs),
+    ("text width by level", UNet2DConditionModel, SD | {"cross_attention_dim": (24, 24)}, unet_cost, sd_inputs),
 ]
 
 

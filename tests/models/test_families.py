@@ -41,7 +41,7 @@ def test_an_unknown_pipeline_is_refused_with_those_that_are_known() -> None:
 @aliases
 def test_every_alias_can_be_planned_with_every_solver_that_fits(alias: Alias) -> None:
     facts = alias.facts()
-    for solver in solver_names(facts.scheduler):
+    for solver in solver_names(facts):
         plan = make_plan(facts, PlanOptions.from_defaults(facts.defaults, solver=solver))
         assert (plan.height_px, plan.width_px) == (facts.defaults.height, facts.defaults.width)
         assert plan.stages[0].steps[0].row(alias.record.history).size
@@ -71,7 +71,7 @@ def test_defaults_are_those_of_the_published_pipelines(family: Family) -> None:
         "cogview4": (50, 5.0, 512, False, 1024),
     }[family.name]
     found = (
-        defaults.steps,
+        defaults.num_inference_steps,
         defaults.guidance_scale,
         defaults.min_resolution,
         defaults.shorten,
@@ -121,7 +121,7 @@ def test_a_checkpoint_for_small_pictures_has_small_defaults() -> None:
     [
         ("transformer", None, "no transformer; a Stable Diffusion 3 and 3.5 checkpoint has transformer, vae"),
         ("scheduler", None, "no scheduler"),
-        ("vae", None, "'vae' is missing"),
+        ("vae", None, "has no vae"),
         ("transformer", "in_channels", "field 'in_channels' is missing"),
         ("scheduler", "_class_name", "field '_class_name' is missing"),
     ],
@@ -167,12 +167,14 @@ def test_a_hub_id_leads_to_its_alias() -> None:
 
 
 def test_an_unknown_model_is_refused_with_a_guess() -> None:
-    with pytest.raises(UnknownModelError, match=r"flux-def is no folder and none of demo, .*did you mean flux-dev\?"):
+    with pytest.raises(
+        UnknownModelError, match=r"flux-def is neither a folder nor one of demo, .*did you mean flux-dev\?"
+    ):
         facts_of_model("flux-def")
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [(None, "cannot be read"), ("{", "is no JSON file"), ("[]", "holds no JSON object")]
+    ("text", "words"), [(None, "cannot be read"), ("{", "is not"), ("[]", "is not what it should be")]
 )
 def test_a_damaged_folder_is_named(tmp_path: Path, text: str | None, words: str) -> None:
     if text is not None:
@@ -185,7 +187,7 @@ def test_the_demo_model_goes_from_128_to_256_px() -> None:
     facts = ALIASES["demo"].facts()
     plan = make_plan(facts, PlanOptions.from_defaults(facts.defaults))
     assert [stage.height * plan.cell_px for stage in plan.stages] == [128, 256]
-    assert facts.defaults.steps == 20
+    assert facts.defaults.num_inference_steps == 20
 
 
 @families
@@ -200,3 +202,32 @@ def test_a_family_says_where_its_graphs_are(family: Family) -> None:
 def test_the_longest_side_is_that_of_the_position_table(alias: str, px: int) -> None:
     facts = ALIASES[alias].facts()
     assert facts.longest_side * facts.cell_px == px
+
+
+TRAILING = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
+
+
+@pytest.mark.parametrize(
+    ("alias", "net", "scheduler", "wanted"),
+    [
+        ("sdxl", {"sample_size": 64}, TRAILING, (512, 4, 0.0)),  # SDXL Turbo
+        ("sd21", {"sample_size": 64}, TRAILING | {"prediction_type": "epsilon"}, (512, 4, 0.0)),  # SD Turbo
+        ("sdxl", {"time_cond_proj_dim": 256}, {}, (1024, 4, 8.0)),  # LCM
+        ("sdxl", {}, {"_class_name": "LCMScheduler"}, (1024, 4, 1.0)),  # with LCM's LoRA merged in
+        ("sdxl", {}, TRAILING, (1024, 50, 5.0)),
+        ("sdxl", {"sample_size": 64}, {"timestep_spacing": "leading"}, (512, 50, 5.0)),
+        ("sd21", {"sample_size": 64}, TRAILING | {"prediction_type": "v_prediction"}, (512, 50, 7.5)),
+        ("sd15", {"sample_size": 64}, TRAILING, (512, 50, 7.5)),
+    ],
+)
+def test_what_was_distilled_for_few_steps_gets_few(
+    alias: str, net: dict[str, object], scheduler: dict[str, object], wanted: tuple[int, int, float]
+) -> None:
+    published = ALIASES[alias].published
+    configs = {
+        **published,
+        "unet": {**published["unet"], **net},
+        "scheduler": {**published["scheduler"], **scheduler},
+    }
+    defaults = defaults_from_configs(ALIASES[alias].record, configs)
+    assert (defaults.height, defaults.num_inference_steps, defaults.guidance_scale) == wanted

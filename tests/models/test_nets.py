@@ -82,7 +82,7 @@ def test_rotary_angles_of_cogview4_are_those_of_diffusers(rows: int, columns: in
     """Whole positions from a floating-point quotient: a wrong rounding would be off by a whole position."""
     rope = CogView4RotaryPosEmbed(16, 2, (256, 256))
     net = nn.Module()
-    net.rope, net.transformer_blocks = rope, nn.ModuleList()
+    net.rope, net.transformer_blocks, net.norm_out = rope, nn.ModuleList(), nn.Identity()
     expected = rope(torch.empty(1, 1, 2 * rows, 2 * columns))
     for came, wanted in zip(CogViewStep(net).rotation(5, rows, columns), expected, strict=True):
         assert torch.equal(came[5:], wanted)

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lssgen.bundle import SizePort
+from lssgen.errors import ModelError
+from lssgen.manifest import Heard
+from lssgen.models.nets.clip import refuse_skip
 from lssgen.models.nets.packing import on_grid, pack, unpack
 from lssgen.models.nets.recipe import Blueprint, Components, Recipe, TokenRule, Wishes
-from lssgen.models.nets.step import Step, flatten_branches, step_ports
+from lssgen.models.nets.step import Step, flatten_branches, sizes, step_recipe, text
 from lssgen.models.nets.vae import vae_recipes
 from lssgen.ports import Port
 
@@ -18,23 +20,31 @@ MULTIPLE = 16
 """Prompts are filled up, on the left, to a multiple of so many tokens."""
 
 USUAL_TOKENS = 48
-"""Of a prompt, for samples."""
+"""Length of a prompt, for samples."""
 
 NEVER = -30000.0
 """Added to the score of a token that must not be attended to; every precision holds it, and its exponential is 0."""
 
+OLD_NORM = "AdaLayerNormContinuous"
+"""Class of the last norm in diffusers 0.33, which applies SiLU to its conditioning once more."""
+
 SIZES = (
-    SizePort(port="original_size", values=("original_height", "original_width")),
-    SizePort(port="target_size", values=("target_height", "target_width")),
-    SizePort(port="crop_coords", values=("crop_top", "crop_left")),
+    sizes("original_size", "original_height", "original_width"),
+    sizes("target_size", "target_height", "target_width"),
+    sizes("crop_coords", "crop_top", "crop_left"),
 )
 
 
 def blueprint(components: Components, wishes: Wishes) -> Blueprint:
     """The graphs of a CogView4 checkpoint."""
+    refuse_skip(wishes.clip_skip, "CogView4")
     net = components.config("transformer")
     return Blueprint(
-        recipes=(text_recipe(components, net), step_recipe(net, wishes), *vae_recipes(components)),
+        recipes=(
+            text_recipe(components, net),
+            cogview_step_recipe(net, wishes),
+            *vae_recipes(components, wishes.channels),
+        ),
         tokens=(
             TokenRule(
                 component="tokenizer",
@@ -44,10 +54,10 @@ def blueprint(components: Components, wishes: Wishes) -> Blueprint:
                 pad_to="longest",
                 pad_side="left",
                 pad_multiple=MULTIPLE,
+                heard=Heard(output="prompt_embeds"),
             ),
         ),
         token_axes={"tokens": USUAL_TOKENS},
-        size_ports=SIZES,
     )
 
 
@@ -64,27 +74,18 @@ def text_recipe(components: Components, net: Mapping[str, Any]) -> Recipe:
             Port("prompt_mask", "float32", ("batch", "tokens")),
         ),
         build=lambda parts: CogViewText(parts.module("text_encoder")),
+        runs="prompt",
         vocabulary={"input_ids": int(components.config("text_encoder")["vocab_size"])},
     )
 
 
-def step_recipe(net: Mapping[str, Any], wishes: Wishes) -> Recipe:
-    inputs, outputs = step_ports(
-        channels=int(net["in_channels"]),
-        history=wishes.history,
-        conditioning=(
-            Port("prompt_embeds", "float32", ("branches", "batch", "tokens", int(net["text_embed_dim"]))),
-            Port("prompt_mask", "float32", ("branches", "batch", "tokens")),
-            *(Port(size.port, "float32", ("branches", "batch", len(size.values))) for size in SIZES),
-        ),
-    )
-    return Recipe(
-        name="step",
-        components=("transformer",),
-        inputs=inputs,
-        outputs=outputs,
-        build=lambda parts: CogViewStep(parts.module("transformer")),
-        choices={"prompt_mask": (0.0, 1.0), **{size.port: (0.0, 768.0, 1024.0) for size in SIZES}},
+def cogview_step_recipe(net: Mapping[str, Any], wishes: Wishes) -> Recipe:
+    return step_recipe(
+        "transformer",
+        lambda parts: CogViewStep(parts.module("transformer")),
+        wishes=wishes,
+        fed=(text("prompt_embeds", "tokens", int(net["text_embed_dim"])), text("prompt_mask", "tokens"), *SIZES),
+        choices={"prompt_mask": (0.0, 1.0), **{port.name: (0.0, 768.0, 1024.0) for port, _ in SIZES}},
     )
 
 
@@ -98,6 +99,11 @@ class CogViewStep(Step):
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
         self.transformer: Any = transformer
+        if type(self.transformer.norm_out).__name__ == OLD_NORM:
+            raise ModelError(
+                "the installed diffusers computes the last norm of CogView4 as 0.33 did, with a SiLU that later "
+                "versions leave out; upgrade it (pip install -U diffusers)"
+            )
         for block in self.transformer.transformer_blocks:
             block.attn1.set_processor(JointAttention())
 
@@ -114,14 +120,14 @@ class CogViewStep(Step):
         target_size: Tensor,
         crop_coords: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        text, mask = flatten_branches(prompt_embeds), flatten_branches(prompt_mask)
+        words, mask = flatten_branches(prompt_embeds), flatten_branches(prompt_mask)
         original, target, crop = (flatten_branches(size) for size in (original_size, target_size, crop_coords))
 
         def velocity(x: Tensor, label: Tensor) -> Tensor:
             dtype = self.transformer.proj_out.weight.dtype
             # Sines and cosines of times and sizes are float32 inside, whatever dtype comes out.
             conditioning = self.transformer.time_condition_embed(label, original, target, crop, dtype)
-            return self.velocity(x, F.silu(conditioning), text, mask)
+            return self.velocity(x, F.silu(conditioning), words, mask)
 
         return self.advance(velocity, latent, history, noise, row, guidance_weights)
 

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lssgen.errors import ExportError
-from lssgen.models.families import FLUX_POSITIONS
+from lssgen.manifest import Heard
+from lssgen.models.nets.clip import refuse_skip
 from lssgen.models.nets.packing import on_grid, pack, unpack
 from lssgen.models.nets.recipe import Blueprint, Components, Recipe, TokenRule, Wishes
-from lssgen.models.nets.step import Step, flatten_branches, step_ports
+from lssgen.models.nets.step import GUIDANCE, Step, flatten_branches, per_picture, step_recipe, text
 from lssgen.models.nets.vae import vae_recipes
+from lssgen.models.positions import FLUX_POSITIONS
 from lssgen.ports import Port
 
 ENCODERS = ("text_encoder", "text_encoder_2")
@@ -27,13 +29,23 @@ def blueprint(components: Components, wishes: Wishes) -> Blueprint:
     """
     if not wishes.t5:
         raise ExportError("FLUX.1 reads its prompt through T5 and cannot do without; export it with T5")
+    refuse_skip(wishes.clip_skip, "FLUX.1")
     net = components.config("transformer")
     clip_tokens = int(components.config("text_encoder")["max_position_embeddings"])
     return Blueprint(
-        recipes=(text_recipe(components, net, clip_tokens), step_recipe(net, wishes), *vae_recipes(components)),
+        recipes=(
+            text_recipe(components, net, clip_tokens),
+            flux_step_recipe(net, wishes),
+            *vae_recipes(components, wishes.channels),
+        ),
         tokens=(
             TokenRule(component="tokenizer", port="input_ids", length=clip_tokens),
-            TokenRule(component="tokenizer_2", port="input_ids_2", length=wishes.max_sequence_length),
+            TokenRule(
+                component="tokenizer_2",
+                port="input_ids_2",
+                length=wishes.max_sequence_length,
+                heard=Heard(output="prompt_embeds"),
+            ),
         ),
         token_axes={"tokens": wishes.max_sequence_length},
     )
@@ -50,27 +62,21 @@ def text_recipe(components: Components, net: Mapping[str, Any], clip_tokens: int
             Port("pooled_prompt_embeds", "float32", ("batch", int(net["pooled_projection_dim"]))),
         ),
         build=lambda parts: FluxText(*(parts.module(name) for name in ENCODERS)),
+        runs="prompt",
         vocabulary={"input_ids": int(clip["vocab_size"]), "input_ids_2": int(t5["vocab_size"])},
     )
 
 
-def step_recipe(net: Mapping[str, Any], wishes: Wishes) -> Recipe:
-    guided = bool(net.get("guidance_embeds"))
-    inputs, outputs = step_ports(
-        channels=int(net["in_channels"]) // PATCH**2,
-        history=wishes.history,
-        conditioning=(
-            Port("prompt_embeds", "float32", ("branches", "batch", "tokens", int(net["joint_attention_dim"]))),
-            Port("pooled_prompt_embeds", "float32", ("branches", "batch", int(net["pooled_projection_dim"]))),
-            *([Port("guidance", "float32", ("batch",))] if guided else []),
+def flux_step_recipe(net: Mapping[str, Any], wishes: Wishes) -> Recipe:
+    return step_recipe(
+        "transformer",
+        lambda parts: FluxStep(parts.module("transformer")),
+        wishes=wishes,
+        fed=(
+            text("prompt_embeds", "tokens", int(net["joint_attention_dim"])),
+            text("pooled_prompt_embeds", int(net["pooled_projection_dim"])),
+            *([GUIDANCE] if net.get("guidance_embeds") else []),
         ),
-    )
-    return Recipe(
-        name="step",
-        components=("transformer",),
-        inputs=inputs,
-        outputs=outputs,
-        build=lambda parts: FluxStep(parts.module("transformer")),
     )
 
 
@@ -110,13 +116,13 @@ class FluxStep(Step):
         pooled_prompt_embeds: Tensor,
         guidance: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        text, pooled = flatten_branches(prompt_embeds), flatten_branches(pooled_prompt_embeds)
+        words, pooled = flatten_branches(prompt_embeds), flatten_branches(pooled_prompt_embeds)
         scale = None
         if guidance is not None:
-            scale = guidance.unsqueeze(0).expand(guidance_weights.shape[0], -1).flatten(0, 1)
+            scale = per_picture(guidance, guidance_weights.shape[0])
 
         def velocity(x: Tensor, label: Tensor) -> Tensor:
-            return self.velocity(x, label, text, pooled, scale)
+            return self.velocity(x, label, words, pooled, scale)
 
         return self.advance(velocity, latent, history, noise, row, guidance_weights)
 

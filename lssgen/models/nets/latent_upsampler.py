@@ -17,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lssgen.durable import whole_file, write_whole
 from lssgen.errors import UpsamplerError
+from lssgen.jsons import JsonError, read_object
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -39,11 +41,11 @@ class UpSamplerConfig:
     Attributes:
         in_channels, out_channels: Channels of the latent that comes in and goes out.
         block_out_channels: Channels after each block; the first is also what the first convolution makes.
-        is_up_samples: Whether a block with a stride above 1 enlarges (True) or shrinks (False).
+        is_up_samples: True where a block with a stride above 1 enlarges, False where it shrinks.
         strides: Factor of each block: 1 or 2 where it enlarges, any from 1 where it does not.
         norm_num_groups: Groups of every group norm; divides every entry of `block_out_channels`.
         act_fn: One of `ACTIVATIONS`.
-        interpolate: How the skip branch is resized, one of `INTERPOLATIONS`.
+        interpolate: Way to resize the skip branch, one of `INTERPOLATIONS`.
 
     Raises:
         UpsamplerError: A field has the wrong type or value, or the three lists differ in length.
@@ -173,18 +175,14 @@ class LatentUpSampler(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and diffusion_pytorch_model.safetensors, the parameters in the type they have.
 
-        Each file is written beside its place and renamed, so that nobody reads half of one.
+        Each file is whole or as it was, so that nobody reads half of one.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         config = {"_class_name": CLASS_NAME, **asdict(self.config)}
         weights = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        temporary = folder / f".{WEIGHTS_FILE}.part"
-        save_file(weights, temporary, metadata={"format": "pt"})
-        temporary.replace(folder / WEIGHTS_FILE)
-        temporary = folder / f".{CONFIG_FILE}.part"
-        temporary.write_text(json.dumps(config, indent=2) + "\n")
-        temporary.replace(folder / CONFIG_FILE)
+        with whole_file(folder / WEIGHTS_FILE) as draft:
+            save_file(weights, draft, metadata={"format": "pt"})
+        write_whole(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
 
 class _ResNet(nn.Module):
@@ -245,15 +243,15 @@ def read_config(path: Path) -> UpSamplerConfig:
         UpsamplerError: Missing, not JSON, of another class, or with fields or values that are not known.
     """
     try:
-        raw = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UpsamplerError(f"no {path.name} in {path.parent}; an upsampler is a folder with {FILES}") from error
-    except (OSError, ValueError) as error:
-        raise UpsamplerError(f"{path} cannot be read as JSON: {error}; fetch or train the upsampler again") from error
-    if not isinstance(raw, dict) or cast(Mapping[str, Any], raw).get("_class_name") != CLASS_NAME:
-        came = cast(Mapping[str, Any], raw).get("_class_name") if isinstance(raw, dict) else raw
+        raw = read_object(path)
+    except JsonError as error:
+        if not path.exists():
+            raise UpsamplerError(f"no {path.name} in {path.parent}; an upsampler is a folder with {FILES}") from error
+        raise UpsamplerError(f"{path} {error}; fetch or train the upsampler again") from error
+    if raw.get("_class_name") != CLASS_NAME:
+        came = str(raw.get("_class_name"))[:80]
         raise UpsamplerError(f"{path} describes {came!r}, not a {CLASS_NAME}; give the upsampler's own folder")
-    values = {key: value for key, value in cast(dict[str, Any], raw).items() if not key.startswith("_")}
+    values = {key: value for key, value in raw.items() if not key.startswith("_")}
     known = {field.name for field in fields(UpSamplerConfig)}
     if unknown := sorted(set(values) - known):
         raise UpsamplerError(f"{path} has fields that no {CLASS_NAME} has: {', '.join(unknown)}")

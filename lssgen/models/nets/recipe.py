@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast, get_args
 
 from torch import nn
 
-from lssgen.bundle import SizePort
+from lssgen.manifest import Feed, Heard, Quantity, Runs
 from lssgen.ports import Port
 
 
@@ -35,17 +35,23 @@ class Components(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """What the user may choose about the graphs of any family.
+    """What is settled about the graphs of any family before they are designed.
 
     Attributes:
+        channels: Number of channels of a latent, as the family's record has it.
         skip_layers: Give the step graph a gate per layer, for skip-layer guidance.
+        skipped: Layers that this guidance leaves out.
         t5: Keep the T5 encoder, where the family can do without.
+        clip_skip: Layers that CLIP leaves out at its end, beyond those that the family does.
         max_sequence_length: Tokens of the long text encoder.
         history: Earlier estimates that the step graph carries, at least 1.
     """
 
+    channels: int
     skip_layers: bool = False
+    skipped: tuple[int, ...] = ()
     t5: bool = True
+    clip_skip: int = 0
     max_sequence_length: int = 256
     history: int = 1
 
@@ -55,11 +61,12 @@ class Recipe:
     """How one graph is made.
 
     Attributes:
-        name: Of the graph, as in the manifest.
+        name: Name of the graph, as in the manifest.
         components: Parts of the checkpoint whose weights it holds.
-        inputs, outputs: Its ports, in the order of the module's arguments and results.
+        inputs, outputs: Ports of the graph, in the order of the module's arguments and results.
         build: The module. Its parameters are called <part>.<name in the part's checkpoint file>.
-        vocabulary: How many ids the integer inputs may choose from.
+        runs, feeds: Occasion and sources of its inputs, as in `lssgen.manifest.Graph`.
+        vocabulary: Number of ids that the integer inputs may choose from.
         choices: Numbers that samples of a floating-point input are drawn from; normal numbers where it is not listed.
         settings: Whatever else decides what the graph computes, for its key.
         precise: Stays float32 whatever precision is asked for.
@@ -71,11 +78,26 @@ class Recipe:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     build: Callable[[Components], nn.Module]
+    runs: Runs
+    feeds: Mapping[str, Feed] = field(default_factory=dict[str, Feed])
     vocabulary: Mapping[str, int] = field(default_factory=dict[str, int])
     choices: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
     settings: Mapping[str, object] = field(default_factory=dict[str, object])
     precise: bool = False
     overflows: bool = False
+
+    @property
+    def axes(self) -> Mapping[str, Quantity]:
+        """`lssgen.manifest.Graph.axes`: an axis counts what it is called, and every other name counts tokens."""
+        named = {axis for port in (*self.inputs, *self.outputs) for axis in port.shape if isinstance(axis, str)}
+        # Prompts are encoded, and pictures coded, one at a time: then nothing depends on the company.
+        alone = {"batch": "one"} if self.runs in ("prompt", "end", "start") else {}
+        return {
+            axis: cast(Quantity, alone.get(axis, axis if axis in QUANTITIES else "tokens")) for axis in sorted(named)
+        }
+
+
+QUANTITIES = get_args(Quantity)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +106,10 @@ class TokenRule:
 
     Attributes:
         component: The tokenizer's folder in the checkpoint.
+        chat: Messages that a chat template is filled with, as (role, text); the text `PROMPT` stands for the prompt.
+            Empty: the prompt alone, without a template.
+        chat_options: Further arguments of the template, such as enable_thinking.
+        heard: Rows that its tokens have in an output of the "text" graph; None: there are none.
     """
 
     component: str
@@ -93,6 +119,13 @@ class TokenRule:
     pad_to: Literal["length", "longest"] = "length"
     pad_side: Literal["left", "right"] = "right"
     pad_multiple: int = 1
+    chat: tuple[tuple[str, str], ...] = ()
+    chat_options: Mapping[str, object] = field(default_factory=dict[str, object])
+    heard: Heard | None = None
+
+
+PROMPT = "{prompt}"
+"""Stands for the prompt in the messages of a chat."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,13 +137,12 @@ class Blueprint:
         tokens: The tokenizers.
         token_axes: A usual size of every axis that counts tokens.
         layers: Gates of the step graph; 0 without `Wishes.skip_layers`.
-        notes: What the user should know, one sentence each.
+        notes: Sentences that the user should read.
     """
 
     recipes: tuple[Recipe, ...]
     tokens: tuple[TokenRule, ...]
     token_axes: Mapping[str, int]
-    size_ports: tuple[SizePort, ...] = ()
     empty_negative: Literal["encode", "zeros"] = "encode"
     layers: int = 0
     notes: tuple[str, ...] = ()

@@ -4,9 +4,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lssgen.manifest import Heard
+from lssgen.models.nets.clip import checked_skip, final_norm, refuse_masked
 from lssgen.models.nets.recipe import Blueprint, Components, Recipe, TokenRule, Wishes
-from lssgen.models.nets.step import flatten_branches, step_ports
-from lssgen.models.nets.unet import UnetStep, checked_unet, guidance_port
+from lssgen.models.nets.step import flatten_branches, step_recipe, text
+from lssgen.models.nets.unet import UnetStep, checked_unet, guidance_fed, text_width
 from lssgen.models.nets.vae import vae_recipes
 from lssgen.ports import Port
 
@@ -15,39 +17,41 @@ def blueprint(components: Components, wishes: Wishes) -> Blueprint:
     """The graphs of a Stable Diffusion 1.x or 2.x checkpoint."""
     tokens = int(components.config("text_encoder")["max_position_embeddings"])
     return Blueprint(
-        recipes=(text_recipe(components, tokens), step_recipe(components, wishes, tokens), *vae_recipes(components)),
-        tokens=(TokenRule(component="tokenizer", port="input_ids", length=tokens),),
+        recipes=(
+            text_recipe(components, wishes, tokens),
+            sd_step_recipe(components, wishes, tokens),
+            *vae_recipes(components, wishes.channels),
+        ),
+        tokens=(
+            TokenRule(component="tokenizer", port="input_ids", length=tokens, heard=Heard(output="prompt_embeds")),
+        ),
         token_axes={},
     )
 
 
-def text_recipe(components: Components, tokens: int) -> Recipe:
+def text_recipe(components: Components, wishes: Wishes, tokens: int) -> Recipe:
     clip = components.config("text_encoder")
+    refuse_masked(clip)
+    skip = checked_skip(wishes.clip_skip, clip, kept=1)
     return Recipe(
         name="text",
         components=("text_encoder",),
         inputs=(Port("input_ids", "int64", ("batch", tokens)),),
         outputs=(Port("prompt_embeds", "float32", ("batch", tokens, int(clip["hidden_size"]))),),
-        build=lambda parts: SDText(parts.module("text_encoder")),
+        build=lambda parts: SDText(parts.module("text_encoder"), skip),
+        runs="prompt",
         vocabulary={"input_ids": int(clip["vocab_size"])},
+        settings={"clip_skip": skip},
     )
 
 
-def step_recipe(components: Components, wishes: Wishes, tokens: int) -> Recipe:
+def sd_step_recipe(components: Components, wishes: Wishes, tokens: int) -> Recipe:
     net = checked_unet(components, None)
-    width = int(net["cross_attention_dim"])
-    inputs, outputs = step_ports(
-        channels=int(net["in_channels"]),
-        history=wishes.history,
-        extra=(guidance_port(net),),
-        conditioning=(Port("prompt_embeds", "float32", ("branches", "batch", tokens, width)),),
-    )
-    return Recipe(
-        name="step",
-        components=("unet",),
-        inputs=inputs,
-        outputs=outputs,
-        build=lambda parts: SDStep(parts.module("unet")),
+    return step_recipe(
+        "unet",
+        lambda parts: SDStep(parts.module("unet")),
+        wishes=wishes,
+        fed=(guidance_fed(net), text("prompt_embeds", tokens, text_width(net))),
     )
 
 
@@ -64,16 +68,22 @@ class SDStep(UnetStep):
         guidance: Tensor,
         prompt_embeds: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """`guidance` is the port that `guidance_port` names."""
+        """`guidance` is the port of `guidance_fed`."""
         return self.move((latent, history, noise), row, guidance_weights, guidance, flatten_branches(prompt_embeds))
 
 
 class SDText(nn.Module):
-    """Prompt ids to CLIP's last hidden states, after its final norm; equal to diffusers' encode_prompt."""
+    """Prompt ids to CLIP's last hidden states, or those some layers before, after its final norm; equal to diffusers'
+    encode_prompt.
+    """
 
-    def __init__(self, text_encoder: nn.Module) -> None:
+    def __init__(self, text_encoder: nn.Module, skip: int = 0) -> None:
         super().__init__()
         self.text_encoder: Any = text_encoder
+        self.skip = skip
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        return self.text_encoder(input_ids).last_hidden_state.float()
+        if not self.skip:
+            return self.text_encoder(input_ids).last_hidden_state.float()
+        states = self.text_encoder(input_ids, output_hidden_states=True).hidden_states[-(self.skip + 1)]
+        return final_norm(self.text_encoder)(states).float()

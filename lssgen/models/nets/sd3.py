@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lssgen.manifest import Heard
+from lssgen.models.nets.clip import heard_side_by_side, refuse_skip
 from lssgen.models.nets.recipe import Blueprint, Components, Recipe, TokenRule, Wishes
-from lssgen.models.nets.step import Step, flatten_branches, step_ports
+from lssgen.models.nets.step import Step, flatten_branches, step_recipe, text
 from lssgen.models.nets.vae import vae_recipes
 from lssgen.ports import Port
 
@@ -20,24 +22,24 @@ def blueprint(components: Components, wishes: Wishes) -> Blueprint:
     net = components.config("transformer")
     t5 = wishes.t5 and components.has(T5)
     clip_tokens = int(components.config("text_encoder")["max_position_embeddings"])
-    tokens = clip_tokens + wishes.max_sequence_length
+    t5_tokens = wishes.max_sequence_length
+    tokens = clip_tokens + t5_tokens
+    refuse_skip(wishes.clip_skip, "Stable Diffusion 3")
+    first, second = heard_side_by_side(components, ENCODERS)
+    third = Heard(output="prompt_embeds", row=clip_tokens)
     blank = 0 if t5 else wishes.max_sequence_length
     return Blueprint(
         recipes=(
             text_recipe(components, wishes, t5=t5, clip_tokens=clip_tokens),
-            step_recipe(net, wishes),
-            *vae_recipes(components),
+            sd3_step_recipe(net, wishes),
+            *vae_recipes(components, wishes.channels),
         ),
         tokens=(
-            TokenRule(component="tokenizer", port="input_ids", length=clip_tokens),
-            TokenRule(component="tokenizer_2", port="input_ids_2", length=clip_tokens),
-            *(
-                [TokenRule(component="tokenizer_3", port="input_ids_3", length=wishes.max_sequence_length)]
-                if t5
-                else []
-            ),
+            TokenRule(component="tokenizer", port="input_ids", length=clip_tokens, heard=first),
+            TokenRule(component="tokenizer_2", port="input_ids_2", length=clip_tokens, heard=second),
+            *([TokenRule(component="tokenizer_3", port="input_ids_3", length=t5_tokens, heard=third)] if t5 else []),
         ),
-        token_axes={"tokens": tokens, "t5_tokens": wishes.max_sequence_length},
+        token_axes={"tokens": tokens, **({"t5_tokens": wishes.max_sequence_length} if t5 else {})},
         layers=int(net["num_layers"]) if wishes.skip_layers else 0,
         notes=(f"Without T5, {blank} rows of zeros stand for its tokens, as in diffusers.",) if blank else (),
     )
@@ -66,6 +68,7 @@ def text_recipe(components: Components, wishes: Wishes, *, t5: bool, clip_tokens
             Port("pooled_prompt_embeds", "float32", ("batch", pooled)),
         ),
         build=build,
+        runs="prompt",
         vocabulary={
             port.name: int(components.config(name)["vocab_size"]) for port, name in zip(ids, encoders, strict=True)
         },
@@ -73,22 +76,16 @@ def text_recipe(components: Components, wishes: Wishes, *, t5: bool, clip_tokens
     )
 
 
-def step_recipe(net: Mapping[str, Any], wishes: Wishes) -> Recipe:
-    inputs, outputs = step_ports(
-        channels=int(net["in_channels"]),
-        history=wishes.history,
-        layers=int(net["num_layers"]) if wishes.skip_layers else 0,
-        conditioning=(
-            Port("prompt_embeds", "float32", ("branches", "batch", "tokens", int(net["joint_attention_dim"]))),
-            Port("pooled_prompt_embeds", "float32", ("branches", "batch", int(net["pooled_projection_dim"]))),
+def sd3_step_recipe(net: Mapping[str, Any], wishes: Wishes) -> Recipe:
+    return step_recipe(
+        "transformer",
+        lambda parts: SD3Step(parts.module("transformer")),
+        wishes=wishes,
+        fed=(
+            text("prompt_embeds", "tokens", int(net["joint_attention_dim"])),
+            text("pooled_prompt_embeds", int(net["pooled_projection_dim"])),
         ),
-    )
-    return Recipe(
-        name="step",
-        components=("transformer",),
-        inputs=inputs,
-        outputs=outputs,
-        build=lambda parts: SD3Step(parts.module("transformer")),
+        layers=int(net["num_layers"]),
     )
 
 
@@ -110,13 +107,13 @@ class SD3Step(Step):
         pooled_prompt_embeds: Tensor,
         layer_gates: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        text, pooled = flatten_branches(prompt_embeds), flatten_branches(pooled_prompt_embeds)
+        words, pooled = flatten_branches(prompt_embeds), flatten_branches(pooled_prompt_embeds)
         gates = None
         if layer_gates is not None:
             gates = layer_gates.unsqueeze(1).expand(-1, latent.shape[0], -1).flatten(0, 1)
 
         def velocity(x: Tensor, label: Tensor) -> Tensor:
-            return self.velocity(x, label, text, pooled, gates)
+            return self.velocity(x, label, words, pooled, gates)
 
         return self.advance(velocity, latent, history, noise, row, guidance_weights)
 

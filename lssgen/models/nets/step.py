@@ -1,41 +1,91 @@
 """The shell around every family's network: one call is one step of a run, from x to x'."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from lssgen.manifest import (
+    Feed,
+    Gates,
+    GuidanceRescale,
+    GuidanceScale,
+    GuidanceWeights,
+    Noise,
+    Row,
+    Sizes,
+    SizeValue,
+    State,
+    Text,
+)
+from lssgen.models.nets.recipe import Components, Recipe, Wishes
 from lssgen.ports import Port
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """A network call: input (n, C, h, w) float32 and label (n,) float32 -> output (n, C, h, w). n = branches * batch."""
 
 
-def step_ports(
-    *, channels: int, history: int, conditioning: tuple[Port, ...], layers: int = 0, extra: tuple[Port, ...] = ()
-) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """Inputs and outputs of a step graph, in the order that a family's `forward` takes them.
+Fed = tuple[Port, Feed]
+"""An input of a step, and where its value comes from."""
+
+
+def text(name: str, *shape: int | str) -> Fed:
+    """Conditioning by the output of that name of the text graph; shape of one picture's in one branch."""
+    return Port(name, "float32", ("branches", "batch", *shape)), Text(output=name)
+
+
+def sizes(name: str, *values: SizeValue) -> Fed:
+    """Conditioning on these sizes."""
+    return Port(name, "float32", ("branches", "batch", len(values))), Sizes(values=values)
+
+
+GUIDANCE: Fed = (Port("guidance", "float32", ("batch",)), GuidanceScale())
+"""The scale itself, for networks that take it."""
+
+RESCALE: Fed = (Port("guidance_rescale", "float32", ("batch",)), GuidanceRescale())
+"""The share phi of guidance rescale."""
+
+
+def step_recipe(
+    network: str,
+    build: Callable[[Components], nn.Module],
+    *,
+    wishes: Wishes,
+    fed: Sequence[Fed],
+    layers: int = 0,
+    choices: Mapping[str, tuple[float, ...]] | None = None,
+) -> Recipe:
+    """The "step" graph of a family.
 
     Args:
-        channels: Of the latent.
-        history: K, the estimates it carries.
-        conditioning: What comes from the text graph, and the size ports.
-        layers: Gates of skip-layer guidance; 0: the graph has none.
-        extra: `guidance` or `guidance_rescale`, for families that have them.
+        network: Part of the checkpoint that holds the network.
+        build: The module; its `forward` takes the ports in their order.
+        wishes: Channels of the latent, history, and whether there are gates.
+        fed: Inputs of the family: text, sizes, guidance.
+        layers: Number of gates of skip-layer guidance; they come last, and only where they are wished for.
+        choices: As in `Recipe`.
     """
-    shape = ("batch", channels, "height", "width")
-    latent = Port("latent", "float32", shape)
-    inputs = (
-        latent,
-        Port("history", "float32", (history, *shape)),
-        Port("noise", "float32", shape),
-        Port("row", "float32", (7 + history,)),
-        Port("guidance_weights", "float32", ("branches",)),
-        *extra,
-        *conditioning,
-        *([Port("layer_gates", "float32", ("branches", layers))] if layers else []),
+    shape = ("batch", wishes.channels, "height", "width")
+    history = Port("history", "float32", (wishes.history, *shape))
+    state: list[Fed] = [
+        (Port("latent", "float32", shape), State(output="next_latent", start="latent")),
+        (history, State(output="next_history")),
+        (Port("noise", "float32", shape), Noise()),
+        (Port("row", "float32", ("batch", 7 + wishes.history)), Row()),
+        (Port("guidance_weights", "float32", ("branches", "batch")), GuidanceWeights()),
+    ]
+    gates: list[Fed] = [(Port("layer_gates", "float32", ("branches", layers)), Gates(skipped=wishes.skipped))]
+    inputs = [*state, *fed, *(gates if wishes.skip_layers and layers else [])]
+    return Recipe(
+        name="step",
+        components=(network,),
+        inputs=tuple(port for port, _ in inputs),
+        outputs=(Port("next_latent", "float32", shape), Port("next_history", "float32", history.shape)),
+        build=build,
+        runs="stage",
+        feeds={port.name: feed for port, feed in inputs},
+        choices=choices or {},
     )
-    return inputs, (Port("next_latent", "float32", shape), Port("next_history", "float32", (history, *shape)))
 
 
 class Step(nn.Module):
@@ -59,34 +109,38 @@ class Step(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Evaluate the network once on all branches and move.
 
+        Every picture of the batch has its own row and its own guidance, so that neighbours may be at unlike steps of
+        unlike schedules.
+
         Args:
             predict: The network; conditioning is already inside, flattened like its input.
             latent: x, (batch, C, height, width).
             history: (K, batch, C, height, width) earlier estimates, newest first.
             noise: (batch, C, height, width).
-            row: (7 + K) label, c_in, h_x, h_f, keep, noise, blend[0..K].
-            guidance_weights: (branches).
-            guidance_rescale: (1) phi of guidance rescale, for families that have it.
+            row: (batch, 7 + K) label, c_in, h_x, h_f, keep, noise, blend[0..K].
+            guidance_weights: (branches, batch).
+            guidance_rescale: (batch) phi of guidance rescale, for families that have it.
 
         Returns:
             next_latent, shaped like latent, and next_history, shaped like history.
         """
-        label, c_in, h_x, h_f, keep, noise_weight = row[:6].unbind()
+        c_in, h_x, h_f, keep, noise_weight = (column.reshape(-1, 1, 1, 1) for column in row[:, 1:6].unbind(1))
         branches, batch = guidance_weights.shape[0], latent.shape[0]
         seen = (c_in * latent).unsqueeze(0).expand(branches, -1, -1, -1, -1).flatten(0, 1)
-        outputs = predict(seen, label.expand(branches * batch)).float().unflatten(0, (branches, batch))
+        label = row[:, 0].unsqueeze(0).expand(branches, -1).flatten(0, 1)
+        outputs = predict(seen, label).float().unflatten(0, (branches, batch))
         output = weighted_sum(guidance_weights, outputs)
         if guidance_rescale is not None:
             output = rescale_guidance(output, outputs, guidance_rescale)
         estimate = h_x * latent + h_f * output
         estimates = torch.cat((estimate.unsqueeze(0), history))
-        moved = keep * latent + weighted_sum(row[6:], estimates) + noise_weight * noise
+        moved = keep * latent + weighted_sum(row[:, 6:].transpose(0, 1), estimates) + noise_weight * noise
         return moved, estimates[:-1]
 
 
 def weighted_sum(weights: Tensor, stack: Tensor) -> Tensor:
-    """Sum over k of weights[k] * stack[k]: (n), (n, batch, C, h, w) -> (batch, C, h, w)."""
-    return (weights.reshape(-1, 1, 1, 1, 1) * stack).sum(0)
+    """Sum over k of weights[k] * stack[k], picture by picture: (n, batch), (n, batch, C, h, w) -> (batch, C, h, w)."""
+    return (weights[:, :, None, None, None] * stack).sum(0)
 
 
 def rescale_guidance(output: Tensor, outputs: Tensor, phi: Tensor) -> Tensor:
@@ -94,14 +148,25 @@ def rescale_guidance(output: Tensor, outputs: Tensor, phi: Tensor) -> Tensor:
 
     The positive branch is the last of one or two; networks with guidance rescale have no skip branch.
 
+    Args:
+        output: (batch, C, h, w) after guidance.
+        outputs: (branches, batch, C, h, w) of every branch.
+        phi: (batch) share of the rescaled output.
+
     Source: Lin et al. 2023, arXiv:2305.08891, section 3.4; unbiased deviation per picture, as in diffusers.
     """
     axes = (1, 2, 3)
     positive = outputs[-1].std(axes, keepdim=True)
     rescaled = output * (positive / output.std(axes, keepdim=True))
+    phi = phi.reshape(-1, 1, 1, 1)
     return phi * rescaled + (1 - phi) * output
 
 
 def flatten_branches(conditioning: Tensor) -> Tensor:
     """(branches, batch, ...) -> (branches * batch, ...), as the network sees it."""
     return conditioning.flatten(0, 1)
+
+
+def per_picture(value: Tensor, branches: int) -> Tensor:
+    """(batch, ...) -> (branches * batch, ...): the same in every branch."""
+    return value.unsqueeze(0).expand(branches, *(-1 for _ in value.shape)).flatten(0, 1)

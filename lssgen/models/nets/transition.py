@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lssgen.manifest import Feed, Latent, Mix, Noise
 from lssgen.models.nets.recipe import Components, Recipe
-from lssgen.models.nets.vae import LatentSpace, Vae
+from lssgen.models.nets.vae import LatentSpace, Vae, draws
 from lssgen.plan.facts import ScalingSpace
 from lssgen.ports import Port
 
@@ -38,8 +39,9 @@ def bicubic(image: Tensor) -> Tensor:
 
 
 def remix(clean: Tensor, noise: Tensor, mix: Tensor) -> Tensor:
-    """mix[0] * clean + mix[1] * noise, (batch, C, h, w) each."""
-    return mix[0] * clean + mix[1] * noise
+    """mix[:, 0] * clean + mix[:, 1] * noise, (batch, C, h, w) each; mix is (batch, 2)."""
+    image, amount = mix[:, :, None, None, None].unbind(1)
+    return image * clean + amount * noise
 
 
 class ResnetTransition(nn.Module):
@@ -81,7 +83,7 @@ class LatentTransition(nn.Module):
 class PixelTransition(Vae):
     """By the way of the picture: decode, bicubic, encode, draw from the posterior."""
 
-    def forward(self, latent: Tensor, noise: Tensor, mix: Tensor, posterior_noise: Tensor) -> Tensor:
+    def forward(self, latent: Tensor, noise: Tensor, mix: Tensor, posterior_noise: Tensor | None = None) -> Tensor:
         return remix(self.read(bicubic(self.paint(latent)), posterior_noise), noise, mix)
 
 
@@ -91,6 +93,7 @@ def transition_recipes(
     channels: int,
     convert_to: Mapping[str, Any] | None = None,
     *,
+    latents: Mapping[str, Any],
     overflows: bool = False,
 ) -> tuple[Recipe, ...]:
     """The graphs between stages. "resnet" wants a part called "upsampler".
@@ -101,18 +104,21 @@ def transition_recipes(
         channels: Of a latent.
         convert_to: Normalisation that the upsampler's input is converted to, as `LatentSpace` reads it; None: it gets
             the model's latents as they are.
+        latents: Normalisation of the model's latents, as `LatentSpace` reads it.
         overflows: Of the VAE; as in `Recipe`.
     """
+    drawn = draws(components.config("vae")) if "pixel" in spaces else False
     small = Port("latent", "float32", ("batch", channels, "height", "width"))
     large = ("batch", channels, "next_height", "next_width")
-    inputs = (small, Port("noise", "float32", large), Port("mix", "float32", (2,)))
+    inputs = (small, Port("noise", "float32", large), Port("mix", "float32", ("batch", 2)))
+    feeds: dict[str, Feed] = {"latent": Latent(), "noise": Noise(), "mix": Mix()}
     outputs = (Port("next_latent", "float32", large),)
 
     def resnet(parts: Components) -> ResnetTransition:
         upsampler = parts.module("upsampler")
         if convert_to is None:
             return ResnetTransition(upsampler)
-        return ConvertedTransition(upsampler, LatentSpace(parts.config("vae")), LatentSpace(convert_to))
+        return ConvertedTransition(upsampler, LatentSpace(latents), LatentSpace(convert_to))
 
     recipes = {
         "resnet": Recipe(
@@ -121,7 +127,9 @@ def transition_recipes(
             inputs=inputs,
             outputs=outputs,
             build=resnet,
-            settings={} if convert_to is None else {"from": components.config("vae"), "to": convert_to},
+            settings={} if convert_to is None else {"from": latents, "to": convert_to},
+            runs="transition",
+            feeds=feeds,
             precise=True,
         ),
         "latent": Recipe(
@@ -130,14 +138,18 @@ def transition_recipes(
             inputs=inputs,
             outputs=outputs,
             build=lambda _: LatentTransition(),
+            runs="transition",
+            feeds=feeds,
             precise=True,
         ),
         "pixel": Recipe(
             name="transition_pixel",
             components=("vae",),
-            inputs=(*inputs, Port("posterior_noise", "float32", large)),
+            inputs=(*inputs, *((Port("posterior_noise", "float32", large),) if drawn else ())),
             outputs=outputs,
             build=lambda parts: PixelTransition(parts.module("vae")),
+            runs="transition",
+            feeds={**feeds, **({"posterior_noise": Noise(of="posterior")} if drawn else {})},
             overflows=overflows,
         ),
     }

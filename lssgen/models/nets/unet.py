@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from lssgen.errors import ModelError
 from lssgen.models.nets.recipe import Components
-from lssgen.models.nets.step import Step
-from lssgen.ports import Port
+from lssgen.models.nets.step import GUIDANCE, RESCALE, Fed, Step, per_picture
 
 PLAIN: Mapping[str, object] = {
     "class_embed_type": None,
@@ -46,11 +45,22 @@ def checked_unet(components: Components, added: str | None) -> Mapping[str, Any]
     return net
 
 
-def guidance_port(net: Mapping[str, Any]) -> Port:
+def text_width(net: Mapping[str, Any]) -> int:
+    """Width of the text that the network attends to; some files give it for every level.
+
+    Raises:
+        ModelError: Levels attend to texts of several widths.
+    """
+    widths = net["cross_attention_dim"]
+    widths = set(widths) if isinstance(widths, list | tuple) else {widths}
+    if len(widths) != 1:
+        raise ModelError(f"cross_attention_dim of the unet is {net['cross_attention_dim']!r}; export knows one width")
+    return int(widths.pop())
+
+
+def guidance_fed(net: Mapping[str, Any]) -> Fed:
     """What the graph is told about guidance besides the weights: the scale itself where the UNet takes it, else phi."""
-    if net.get("time_cond_proj_dim"):
-        return Port("guidance", "float32", ("batch",))
-    return Port("guidance_rescale", "float32", (1,))
+    return GUIDANCE if net.get("time_cond_proj_dim") else RESCALE
 
 
 class Doubled(nn.Module):
@@ -94,15 +104,14 @@ class UnetStep(Step):
 
         Args:
             state: latent, history and noise.
-            guidance: As `guidance_port` says.
+            guidance: As `guidance_fed` says.
             text: (n, tokens, width), branches * batch = n.
             added: (n, width) of what SDXL adds to the timestep, before its embedding.
         """
         width = self.unet.config.time_cond_proj_dim
         scale = None
         if width is not None:
-            branches = guidance_weights.shape[0]
-            scale = guidance_features(guidance.unsqueeze(0).expand(branches, -1).flatten(0, 1), width)
+            scale = guidance_features(per_picture(guidance, guidance_weights.shape[0]), width)
 
         def predict(x: Tensor, label: Tensor) -> Tensor:
             return self.predict(x, label, text, added, scale)

@@ -1,14 +1,19 @@
-"""Between latents in model space and pictures: what every family with an AutoencoderKL shares."""
+"""Between latents in model space and pictures: what every family shares."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isclose
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from lssgen.models.nets.recipe import Components, Recipe
+from lssgen.models.published import NORMALISATION
 from lssgen.ports import Port
+
+TINY = "AutoencoderTiny"
+"""Class of the small autoencoders (TAESD) that read and paint latents of a large one, already in model space."""
 
 
 class LatentSpace:
@@ -33,6 +38,25 @@ class LatentSpace:
         return (latent - per_channel(self.mean, latent)) * self.scaling / per_channel(self.spread, latent)
 
 
+def normalisation(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of a VAE's configuration that say how latents are normalised."""
+    return {name: config[name] for name in NORMALISATION if config.get(name) is not None}
+
+
+def same_latents(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two VAE configurations normalise alike, to the digits that configurations are written with."""
+    spaces = [LatentSpace(config) for config in (one, other)]
+    numbers = [(space.scaling, *space.mean, *space.spread) for space in spaces]
+    return len(numbers[0]) == len(numbers[1]) and all(
+        isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) for a, b in zip(*numbers, strict=True)
+    )
+
+
+def latents_said(config: Mapping[str, Any]) -> str:
+    """The normalisation of a VAE configuration in words."""
+    return ", ".join(f"{name} {value}" for name, value in (normalisation(config) or {"scaling_factor": 1}).items())
+
+
 def per_channel(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(1, -1, 1, 1)
 
@@ -50,11 +74,17 @@ class Vae(nn.Module):
         dtype = next(self.vae.parameters()).dtype
         return self.vae.decode(self.space.to_vae(latent).to(dtype), return_dict=False)[0].float()
 
-    def read(self, picture: Tensor, posterior_noise: Tensor) -> Tensor:
-        """Picture (batch, 3, height, width) -> a sample of its posterior, in model space."""
+    def read(self, picture: Tensor, posterior_noise: Tensor | None) -> Tensor:
+        """Picture (batch, 3, height, width) -> a sample of its posterior, in model space.
+
+        Args:
+            posterior_noise: What is drawn with; None for autoencoders that have no posterior, see `draws`.
+        """
         dtype = next(self.vae.parameters()).dtype
-        moments = self.vae.encode(picture.to(dtype), return_dict=False)[0].parameters.float()
-        mean, log_variance = moments.chunk(2, 1)
+        found = self.vae.encode(picture.to(dtype), return_dict=False)[0]
+        if posterior_noise is None:
+            return self.space.from_vae(found.float())
+        mean, log_variance = found.parameters.float().chunk(2, 1)
         sample = mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * posterior_noise
         return self.space.from_vae(sample)
 
@@ -70,13 +100,25 @@ class Decode(Vae):
 class Encode(Vae):
     """Pictures, (batch, height, width, 3) uint8, to latents."""
 
-    def forward(self, picture: Tensor, posterior_noise: Tensor) -> Tensor:
+    def forward(self, picture: Tensor, posterior_noise: Tensor | None = None) -> Tensor:
         return self.read(picture.float().permute(0, 3, 1, 2) / 127.5 - 1, posterior_noise)
 
 
-def vae_recipes(components: Components, *, overflows: bool = False) -> tuple[Recipe, ...]:
-    """`decode` and `encode`, the same for every family with an AutoencoderKL; `overflows` as in `Recipe`."""
-    latent = Port("latent", "float32", ("batch", int(components.config("vae")["latent_channels"]), "height", "width"))
+def draws(config: Mapping[str, Any]) -> bool:
+    """Whether an autoencoder, of that config.json, has a posterior to draw latents from; tiny ones do not."""
+    return config.get("_class_name") != TINY
+
+
+def vae_recipes(components: Components, channels: int, *, overflows: bool = False) -> tuple[Recipe, ...]:
+    """`decode` and `encode`, the same for every family.
+
+    Args:
+        components: The checkpoint.
+        channels: Number of channels of a latent, as the family's record says.
+        overflows: As in `Recipe`.
+    """
+    drawn = draws(components.config("vae"))
+    latent = Port("latent", "float32", ("batch", channels, "height", "width"))
     picture = Port("picture", "uint8", ("batch", "picture_height", "picture_width", 3))
     return (
         Recipe(
@@ -85,14 +127,16 @@ def vae_recipes(components: Components, *, overflows: bool = False) -> tuple[Rec
             inputs=(latent,),
             outputs=(picture,),
             build=lambda parts: Decode(parts.module("vae")),
+            runs="end",
             overflows=overflows,
         ),
         Recipe(
             name="encode",
             components=("vae",),
-            inputs=(picture, replace(latent, name="posterior_noise")),
+            inputs=(picture, replace(latent, name="posterior_noise")) if drawn else (picture,),
             outputs=(latent,),
             build=lambda parts: Encode(parts.module("vae")),
+            runs="start",
             overflows=overflows,
         ),
     )

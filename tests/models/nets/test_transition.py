@@ -57,7 +57,7 @@ def test_a_conversion_gives_the_upsampler_the_latents_it_knows() -> None:
             return latent
 
     latent = torch.randn(1, 2, 3, 3)
-    ConvertedTransition(Spy(), LatentSpace(PLAYGROUND), LatentSpace(SDXL))(latent, latent, torch.tensor([1.0, 0.0]))
+    ConvertedTransition(Spy(), LatentSpace(PLAYGROUND), LatentSpace(SDXL))(latent, latent, torch.tensor([[1.0, 0.0]]))
     std, mean = (torch.tensor(PLAYGROUND[name]).reshape(1, 2, 1, 1) for name in ("latents_std", "latents_mean"))
     torch.testing.assert_close(seen[0], 0.13025 * (latent * std / 0.5 + mean))
 
@@ -65,7 +65,7 @@ def test_a_conversion_gives_the_upsampler_the_latents_it_knows() -> None:
 @pytest.mark.parametrize("spaces", [(PLAYGROUND, SDXL), (SDXL, PLAYGROUND), ({"shift_factor": 0.1}, SDXL)])
 def test_a_conversion_there_and_back_changes_nothing(spaces: tuple[dict[str, object], ...]) -> None:
     """Around a linear upsampler whose rows sum to one, which commutes with every affine map."""
-    latent, noise, mix = torch.randn(2, 2, 4, 4), torch.randn(2, 2, 8, 8), torch.tensor([0.7, 0.3])
+    latent, noise, mix = torch.randn(2, 2, 4, 4), torch.randn(2, 2, 8, 8), torch.tensor([[0.7, 0.3]] * 2)
     doubling = nn.Upsample(scale_factor=2.0, mode="bilinear")
     converted = ConvertedTransition(doubling, *map(LatentSpace, spaces))(latent, noise, mix)
     torch.testing.assert_close(converted, ResnetTransition(doubling)(latent, noise, mix), rtol=1e-5, atol=1e-5)

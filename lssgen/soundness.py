@@ -1,0 +1,181 @@
+"""Whether a manifest can be true: numbers in their ranges, names that exist, files that stay in the bundle.
+
+What a manifest says is believed everywhere else. So what a damaged or hostile one could do (a size of zero, a token
+length of a billion, a file outside of the bundle) is found here, when it is read.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath, PureWindowsPath
+
+from lssgen.manifest import (
+    Gates,
+    Graph,
+    GuidanceRescale,
+    GuidanceScale,
+    GuidanceWeights,
+    Heard,
+    Latent,
+    Manifest,
+    Mix,
+    Noise,
+    Picture,
+    Row,
+    Sizes,
+    State,
+    Text,
+    Tokens,
+)
+
+LONGEST_SIDE = 2**16
+"""Pixels, or cells, along the longest side that any model could have."""
+
+MOST_TOKENS = 2**16
+MOST_CHANNELS = 2**12
+MOST_HISTORY = 64
+LARGEST_ID = LARGEST_AXIS = 2**31 - 1
+LONGEST_NAME = 255
+LONGEST_REASON = 300
+DTYPES = frozenset(("float32", "float16", "float64", "int64", "int32", "uint8", "int8", "bool"))
+
+NEEDED = ("text", "step", "decode")
+"""Graphs that every run needs."""
+
+PORTS: Mapping[str, Mapping[str, int]] = {
+    "decode": {"latent": 4, "picture": 4},
+    "encode": {"picture": 4, "posterior_noise": 4, "latent": 4},
+    "transition": {"next_latent": 4},
+}
+"""Ports that a graph must have, by the graph's name up to its "_", and their numbers of axes."""
+
+RANKS: Mapping[type, int] = {
+    Latent: 4,
+    Noise: 4,
+    Row: 2,
+    Mix: 2,
+    GuidanceWeights: 2,
+    GuidanceScale: 1,
+    GuidanceRescale: 1,
+    Sizes: 3,
+    Gates: 2,
+    Picture: 4,
+}
+"""Number of axes of what a port is fed with, where it is always the same."""
+
+
+def first_fault(manifest: Manifest) -> str:
+    """What is wrong with a manifest, in words; empty: nothing."""
+    return next(_faults(manifest), "")[:LONGEST_REASON]
+
+
+def leaves(name: str) -> bool:
+    """Whether a file's name leads out of the bundle, or may do so on another system; or cannot be one."""
+    paths = (PurePosixPath(name), PureWindowsPath(name))
+    outside = any(path.is_absolute() or path.drive or ".." in path.parts for path in paths)
+    return outside or not name or "\0" in name or len(name.encode()) > LONGEST_NAME
+
+
+def _faults(manifest: Manifest) -> Iterator[str]:
+    facts = manifest.facts
+    sizes = {"channels": (facts.channels, MOST_CHANNELS), "history": (manifest.history, MOST_HISTORY)}
+    sizes |= {name: (getattr(facts, name), LONGEST_SIDE) for name in ("cell_px", "align", "patch")}
+    sizes |= {f"token_axes {axis}": (size, MOST_TOKENS) for axis, size in manifest.token_axes.items()}
+    for height, width in manifest.resolutions:
+        sizes |= {f"height of resolution {width} x {height}": (height, LONGEST_SIDE)}
+        sizes |= {f"width of resolution {width} x {height}": (width, LONGEST_SIDE)}
+    yield from _outside({name: (value, 1, most) for name, (value, most) in sizes.items()})
+    yield from _outside({"longest_side": (facts.longest_side, 0, LONGEST_SIDE)})
+    for name in NEEDED:
+        if name not in manifest.graphs:
+            yield f"it names no graph {name!r}"
+    for name, graph in manifest.graphs.items():
+        yield from _graph_faults(name, graph)
+    yield from _feed_faults(manifest)
+    outputs = {port.name: port.shape for port in manifest.graphs["text"].outputs}
+    for tokens in manifest.tokenizers:
+        yield from _token_faults(tokens)
+        if tokens.heard is not None:
+            yield from _heard_faults(tokens.heard, outputs)
+
+
+def _outside(numbers: Mapping[str, tuple[int, int, int]]) -> Iterator[str]:
+    """Numbers, by name, that are not between a least and a most."""
+    for name, (value, least, most) in numbers.items():
+        if not least <= value <= most:
+            yield f"{name} is {value}, which is not in {least} to {most}"
+
+
+def _graph_faults(name: str, graph: Graph) -> Iterator[str]:
+    for file in (graph.file, *graph.data):
+        if leaves(file):
+            yield f"file {file[:80]!r} of graph {name!r} is not a name within the bundle"
+    for port in (*graph.inputs, *graph.outputs):
+        if any(len(word) > LONGEST_NAME for word in (port.name, *map(str, port.shape))):
+            yield f"graph {name!r} has a name of more than {LONGEST_NAME} letters"
+        if port.dtype not in DTYPES:
+            yield f"{port.name} of graph {name!r} has the type {port.dtype!r}; there are {', '.join(sorted(DTYPES))}"
+        for axis in port.shape:
+            if isinstance(axis, int):
+                yield from _outside({f"an axis of {port.name} of graph {name!r}": (axis, 1, LARGEST_AXIS)})
+            elif axis not in graph.axes:
+                yield f"graph {name!r} does not say what axis {axis!r} of {port.name} counts"
+    ranks = {port.name: len(port.shape) for port in (*graph.inputs, *graph.outputs)}
+    if len(ranks) < len(graph.inputs) + len(graph.outputs):
+        yield f"graph {name!r} has two ports of one name"
+    for port, rank in PORTS.get(name.partition("_")[0], {}).items():
+        if ranks.get(port) != rank:
+            yield f"graph {name!r} has no {port} with {rank} axes"
+    for port in graph.feeds:
+        if port not in {port.name for port in graph.inputs}:
+            yield f"graph {name!r} has no input {port!r}, which is said to be fed"
+    for port in graph.inputs:
+        if name == "text" and ranks[port.name] != 2:
+            yield f"{port} of graph 'text' is not (batch, tokens)"
+        if graph.runs not in ("stage", "transition"):
+            continue
+        if port.name not in graph.feeds:
+            yield f"graph {name!r} does not say what {port.name} is fed with"
+        elif (wanted := RANKS.get(type(feed := graph.feeds[port.name]), ranks[port.name])) != ranks[port.name]:
+            yield f"{port} of graph {name!r} is fed with {feed}, which has {wanted} axes"
+
+
+def _feed_faults(manifest: Manifest) -> Iterator[str]:
+    step, text = (manifest.graphs[name] for name in ("step", "text"))  # whose absence has been told
+    outputs = {port.name for port in step.outputs}
+    ranks = {port.name: len(port.shape) for port in step.inputs}
+    said = {port.name: len(port.shape) + 1 for port in text.outputs}
+    latents = 0
+    for port, feed in step.feeds.items():
+        if isinstance(feed, State):
+            latents += feed.start == "latent"
+            if feed.output not in outputs:
+                yield f"{port} is fed with {feed.output!r}, which is not an output of the step"
+        if isinstance(feed, Text) and feed.output not in said:
+            yield f"{port} is fed with {feed.output!r}, which is not an output of the text graph"
+        elif isinstance(feed, Text) and said[feed.output] != ranks[port]:
+            yield f"{port} is fed with {feed.output!r}, which has {said[feed.output]} axes with that of the branches"
+    if latents != 1:
+        yield f"the step has {latents} states that start as the latent; it needs one"
+
+
+def _token_faults(tokens: Tokens) -> Iterator[str]:
+    name = f"tokenizer {tokens.file[:80]!r}"
+    if leaves(tokens.file):
+        yield f"{name} is not a name within the bundle"
+    yield from _outside(
+        {
+            f"length of {name}": (tokens.length, 1, MOST_TOKENS),
+            f"pad_multiple of {name}": (tokens.pad_multiple, 1, MOST_TOKENS),
+            f"pad_id of {name}": (tokens.pad_id, 0, LARGEST_ID),
+        }
+    )
+
+
+def _heard_faults(heard: Heard, outputs: Mapping[str, tuple[int | str, ...]]) -> Iterator[str]:
+    shape = outputs.get(heard.output, ())
+    if len(shape) != 3:
+        yield f"tokens are heard in {heard.output!r}, which is not an output of the text graph with rows and columns"
+        return
+    width = shape[2] if isinstance(shape[2], int) else LARGEST_AXIS
+    first, last = heard.columns or (0, width)
+    if not (0 <= first < last <= width and 0 <= heard.row < MOST_TOKENS):
+        yield f"tokens are heard in columns {first} to {last} from row {heard.row} on, of {width} columns"
