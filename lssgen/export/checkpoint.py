@@ -1,6 +1,7 @@
 """A checkpoint on disk: a diffusers folder, given by path, by hub id or by alias."""
 
 import hashlib
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,14 +13,19 @@ import torch
 from torch import nn
 
 from lssgen.errors import ModelError
-from lssgen.export.lora import Lora, read_lora, renaming
-from lssgen.export.weights import Delta, Weights, open_weights
+from lssgen.export.changes import Change
+from lssgen.export.config import Embedding, Lora
+from lssgen.export.embeddings import Taught, notes_on, read_embedding, teach
+from lssgen.export.lora import read_lora
+from lssgen.export.lora_names import Target, renaming
+from lssgen.export.tokenizers import open_tokenizer
+from lssgen.export.weights import Weights, open_weights
 from lssgen.export.writer import weightless
 from lssgen.models.configs import INDEX, read_json
 from lssgen.models.nets.latent_upsampler import CONFIG_FILE, LatentUpSampler, read_config
 
 SETTINGS = (".json", ".txt", ".model")
-"""How the names of a part's small files end: configuration and vocabulary."""
+"""Ends of the names of a part's small files: configuration and vocabulary."""
 
 ATTENTION = {"T5EncoderModel": "eager"}
 """Attention implementations other than sdpa: T5's sdpa cannot be exported (its bias breaks the decomposition)."""
@@ -33,11 +39,15 @@ class Checkpoint:
         folder: Holds model_index.json and a folder for each part.
         extra: Parts that lie elsewhere, by name (the latent upsampler).
         deltas: Changes of its weights, in the order in which they are merged.
+        taught: Words that text encoders have learned, by part.
+        notes: Sentences about all of these that the user should read.
     """
 
     folder: Path
     extra: Mapping[str, Path] = field(default_factory=dict[str, Path])
-    deltas: tuple[Mapping[str, Delta], ...] = ()
+    deltas: tuple[Mapping[str, Change], ...] = ()
+    taught: Mapping[str, Taught] = field(default_factory=dict[str, Taught])
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def index(self) -> Mapping[str, Any]:
@@ -70,13 +80,36 @@ class Checkpoint:
         return folder
 
     def config(self, name: str) -> Mapping[str, Any]:
-        """A part's config.json, or scheduler_config.json.
+        """A part's config.json as its library understands it, with every default; or its scheduler_config.json.
 
         Raises:
             ModelError: No such part, or its file is missing or damaged.
         """
-        file = "scheduler_config.json" if name == "scheduler" else "config.json"
-        return read_json(self.path(name) / file)
+        if name not in self._configs:
+            config = self._config(name)
+            if name in self.taught:
+                config = {**config, "vocab_size": max(int(config["vocab_size"]), self.taught[name].end)}
+            self._configs[name] = config
+        return self._configs[name]
+
+    def _config(self, name: str) -> Mapping[str, Any]:
+        if name == "scheduler":
+            return read_json(self.path(name) / "scheduler_config.json")
+        written = read_json(self.path(name) / "config.json")
+        if name == "upsampler":
+            return written
+        library, _ = self._class(name)
+        cls = self._library_class(name)
+        try:
+            if library == "transformers":
+                # From the folder: some hold the configuration of a larger model, with the encoder's inside.
+                return cls.config_class.from_pretrained(self.path(name), local_files_only=True).to_dict()
+            known, _, _ = cls.extract_init_dict(dict(written))
+        except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{self.path(name)}/config.json cannot be read as a {cls.__name__}: {error}") from error
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+        return {"_class_name": cls.__name__, **defaults, **known}
 
     def weights(self, names: tuple[str, ...]) -> Weights:
         """The tensors of some parts, changed by `deltas`; files are looked through once.
@@ -86,6 +119,10 @@ class Checkpoint:
         """
         if names not in self._opened:
             weights = open_weights({name: self.path(name) for name in names})
+            for part in self.taught.keys() & set(names):
+                weights = replace(
+                    weights, stored={**weights.stored, **self.taught[part].table_in(part, weights.stored)}
+                )
             for deltas in self.deltas:
                 changes = {key: delta for key, delta in deltas.items() if key.split(".")[0] in names}
                 weights = weights.with_delta(changes)
@@ -104,9 +141,40 @@ class Checkpoint:
         """
         if not loras:
             return self
-        names = list(self.weights(tuple(parts)))
-        rename = renaming(self.pipeline, self.skeleton(network, torch.float32).config)
-        return replace(self, deltas=tuple(read_lora(lora, names, network, rename) for lora in loras))
+        parts = tuple(parts)
+        target = Target(
+            shapes={name: tensor.shape for name, tensor in self.weights(parts).stored.items()},
+            network=network,
+            rename=renaming(self.pipeline, self.skeleton(network, torch.float32).config),
+            classes={part: self.class_of(part) for part in parts},
+        )
+        merges = [read_lora(lora, target) for lora in loras]
+        return replace(
+            self,
+            deltas=(*self.deltas, *(changes for merge in merges for changes in merge.changes)),
+            notes=(*self.notes, *(note for merge in merges for note in merge.notes)),
+        )
+
+    def with_embeddings(self, embeddings: Sequence[Embedding]) -> "Checkpoint":
+        """The same checkpoint with words that its CLIP encoders learn; LoRAs come after.
+
+        Raises:
+            ModelError: An embedding is for another model, or its word is known already.
+        """
+        if not embeddings:
+            return self
+        parts = [part for part in self.index if self.class_of(part).startswith("CLIPTextModel")]
+        widths = {part: int(self.config(part)["hidden_size"]) for part in parts}
+        read = [(embedding, read_embedding(embedding, widths)) for embedding in embeddings]
+        taught: dict[str, Taught] = {}
+        for part in parts:
+            words = [word for _, found in read for word in found.get(part, ())]
+            if words:
+                name = part.replace("text_encoder", "tokenizer")
+                vocabulary = open_tokenizer(self.path(name), self.class_of(name)).get_vocab()
+                taught[part] = teach(part, words, vocabulary)
+        notes = [note for embedding, found in read for note in notes_on(embedding, found, parts)]
+        return replace(self, taught=taught, notes=(*self.notes, *notes))
 
     def sha256(self, name: str) -> Mapping[str, str]:
         """Hash of each of a part's weight files, by file name; reads them once."""
@@ -117,16 +185,24 @@ class Checkpoint:
     def deltas_sha256(self, names: tuple[str, ...]) -> str:
         """Hash of everything that is merged into some parts."""
         digest = hashlib.sha256()
+        for part in sorted(self.taught.keys() & set(names)):
+            for word in self.taught[part].words:
+                digest.update(f"{part} {word.text!r} {list(word.vectors.shape)}".encode())
+                digest.update(word.vectors.contiguous().numpy().tobytes())
         for deltas in self.deltas:
             for key in sorted(key for key in deltas if key.split(".")[0] in names):
                 delta = deltas[key]
-                digest.update(f"{key} {delta.scale!r}".encode())
-                for factor in (delta.down, delta.up):
-                    digest.update(factor.float().contiguous().numpy().tobytes())
+                for what, tensor in delta.tensors():
+                    digest.update(f"{key} {what} {list(tensor.shape)}".encode())
+                    digest.update(tensor.float().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     @cached_property
     def _opened(self) -> dict[tuple[str, ...], Weights]:
+        return {}
+
+    @cached_property
+    def _configs(self) -> dict[str, Mapping[str, Any]]:
         return {}
 
     @cached_property
@@ -144,26 +220,31 @@ class Checkpoint:
                 return LatentUpSampler(read_config(self.path(name) / CONFIG_FILE)).eval().requires_grad_(False)
         library, class_name = self._class(name)
         config = dict(self.config(name))
-        try:
-            cls = getattr(import_module(str(library)), str(class_name))
-        except (ImportError, AttributeError) as error:
-            raise ModelError(
-                f"{name} of {self.folder} is a {library}.{class_name}, which the installed {library} does not have; "
-                f"upgrade it (pip install -U {library})"
-            ) from error
+        cls = self._library_class(name)
         try:
             with weightless(dtype):
                 if library == "transformers":
+                    # transformers would build in the type that the file names, not in the one that is asked for.
                     settings = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
                     parsed = cls.config_class.from_dict(settings)
                     module = cls._from_config(parsed, attn_implementation=ATTENTION.get(str(class_name), "sdpa"))
                 else:
-                    module = cls.from_config(config)
+                    module = cls.from_config({key: value for key, value in config.items() if key != "_class_name"})
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ModelError(f"{name} of {self.folder} cannot be built from its config.json: {error}") from error
         if dtype is torch.float16:
             keep_float32(module, tuple(getattr(module, "_keep_in_fp32_modules", None) or ()))
         return cast(nn.Module, module).eval().requires_grad_(False)
+
+    def _library_class(self, name: str) -> Any:
+        library, class_name = self._class(name)
+        try:
+            return getattr(import_module(str(library)), str(class_name))
+        except (ImportError, AttributeError) as error:
+            raise ModelError(
+                f"{name} of {self.folder} is a {library}.{class_name}, which the installed {library} does not have; "
+                f"upgrade it (pip install -U {library})"
+            ) from error
 
     def class_of(self, name: str) -> str:
         """Class of a part, "CLIPTokenizer"."""
@@ -171,10 +252,13 @@ class Checkpoint:
 
     def _class(self, name: str) -> tuple[str | None, str | None]:
         entry = self.index.get(name)
-        if not isinstance(entry, list | tuple):
+        if not isinstance(entry, list | tuple) or len(cast("list[object]", entry)) != 2:
             return None, None
-        pair = cast("list[str | None]", entry)
-        return (pair[0], pair[1]) if len(pair) == 2 else (None, None)
+        library, class_name = cast("list[str | None]", entry)
+        config = self.extra.get(name, self.folder / name) / "config.json"
+        if library == "diffusers" and config.is_file():  # what was put there from elsewhere may be of another class
+            class_name = read_json(config).get("_class_name", class_name)
+        return library, class_name
 
 
 @dataclass(frozen=True)

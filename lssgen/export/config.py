@@ -1,22 +1,83 @@
-"""What a user may choose about an export, and which sizes fit a model."""
+"""What a user may choose about an export, and which sizes fit a model. No torch in here, so that the command can
+explain itself at once.
+"""
 
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
-from lssgen.bundle import Precision
-from lssgen.errors import ExportError
-from lssgen.export.lora import Lora
+from lssgen.choices import choice, refuse_outside
+from lssgen.errors import ExportError, ModelError
+from lssgen.manifest import Precision
 from lssgen.plan.facts import ModelFacts
-from lssgen.plan.options import PlanOptions
+from lssgen.plan.geometry import nearest_sizes
+from lssgen.plan.options import MOST_SIDE_PX, PlanOptions
 from lssgen.plan.planner import make_plan
+from lssgen.plan.scheduler_choice import SchedulerChoice, SigmaSchedule, TimestepSpacing
 
 Probing = Literal["auto", "stages", "small", "none"]
-"""Where graphs are compared with torch: at every stage's size, at one small size, nowhere; "auto" is "stages" for
-networks of which a CPU computes a step in seconds, and "small" for larger ones."""
+"""Choice of sizes at which graphs are compared with torch: at every stage's size, at one small size, nowhere; "auto" is
+"stages" for networks of which a CPU computes a step in seconds, and "small" for larger ones."""
+
+PredictionType = Literal["epsilon", "v_prediction"]
+"""Kind of prediction of a diffusion network: the noise, or the velocity (v)."""
 
 Resolution = tuple[int, int]
 """(height, width) in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A LoRA as the user asks for it.
+
+    Attributes:
+        path: A safetensors file in the form of PEFT, diffusers, kohya, ComfyUI or XLabs, the folder that PEFT or
+            diffusers make, or the place of one on the hub: owner/name or owner/name/file.safetensors, with @revision.
+        scale: Strength; 1 as it was trained, 0 nothing, negative the opposite.
+
+    Raises:
+        ModelError: The strength is not a finite number.
+    """
+
+    path: Path
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isfinite(self.scale):
+            raise ModelError(
+                f"strength {self.scale} of LoRA {self.path} is not a finite number; 1 is the LoRA as it was trained"
+            )
+
+    @classmethod
+    def from_text(cls, text: str) -> "Lora":
+        """Path and strength, 1 where none is given, of "style.safetensors:0.8"."""
+        path, colon, scale = text.rpartition(":")
+        try:
+            return cls(Path(path), float(scale)) if colon else cls(Path(text))
+        except ValueError:  # the colon belongs to the path
+            return cls(Path(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """An embedding (textual inversion) as the user asks for it.
+
+    Attributes:
+        path: A safetensors file in the form of A1111 or diffusers, a folder with one, or its place on the hub.
+        words: Names for its vectors in a prompt: one for all of them, or one for each; empty: the file's own.
+    """
+
+    path: Path
+    words: tuple[str, ...] = ()
+
+    @classmethod
+    def from_text(cls, text: str) -> "Embedding":
+        """Path and words of "cat.safetensors:<cat>" or "two.safetensors:<s0>,<s1>"."""
+        path, colon, words = text.rpartition(":")
+        if not colon or Path(text).exists():
+            return cls(Path(text))
+        return cls(Path(path), tuple(words.split(",")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,37 +88,119 @@ class ExportConfig:
         model: An alias, a hub id, a folder in the diffusers layout, or a safetensors file in the original one.
         output: Folder of the bundle.
         revision: Branch, tag or commit on the hub; None: its default branch.
-        base: For a file, what gives it what it lacks; None: the published checkpoint that it descends from.
+        base: Checkpoint that gives a file what it lacks; None: the published one that it descends from.
+        vae: Autoencoder in the place of the checkpoint's own: a folder, a file or a hub id; None: its own.
+        prediction_type: Kind of prediction of a diffusion network, whatever its files say; None: the one they say.
+        scheduler, timestep_spacing, sigma_schedule: Way in which the bundle samples where a run says nothing; graphs
+            do not depend on it. None and "own": the checkpoint's.
         resolutions: Stage sizes in pixels. Empty: the stages of the model's default picture.
-        precision: Of the networks; the state between them is always float32.
+        precision: Number format of the networks; the state between them is always float32.
         upsampler: Folder of a latent upsampler; None: one that belongs to the checkpoint or is installed for its VAE.
         convert_latents: Take latents to the normalisation that the upsampler was trained with, and back: for a model
             whose VAE is that of another model with other means and deviations (Playground, of SDXL). LSSGen, as
             published, does not.
         skip_layers: Give the step graph gates for skip-layer guidance.
-        layers_to_skip: What that guidance leaves out; empty: what the model's authors do.
+        layers_to_skip: Layers that this guidance leaves out; empty: those that the model's authors do.
         t5: Keep the T5 encoder, where the family can do without.
+        clip_skip: Layers that CLIP leaves out at its end (SD, SDXL), as diffusers counts them; negative prompts are
+            read by the same layers.
         max_sequence_length: Tokens of the long text encoder; None: the model's own.
         loras: Merged into the weights, in order.
-        probe: At which sizes graphs are compared with torch.
-        threads: CPU threads for the probes; 0 leaves it to ONNX Runtime and torch.
+        embeddings: Words that the text encoders learn.
+        probe: Choice of sizes at which graphs are compared with torch.
+        threads: CPU threads for the probes, at most as many as the machine has; 0 leaves it to ONNX Runtime and torch.
     """
 
-    model: str
-    output: Path
-    revision: str | None = None
-    base: str | None = None
-    resolutions: tuple[Resolution, ...] = ()
-    precision: Precision = "fp32"
-    upsampler: Path | None = None
-    convert_latents: bool = False
+    model: str = choice(
+        help="alias (see --list-models), hub id (owner/name, or owner/name/file.safetensors), diffusers folder or "
+        "safetensors file"
+    )
+    output: Path = choice(help="bundle folder", metavar="DIR", unset="bundles/<model>")
+    revision: str | None = choice(None, help="branch, tag or commit on the hub", unset="its default branch")
+    base: str | None = choice(
+        None,
+        help="alias, hub id or folder that gives a safetensors file what it lacks: settings, tokenizers, encoders",
+        metavar="MODEL",
+        unset="the published checkpoint that it descends from",
+    )
+    vae: str | None = choice(
+        None,
+        help="autoencoder to use in the place of the checkpoint's own: folder, safetensors file or hub id",
+        metavar="VAE",
+        unset="the checkpoint's own",
+    )
+    prediction_type: PredictionType | None = choice(
+        None,
+        help="what a diffusion network predicts (SD, SDXL), whatever its files say",
+        unset="what the files say; where they do not, a note says what is assumed",
+    )
+    scheduler: SchedulerChoice | None = choice(
+        None,
+        help="what to sample with where a run says nothing: a diffusers scheduler's folder or file, or a name such as "
+        "euler, unipc or dpm++2m-karras",
+        metavar="FOLDER|FILE|NAME",
+        unset="the checkpoint's",
+    )
+    timestep_spacing: TimestepSpacing = choice(
+        "own", help="how timesteps are picked where a run says nothing; models made for few steps want trailing"
+    )
+    sigma_schedule: SigmaSchedule = choice("own", help="how noise levels are spread where a run says nothing")
+    resolutions: tuple[Resolution, ...] = choice(
+        (),
+        help="stage sizes in pixels: 512,1024 or 512x768",
+        unset="the stages of the model's usual picture",
+        most=MOST_SIDE_PX,
+    )
+    precision: Precision = choice("fp32", help="what the networks compute in")
+    upsampler: Path | None = choice(
+        None, help="latent upsampler", metavar="DIR", unset="the checkpoint's own, or the one installed for its VAE"
+    )
+    convert_latents: bool = choice(
+        False,
+        help="take latents to the normalisation that the upsampler was trained with, and back: for a model that has "
+        "the VAE of another one, normalised otherwise (Playground with an SDXL upsampler)",
+    )
     skip_layers: bool = False
     layers_to_skip: tuple[int, ...] = ()
-    t5: bool = True
-    max_sequence_length: int | None = None
-    loras: tuple[Lora, ...] = ()
-    probe: Probing = "auto"
-    threads: int = 0
+    t5: bool = choice(True, help="keep the T5 encoder, where the family can do without (SD3)")
+    clip_skip: int = choice(
+        0,
+        help="layers that CLIP leaves out at its end (SD, SDXL), counted as in diffusers: what other programs call "
+        "clip skip 2 is 1 here",
+        metavar="N",
+        least=0,
+        most=100,
+    )
+    max_sequence_length: int | None = choice(
+        None, help="tokens of the long text encoder", unset="the model's own", least=0, most=1_000_000
+    )
+    loras: tuple[Lora, ...] = choice(
+        (),
+        name="--lora",
+        help="merge a LoRA in, with a strength: a file, a folder or a hub id (owner/name, owner/name/file.safetensors, "
+        "with @revision); may be repeated",
+        metavar="PATH[:SCALE]",
+        unset="none; a scale of 1",
+        repeated=True,
+    )
+    embeddings: tuple[Embedding, ...] = choice(
+        (),
+        name="--embedding",
+        help="teach the text encoders a word (textual inversion): a file, a folder or a hub id, and what to call it in "
+        "a prompt; may be repeated",
+        metavar="PATH[:WORD]",
+        unset="none; the file's own word, or its name",
+        repeated=True,
+    )
+    probe: Probing = choice(
+        "auto", help="sizes at which graphs are compared with torch; auto: every stage's, or small for large networks"
+    )
+    threads: int = choice(
+        0, help="CPU threads for the probes, at most the machine's; 0 takes all", least=0, most=1_000_000
+    )
+
+    def __post_init__(self) -> None:
+        refuse_outside(self, ExportError)
 
 
 def default_resolutions(facts: ModelFacts) -> tuple[Resolution, ...]:
@@ -78,18 +221,17 @@ def checked_resolutions(resolutions: tuple[Resolution, ...], facts: ModelFacts) 
     Raises:
         ExportError: A side does not divide, or is longer than the network's position table.
     """
-    unit = facts.cell_px * facts.align
+    unit, longest = facts.cell_px * facts.align, facts.longest_side * facts.cell_px or MOST_SIDE_PX
+
+    def fits(size: Resolution) -> bool:
+        return all(unit <= side <= longest and side % unit == 0 for side in size)
+
     for height, width in resolutions:
-        for side in (height, width):
-            if side < unit or side % unit:
-                below = max(side // unit, 1) * unit
-                raise ExportError(
-                    f"{facts.name} takes sides that are multiples of {unit} px; {side} in {height} x {width} is not: "
-                    f"use {below}" + (f" or {below + unit}" if side > unit else "")
-                )
-            if facts.longest_side and side > facts.longest_side * facts.cell_px:
-                raise ExportError(
-                    f"{facts.name} knows positions up to {facts.longest_side * facts.cell_px} px (its position table); "
-                    f"{height} x {width} does not fit"
-                )
+        if not fits((height, width)):
+            limit = f", and at most {longest} px" * bool(facts.longest_side)
+            near = nearest_sizes((height, width), fits, unit, longest)
+            raise ExportError(
+                f"{facts.name} takes sides that are multiples of {unit} px{limit}; {width} x {height} is not such a "
+                f"size: use {' or '.join(f'{wide} x {high}' for high, wide in near)}"
+            )
     return tuple(sorted(set(resolutions), key=lambda size: (size[0] * size[1], size)))

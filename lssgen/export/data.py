@@ -49,7 +49,7 @@ def write_data(values: Sequence[ir.Value], slabs: Slabs, path: Path) -> str:
             assert value.dtype is not None
             assert value.shape is not None
             nbytes = math.prod(value.shape.numpy()) * int(value.dtype.itemsize)
-            gap = -offset % (PAGE if nbytes >= PAGE else 64)
+            gap = -offset % (PAGE if nbytes >= PAGE else 64)  # a page for each bias would be mostly padding
             length = 0
             for chunk in itertools.chain((b"\0" * gap,), map(_bytes, slabs(value))):  # one slab in memory at a time
                 file.write(chunk)

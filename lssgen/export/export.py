@@ -1,28 +1,32 @@
 """From a checkpoint to a bundle."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from lssgen.bundle import Bundle, Manifest, SkipLayers, Source, Tokens
+from lssgen.bundle import Bundle
 from lssgen.errors import ExportError
+from lssgen.export.addons import embedding_here, lora_here
 from lssgen.export.checkpoint import Parts
-from lssgen.export.config import ExportConfig, Resolution, checked_resolutions, default_resolutions
-from lssgen.export.hub import Model, find_model
+from lssgen.export.config import ExportConfig, PredictionType, Resolution, checked_resolutions, default_resolutions
+from lssgen.export.hub import Model, find_model, see_prediction
+from lssgen.export.inspection import see_classes, see_weights
 from lssgen.export.store import Store, open_store
 from lssgen.export.tokenizers import convert_tokenizer
 from lssgen.export.upsampler import MISSING, Chosen, choose_upsampler
+from lssgen.export.vae import with_vae
 from lssgen.export.workshop import Say, Workshop
+from lssgen.machine import at_most_cpus
+from lssgen.manifest import Graph, Manifest, Source, Tokens
 from lssgen.models.aliases import with_scheduler
-from lssgen.models.configs import configs_from_folder
 from lssgen.models.families import facts_from_configs
 from lssgen.models.nets.recipe import Blueprint, Recipe, Wishes
 from lssgen.models.nets.transition import transition_recipes
 from lssgen.plan.facts import ModelFacts, ScalingSpace
+from lssgen.plan.sampling import described, with_choice
+from lssgen.progress import followed
 
 T5_PARTS = ("text_encoder_3", "tokenizer_3")
 
@@ -36,14 +40,13 @@ class Design:
 
     Attributes:
         model: The checkpoint, with the upsampler and the LoRAs that were asked for.
-        wishes: What was asked of its graphs.
-        facts: What the plan must know.
+        wishes: Choices that decide its graphs.
+        facts: The model as the plan sees it.
         blueprint: The family's graphs, tokenizers and rules.
         recipes: All graphs, transitions too.
         resolutions: Stage sizes, smallest first.
-        skip_layers: Skip-layer guidance, if it was asked for.
         upsampler: None where there is none for this VAE.
-        notes: What the user should know, one sentence each.
+        notes: Sentences that the user should read.
     """
 
     model: Model
@@ -52,7 +55,6 @@ class Design:
     blueprint: Blueprint
     recipes: tuple[Recipe, ...]
     resolutions: tuple[Resolution, ...]
-    skip_layers: SkipLayers | None
     upsampler: Chosen | None
     notes: tuple[str, ...]
 
@@ -69,39 +71,42 @@ def export(config: ExportConfig, say: Say = lambda _: None) -> Bundle:
         PlanError: The checkpoint's scheduler cannot be planned with.
         ExportError: A graph cannot be made, does not pass its probe, or the folder cannot be written.
     """
-    plan = design(config)
-    for note in plan.notes:
+    outline = design(config)
+    for note in outline.notes:
         say(note)
-    with open_store(config.output) as store:
+    with open_store(config.output) as store, followed(say) as follower:
         workshop = Workshop(
-            checkpoint=plan.model.checkpoint,
-            cell_px=plan.facts.cell_px,
-            resolutions=plan.resolutions,
-            branches=2 if plan.facts.guidance == "branches" else 1,
-            token_axes=plan.blueprint.token_axes,
+            checkpoint=outline.model.checkpoint,
+            cell_px=outline.facts.cell_px,
+            resolutions=outline.resolutions,
+            branches=2 if outline.facts.guidance == "branches" else 1,
+            token_axes=outline.blueprint.token_axes,
             precision=config.precision,
             probe=config.probe,
-            threads=config.threads,
+            threads=at_most_cpus(config.threads, "threads", say),
             store=store,
             say=say,
-            notes=list(plan.notes),
+            notes=list(outline.notes),
         )
-        tokenizers = _tokenizers(plan, store)
-        graphs = {recipe.name: workshop.graph(recipe) for recipe in plan.recipes}
+        tokenizers = _tokenizers(outline, store)
+        sizes = {recipe.name: 1 + workshop.stored_bytes(recipe) for recipe in outline.recipes}
+        graphs: dict[str, Graph] = {}
+        for number, recipe in enumerate(outline.recipes, start=1):
+            done = sum(sizes[name] for name in graphs) / sum(sizes.values())
+            follower.at(done, f"{recipe.name}, graph {number} of {len(sizes)}")
+            graphs[recipe.name] = workshop.graph(recipe)
         manifest = Manifest(
             lssgen=metadata.version("lssgen"),
-            family=plan.model.family.name,
-            facts=plan.facts,
-            source=_source(plan),
-            resolutions=plan.resolutions,
-            history=plan.wishes.history,
+            family=outline.model.family.name,
+            facts=outline.facts,
+            source=_source(outline),
+            resolutions=outline.resolutions,
+            history=outline.wishes.history,
             graphs=graphs,
             tokenizers=tokenizers,
-            token_axes=plan.blueprint.token_axes,
-            size_ports=plan.blueprint.size_ports,
-            empty_negative=plan.blueprint.empty_negative,
-            skip_layers=plan.skip_layers,
-            upsampler=None if plan.upsampler is None else plan.upsampler.record,
+            token_axes=outline.blueprint.token_axes,
+            empty_negative=outline.blueprint.empty_negative,
+            upsampler=None if outline.upsampler is None else outline.upsampler.record,
             notes=tuple(dict.fromkeys(workshop.notes)),
         )
         return store.finish(manifest)
@@ -113,26 +118,46 @@ def design(config: ExportConfig) -> Design:
     Raises:
         ModelError, PlanError, ExportError: As for `export`.
     """
-    model = find_model(config.model, config.revision, without=() if config.t5 else T5_PARTS, base=config.base)
+    model = _model(config)
+    made_of = [part for part in model.family.classes if config.t5 or part not in T5_PARTS]
+    see_classes(model.checkpoint, model.family, made_of)
+    length = _text_length(config, model)
+    own = _facts(model, length, config.prediction_type)
+    facts = with_choice(
+        own,
+        scheduler=config.scheduler,
+        timestep_spacing=config.timestep_spacing,
+        sigma_schedule=config.sigma_schedule,
+    )
+    sampled = [f"Sampled with {described(facts)}, as asked."] if facts != own else []
     wishes = Wishes(
+        channels=facts.channels,
         skip_layers=config.skip_layers,
+        skipped=config.layers_to_skip or model.skip_layers,
         t5=config.t5,
-        max_sequence_length=_text_length(config, model),
+        clip_skip=config.clip_skip,
+        max_sequence_length=length,
         history=model.family.history,
     )
-    facts = _facts(model, wishes)
     chosen = choose_upsampler(model, facts.channels, config.upsampler, convert=config.convert_latents)
     if chosen is None:
         facts = _without_resnet(facts)
     else:
         model = replace(model, checkpoint=model.checkpoint.with_part("upsampler", chosen.folder))
+    embeddings = [replace(one, path=embedding_here(one.path)) for one in config.embeddings]
+    model = replace(model, checkpoint=model.checkpoint.with_embeddings(embeddings))
     components = Parts(model.checkpoint, torch.float32)
     blueprint: Blueprint = import_module(model.family.nets).blueprint(components, wishes)
+    if config.skip_layers:
+        _see_layers(model, wishes.skipped, blueprint.layers)
     usual = default_resolutions(facts)
     parts = dict.fromkeys(part for recipe in blueprint.recipes for part in recipe.components)
-    loras = [f"LoRA {lora.path.name} is merged in with strength {lora.scale:g}." for lora in config.loras]
+    see_weights(model.checkpoint, model.family, parts)
+    loras = [replace(lora, path=lora_here(lora.path)) for lora in config.loras]
+    model = replace(model, checkpoint=model.checkpoint.with_loras(loras, parts, model.family.network))
+    merged = [f"LoRA {lora.path.name} is merged in with strength {lora.scale:g}." for lora in config.loras]
     return Design(
-        model=replace(model, checkpoint=model.checkpoint.with_loras(config.loras, parts, model.family.network)),
+        model=model,
         wishes=wishes,
         facts=facts,
         blueprint=blueprint,
@@ -143,14 +168,36 @@ def design(config: ExportConfig) -> Design:
                 facts.scaling_spaces,
                 facts.channels,
                 chosen.record.converted_to if chosen else None,
+                latents=model.latents,
                 overflows=any(recipe.overflows for recipe in blueprint.recipes if recipe.name == "decode"),
             ),
         ),
         resolutions=checked_resolutions(config.resolutions or usual, facts),
-        skip_layers=_skip_layers(config, model, blueprint.layers),
         upsampler=chosen,
-        notes=(*blueprint.notes, *loras, _upsampler_note(chosen, model)),
+        notes=(
+            *model.notes,
+            *sampled,
+            *blueprint.notes,
+            *merged,
+            *model.checkpoint.notes,
+            _upsampler_note(chosen, model),
+        ),
     )
+
+
+def _model(config: ExportConfig) -> Model:
+    """The checkpoint, with the VAE and the prediction type that were asked for."""
+    model = find_model(
+        config.model,
+        config.revision,
+        without=() if config.t5 else T5_PARTS,
+        base=config.base,
+        lean=() if config.vae is None else ("vae",),
+        prediction=config.prediction_type,
+    )
+    if config.prediction_type is not None:
+        see_prediction(model.family, config.prediction_type)
+    return model if config.vae is None else with_vae(model, config.vae)
 
 
 def _text_length(config: ExportConfig, model: Model) -> int:
@@ -171,13 +218,14 @@ def _text_length(config: ExportConfig, model: Model) -> int:
     return asked
 
 
-def _facts(model: Model, wishes: Wishes) -> ModelFacts:
-    configs: dict[str, Mapping[str, Any]] = dict(configs_from_folder(model.checkpoint.folder))
-    configs.update({name: model.checkpoint.config(name) for name in model.checkpoint.extra})
+def _facts(model: Model, text_length: int, prediction: PredictionType | None) -> ModelFacts:
+    named = ("scheduler", *(part for part in model.family.classes if model.checkpoint.has(part)))
+    configs = {name: model.checkpoint.config(name) for name in named if name not in T5_PARTS}
+    configs["scheduler"] = {**configs["scheduler"], **model.sampling}
+    if prediction is not None:
+        configs["scheduler"] = {**configs["scheduler"], "prediction_type": prediction}
     amended = with_scheduler(configs, model.scheduler)
-    return facts_from_configs(
-        model.family, amended, model.defaults, name=model.name, max_sequence_length=wishes.max_sequence_length
-    )
+    return facts_from_configs(model.family, amended, model.defaults, name=model.name, max_sequence_length=text_length)
 
 
 def _without_resnet(facts: ModelFacts) -> ModelFacts:
@@ -185,17 +233,14 @@ def _without_resnet(facts: ModelFacts) -> ModelFacts:
     return replace(facts, scaling_spaces=spaces, defaults=replace(facts.defaults, scaling_space=spaces[0]))
 
 
-def _skip_layers(config: ExportConfig, model: Model, gates: int) -> SkipLayers | None:
-    """What the third guidance branch leaves out.
+def _see_layers(model: Model, layers: tuple[int, ...], gates: int) -> None:
+    """See that the layers that the third guidance branch leaves out are there.
 
     Raises:
         ExportError: The family has no gates, the authors name no layers, or there are no such layers.
     """
-    if not config.skip_layers:
-        return None
     if not gates:
         raise ExportError(f"{model.family.title} has no skip-layer guidance; export without --skip-layers")
-    layers = config.layers_to_skip or model.skip_layers
     if not layers:
         raise ExportError(
             f"the authors of {model.name} name no layers to skip; name some, for instance --skip-layers 7,8,9 "
@@ -203,7 +248,6 @@ def _skip_layers(config: ExportConfig, model: Model, gates: int) -> SkipLayers |
         )
     if not all(0 <= layer < gates for layer in layers):
         raise ExportError(f"{model.name} has layers 0 to {gates - 1}; cannot skip {', '.join(map(str, layers))}")
-    return SkipLayers(layers=layers, num_layers=gates)
 
 
 def _upsampler_note(chosen: Chosen | None, model: Model) -> str:
@@ -212,20 +256,22 @@ def _upsampler_note(chosen: Chosen | None, model: Model) -> str:
     return MISSING.format(vae=model.checkpoint.path("vae") if Path(model.source).is_file() else model.source)
 
 
-def _tokenizers(plan: Design, store: Store) -> tuple[Tokens, ...]:
+def _tokenizers(outline: Design, store: Store) -> tuple[Tokens, ...]:
     found: list[Tokens] = []
-    checkpoint = plan.model.checkpoint
+    checkpoint = outline.model.checkpoint
     with store.draft("tokenizers") as draft:
-        for rule in plan.blueprint.tokens:
+        for rule in outline.blueprint.tokens:
             name = f"{rule.component}.json"
             folder, kind = checkpoint.path(rule.component), checkpoint.class_of(rule.component)
-            found.append(convert_tokenizer(folder, kind, rule, draft / name, name))
+            taught = checkpoint.taught.get(rule.component.replace("tokenizer", "text_encoder"))
+            words = () if taught is None else taught.words
+            found.append(convert_tokenizer(folder, kind, rule, draft / name, name, words))
             store.write(name, (draft / name).read_bytes())
     return tuple(found)
 
 
-def _source(plan: Design) -> Source:
-    model = plan.model
-    parts = dict.fromkeys(part for recipe in plan.recipes for part in recipe.components)
+def _source(outline: Design) -> Source:
+    model = outline.model
+    parts = dict.fromkeys(part for recipe in outline.recipes for part in recipe.components)
     hashes = {f"{part}/{file}": sha for part in parts for file, sha in model.checkpoint.sha256(part).items()}
     return Source(model=model.source, revision=model.revision, licence=model.licence, sha256=hashes)

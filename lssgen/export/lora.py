@@ -1,199 +1,298 @@
-"""LoRA files: low-rank changes of a checkpoint's weights, merged when the weights are read."""
+"""LoRAs: changes of a checkpoint's weights, merged when the weights are read."""
 
-import json
-import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from math import isfinite
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-import diffusers
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 
 from lssgen.errors import ModelError
-from lssgen.export.weights import Delta
+from lssgen.export.adapters import Adapter
+from lssgen.export.changes import Change, Delta, Rows, Whole
+from lssgen.export.config import Lora
+from lssgen.export.lora_file import LoraFile, open_lora
+from lssgen.export.lora_names import PEFT_PREFIX, Pair, Places, Role, Target, component_of, sorted_keys
 
-PAIRS = (
-    (".lora_A.weight", ".lora_B.weight"),  # PEFT, and diffusers since 0.22
-    (".lora_A.default.weight", ".lora_B.default.weight"),
-    (".lora_down.weight", ".lora_up.weight"),  # kohya's sd-scripts
-    (".lora.down.weight", ".lora.up.weight"),  # diffusers before
-    ("_lora.down.weight", "_lora.up.weight"),
-    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
-    (".down.weight", ".up.weight"),  # XLabs
-)
-"""How files call the two factors of a change: what narrows, what widens. The first that fits is meant."""
+SHOWN = 20
+"""Keys that a message lists at most."""
 
-KOHYA_NETWORK = r"^(base_model_model_)?diffusion_model_|^(?=(double|single|input|middle|output)_blocks?_)"
-"""How the denoiser begins in files of others, all dots underscores; kohya says "lora_unet_"."""
+PER_WEIGHT = 16
+"""Tensors of a LoRA for each weight of its checkpoint, at most; four are usual. A file with more would take hours."""
 
-ENCODERS: Mapping[str, tuple[str, ...]] = {
-    "lora_te_": ("text_encoder_",),
-    "lora_te1_": ("text_encoder_",),
-    "lora_te2_": ("text_encoder_2_",),
-    "lora_te3_": ("text_encoder_3_", "text_encoder_2_"),  # T5: the third of SD3, the second of FLUX
-    "text_encoders_clip_l_transformer_": ("text_encoder_",),  # ComfyUI
-    "text_encoders_clip_g_transformer_": ("text_encoder_2_",),
-    "text_encoders_t5xxl_transformer_": ("text_encoder_3_", "text_encoder_2_"),
-}
-"""What a text encoder may be in diffusers, by what trainers call it."""
-
-NETWORK_PREFIXES = ("lora_unet_", "lora_transformer_", "diffusion_model_", "unet_", "transformer_")
+HOPELESS = 200
+"""Keys without a weight after which no further ones are looked up, which takes a millisecond each."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lora:
-    """A LoRA as the user asks for it.
+class Merge:
+    """What a LoRA does to a checkpoint.
 
     Attributes:
-        path: A safetensors file in the form of PEFT, diffusers, kohya, ComfyUI or XLabs.
-        scale: Strength; 1 as it was trained, 0 nothing, negative the opposite.
-
-    Raises:
-        ModelError: The strength is no number.
+        changes: Changes by the name of the weight, in the order in which they are made.
+        notes: Sentences that the user should read.
     """
 
-    path: Path
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not isfinite(self.scale):
-            raise ModelError(f"strength {self.scale} of LoRA {self.path} is no number; 1 is the LoRA as it was trained")
+    changes: tuple[Mapping[str, Change], ...]
+    notes: tuple[str, ...] = ()
 
 
-Tensors = Mapping[str, Tensor]
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer's change as the file has it.
 
-Renaming = Callable[[Tensors], Tensors]
-"""The factors of one change by the names of diffusers; none where these are not known. Fused layers come apart."""
-
-
-def renaming(pipeline: str, config: object) -> Renaming:
-    """What diffusers does with the names of the original code, and of those who train with it.
-
-    Args:
-        pipeline: Class of the checkpoint's pipeline.
-        config: Of its denoiser, with all defaults; a UNet's names depend on it.
+    Attributes:
+        name: Name of the layer in the file.
+        keys: Keys of its tensors, by role.
+        pair: The factors; of an embedding's table too.
+        table: True where it is the change of a table of embeddings.
     """
-    cls: Any = getattr(diffusers, pipeline)
 
-    def rename(tensors: Tensors) -> Tensors:
-        try:
-            found = cls.lora_state_dict(dict(tensors), unet_config=config)
-        except (AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError):
-            return {}  # names that are in no form that it knows
-        return found[0] if isinstance(found, tuple) else found
+    name: str
+    keys: Mapping[Role, str]
+    pair: Pair
+    table: bool = False
 
-    return rename
+    @property
+    def rank(self) -> int:
+        return self.pair[0].shape[0]
 
 
-def read_lora(lora: Lora, names: Iterable[str], network: str, rename: Renaming) -> dict[str, Delta]:
-    """The changes a LoRA makes.
+def read_lora(lora: Lora, target: Target) -> Merge:
+    """The changes that a LoRA makes.
 
     Every change is looked up, and renamed where that is needed, by itself: so nothing is dropped unseen, as it is
     where diffusers converts a file in one go, and every alpha counts.
 
-    Args:
-        lora: What to read.
-        names: Weights of the checkpoint, `<component>.<key>`.
-        network: The component that unprefixed and "unet" keys mean, "transformer" or "unet".
-        rename: For names in the layout of the original code.
-
-    Returns:
-        Change by the name of the weight.
-
     Raises:
-        ModelError: The file is missing or damaged, or has keys that match no weight; lists them.
+        ModelError: The file is missing or damaged, is another kind of adapter, or has keys that match no weight; lists
+            them.
     """
-    tensors, metadata = _read(lora.path)
-    known = {_flat(name.removesuffix(".weight")): name for name in names if name.endswith(".weight")}
-    deltas: dict[str, Delta] = {}
-    unmatched = {key for key in tensors if not key.endswith(".alpha")}
-    for module, pair in _pairs(tensors).items():
-        down, up = tensors[pair[0]], tensors[pair[1]]
-        alpha = tensors.get(f"{module}.alpha")
-        strength = float(alpha) if alpha is not None else _alpha(metadata, module, down.shape[0])
-        scale = lora.scale * strength / down.shape[0]
-        for keys in (pair, _kohya(module)):
-            found = _places(dict(zip(keys, (down, up), strict=True)), network, known, rename)
-            if found:
-                unmatched -= set(pair)
-                deltas.update({name: Delta(*factors, scale) for name, factors in found.items()})
-                break
-    if unmatched or not deltas:
-        shown = "".join(f"\n  {key}" for key in sorted(unmatched)[:20]) or " it has no LoRA keys at all"
-        more = f"\n  and {len(unmatched) - 20} more" if len(unmatched) > 20 else ""
-        raise ModelError(f"{lora.path} does not fit this checkpoint; keys without a weight:{shown}{more}")
-    return deltas
+    reader = _Reader(lora, target)
+    for file in open_lora(lora.path):
+        reader.read(file)
+    return reader.merge()
 
 
-def _places(
-    tensors: Tensors, network: str, known: Mapping[str, str], rename: Renaming
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """The weights that two factors change, and the factors of each; none where one of the weights is not known."""
-    for named in (tensors, rename(tensors)):
-        pairs = _pairs(named)
-        names = [known.get(_normal(module, network, known)) for module in pairs]
-        if names and None not in names:
-            return {str(name): (named[down], named[up]) for name, (down, up) in zip(names, pairs.values(), strict=True)}
-    return {}
+@dataclass
+class _Reader:
+    """Collects the changes of a LoRA's files.
+
+    Attributes:
+        lora: LoRA that the user asked for.
+        target: Checkpoint that it is for.
+        first, then: Changes by weight: tensors in full and rows, then low-rank sums.
+        unmatched: Keys without a weight.
+        assumed: Layers whose alpha is taken to be the rank.
+        total: Layers there are.
+        notes: Sentences for the user.
+    """
+
+    lora: Lora
+    target: Target
+    first: dict[str, Change] = field(default_factory=dict[str, Change])
+    then: dict[str, Change] = field(default_factory=dict[str, Change])
+    unmatched: list[str] = field(default_factory=list[str])
+    assumed: int = 0
+    total: int = 0
+    notes: list[str] = field(default_factory=list[str])
+
+    def read(self, file: LoraFile) -> None:
+        """Take in a file."""
+        most = PER_WEIGHT * len(self.target.shapes)
+        if len(file.stored) > most:
+            raise ModelError(
+                f"{file.path} does not fit this checkpoint: it has {len(file.stored)} tensors, a LoRA of this model "
+                f"{most} at most"
+            )
+        keys, rest = sorted_keys(file.stored, file.path)
+        layers, tokens = self._layers(file, keys)
+        adapter = file.adapters.get("")
+        component = file.component
+        if adapter is not None and not component:
+            component = component_of({one.name: one.pair[1].shape[0] for one in layers}, adapter.model, self.target)
+        places = Places(self.target, component)
+        strengths = self._strengths(file, layers)
+        for layer in layers:
+            self._place(file, layer, places, strengths[layer.name])
+        self._place_rows(file, tokens, places)
+        for key in rest:
+            self._place_whole(file, key, places)
+
+    def merge(self) -> Merge:
+        """All changes.
+
+        Raises:
+            ModelError: There are none, or some have no place.
+        """
+        if self.unmatched or not (self.first or self.then):
+            raise self._misfit()
+        path = self.lora.path
+        if self.assumed:
+            which = "" if self.assumed == self.total else f" for {self.assumed} of its {self.total} layers"
+            self.notes.append(
+                f"LoRA {path.name} does not say its alpha{which}: it is taken to be the rank, which makes the strength "
+                "1. If it was trained with another one, write :X behind its name, with X = alpha / rank."
+            )
+        return Merge(tuple(changes for changes in (self.first, self.then) if changes), tuple(self.notes))
+
+    def _misfit(self) -> ModelError:
+        keys = sorted(self.unmatched)
+        shown = "".join(f"\n  {key}" for key in keys[:SHOWN]) or " it has no LoRA keys at all"
+        more = f"\n  and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+        return ModelError(f"{self.lora.path} does not fit this checkpoint; keys without a weight:{shown}{more}")
+
+    def _layers(self, file: LoraFile, keys: Mapping[str, Mapping[Role, str]]) -> tuple[list[Layer], Mapping[str, str]]:
+        """Layers with both factors, and the keys of trained rows by layer; half a change is without a weight."""
+        layers: list[Layer] = []
+        tokens: dict[str, str] = {}
+        for name, roles in keys.items():
+            if "down" in roles and "up" in roles:
+                layers.append(self._layer(file, name, roles))
+            elif "table down" in roles and "table up" in roles:
+                pair = (file.tensor(roles["table up"]).T, file.tensor(roles["table down"]).T)
+                layers.append(self._checked(file, Layer(name, roles, pair, table=True)))
+            elif "tokens" in roles:
+                tokens[name] = roles["tokens"]
+            else:
+                self.unmatched += [key for role, key in roles.items() if role != "alpha"]
+        return layers, tokens
+
+    def _layer(self, file: LoraFile, name: str, keys: Mapping[Role, str]) -> Layer:
+        down, up = file.tensor(keys["down"]), file.tensor(keys["up"])
+        adapter, plain = _adapter(file, name)
+        if adapter is not None and adapter.blocks is not None:
+            down, up = adapter.blocks.spread(plain, down, up)
+        if "diagonal" in keys:
+            diagonal = file.tensor(keys["diagonal"]).float().flatten()
+            if diagonal.numel() != down.shape[0]:
+                raise ModelError(
+                    f"{file.path}: {name} has {diagonal.numel()} values between factors of rank {down.shape[0]}"
+                )
+            down = down.float() * diagonal.reshape(-1, *[1] * (down.ndim - 1))
+        return self._checked(file, Layer(name, keys, (down, up)))
+
+    def _checked(self, file: LoraFile, layer: Layer) -> Layer:
+        down, up = layer.pair
+        if min(down.ndim, up.ndim) < 2 or up[0].numel() != down.shape[0]:
+            raise ModelError(
+                f"{file.path}: the factors of {layer.name} do not multiply, their shapes are {list(down.shape)} and "
+                f"{list(up.shape)}; fetch it again"
+            )
+        return layer
+
+    def _strengths(self, file: LoraFile, layers: list[Layer]) -> Mapping[str, float]:
+        """Alpha / rank of every layer."""
+        found: dict[str, float] = {}
+        asked: dict[str, dict[str, Layer]] = {}
+        self.total += len(layers)
+        for layer in layers:
+            adapter, plain = _adapter(file, layer.name)
+            if "alpha" in layer.keys:
+                found[layer.name] = file.number(layer.keys["alpha"]) / layer.rank
+            elif adapter is not None:
+                component = "" if "" in file.adapters else layer.name.partition(".")[0]
+                asked.setdefault(component, {})[plain] = layer
+            else:
+                found[layer.name] = self._said_by_header(file, layer)
+        for component, some in asked.items():
+            adapter = file.adapters[component]
+            strengths = adapter.strengths({plain: layer.rank for plain, layer in some.items()})
+            found |= {layer.name: strengths[plain] for plain, layer in some.items()}
+            if adapter.default:
+                self.notes.append(
+                    f"{adapter.said_by} names no lora_alpha: it is taken to be {adapter.alpha:g}, as in PEFT."
+                )
+        return found
+
+    def _said_by_header(self, file: LoraFile, layer: Layer) -> float:
+        """What the header says about all layers; 1 where it says nothing."""
+        alpha = file.said_alpha()
+        if alpha is not None:
+            return alpha / layer.rank
+        wide = any(size > 1 for size in layer.pair[0].shape[2:])
+        # Converters keep kohya's header and put the alpha into the factors, under other names.
+        strength = file.kohya_strength(layer.rank, wide=wide) if "lora_down" in layer.keys["down"] else None
+        if strength is None:
+            self.assumed += 1
+            return 1.0
+        return strength
+
+    def _place(self, file: LoraFile, layer: Layer, places: Places, strength: float) -> None:
+        """Find the weights that a layer's change is for."""
+        if layer.table:
+            name = places.of_layer(layer.name)
+            found = {} if name is None else {name: layer.pair}
+        else:
+            found = places.of_pair((layer.keys["down"], layer.keys["up"]), layer.name, layer.pair)
+        if not found:
+            self.unmatched += [key for role, key in layer.keys.items() if role != "alpha"]
+            if len(self.unmatched) > HOPELESS:
+                raise self._misfit()
+            return
+        adapter, _ = _adapter(file, layer.name)
+        scale = self.lora.scale * strength
+        magnitudes = self._split(file, layer, "magnitude", places)
+        for name, (down, up) in found.items():
+            self._add(self.then, name, Delta(
+                down, up, scale,
+                magnitude=magnitudes.get(name),
+                axis=1 if layer.table else 0,
+                start=adapter.start if adapter is not None else "weight",
+                start_scale=strength,
+            ))  # fmt: skip
+        for name, value in self._split(file, layer, "bias", places).items():
+            bias = f"{name.removesuffix('weight')}bias"
+            if bias not in self.target.shapes:
+                raise ModelError(f"{file.path} changes the bias of {name}, which has none")
+            self._add(self.then, bias, Delta(torch.ones(1, 1), value[:, None], scale))
+
+    def _split(self, file: LoraFile, layer: Layer, role: Role, places: Places) -> Mapping[str, Tensor]:
+        """One value for each row of the changed weights, by weight; where a fused layer comes apart, so do they."""
+        if role not in layer.keys:
+            return {}
+        value, (down, up) = file.tensor(layer.keys[role]).flatten(), layer.pair
+        if layer.table:
+            return {str(places.of_layer(layer.name)): value}
+        if value.numel() != up.shape[0]:
+            raise ModelError(
+                f"{file.path} has {value.numel()} values in {layer.keys[role]}, not one for each of the layer's "
+                f"{up.shape[0]} outputs; lengths along the inputs are not read here"
+            )
+        rows = (down[:1], value.reshape(-1, *[1] * (up.ndim - 1)))
+        found = places.of_pair((layer.keys["down"], layer.keys["up"]), layer.name, rows)
+        return {name: wide.flatten() for name, (_, wide) in found.items()}
+
+    def _place_rows(self, file: LoraFile, tokens: Mapping[str, str], places: Places) -> None:
+        """Find the tables of embeddings of which some rows were trained."""
+        for layer, key in tokens.items():
+            adapter, _ = _adapter(file, layer)
+            rows = {} if adapter is None else adapter.tokens
+            at = next((rows[end] for end in rows if layer == end or layer.endswith(f".{end}") or not end), None)
+            name = places.of_layer(layer)
+            if at is None or name is None:
+                self.unmatched.append(key)
+            else:
+                self._add(self.first, name, Rows(at, file.tensor(key)))
+
+    def _place_whole(self, file: LoraFile, key: str, places: Places) -> None:
+        """Find the tensor that a tensor in full is for; only PEFT's configuration says that there are such."""
+        adapter, _ = _adapter(file, key)
+        table = key.endswith(".base_layer.weight")  # of embeddings with a LoRA, PEFT saves the table too
+        name = places.of_whole(key) if adapter is not None and (adapter.whole or table) else None
+        if name is None:
+            self.unmatched.append(key)
+        else:
+            self._add(self.first, name, Whole(file.tensor(key)))
+
+    def _add(self, changes: dict[str, Change], name: str, change: Change) -> None:
+        if name in changes:
+            raise ModelError(f"{self.lora.path} changes {name} twice, under two names; give one adapter a file")
+        changes[name] = change
 
 
-def _kohya(module: str) -> tuple[str, str]:
-    """What kohya calls the factors of a denoiser's module; where only the prefix is another, diffusers knows that."""
-    name = re.sub(KOHYA_NETWORK, "lora_unet_", module.replace(".", "_"))
-    return f"{name}.lora_down.weight", f"{name}.lora_up.weight"
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
-            metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as a LoRA ({error}); give a safetensors file") from error
-    return tensors, metadata
-
-
-def _pairs(tensors: Tensors) -> dict[str, tuple[str, str]]:
-    """Keys of the two factors, by the module they change."""
-    found: dict[str, tuple[str, str]] = {}
-    for key in tensors:
-        for down, up in PAIRS:
-            module = key.removesuffix(down)
-            if module != key and f"{module}{up}" in tensors:
-                found[module] = (key, f"{module}{up}")
-                break
-    return found
-
-
-def _normal(module: str, network: str, known: Mapping[str, str]) -> str:
-    """The module's name as a key of `known`: component first, all dots underscores."""
-    flat = _flat(module.removeprefix("base_model.model.").replace(".processor.", "."))
-    for prefix, components in ENCODERS.items():
-        if flat.startswith(prefix):
-            found = [component + flat.removeprefix(prefix) for component in components]
-            return next((name for name in found if name in known), found[0])
-    for prefix in NETWORK_PREFIXES:
-        if flat.startswith(prefix):
-            flat = flat.removeprefix(prefix)
-            break
-    for name in (flat, f"{network}_{flat}", f"{network}_{flat}_0"):  # "to_out" of old files is to_out.0
-        if name in known:
-            return name
-    return flat
-
-
-def _alpha(metadata: Mapping[str, Any], module: str, rank: int) -> float:
-    """PEFT's alpha, which diffusers stores for all modules of a component at once; the rank where nothing is said."""
-    component, _, rest = module.partition(".")
-    for pattern, alpha in dict(metadata.get(f"{component}.alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", rest):
-            return float(alpha)
-    return float(metadata.get(f"{component}.lora_alpha") or rank)
-
-
-def _flat(name: str) -> str:
-    """All dots underscores, and without the wrapper of CLIP that some versions of transformers save and some do not."""
-    return name.replace(".", "_").replace("text_model_", "")
+def _adapter(file: LoraFile, layer: str) -> tuple[Adapter | None, str]:
+    """What PEFT says about a layer, and what it calls the layer."""
+    component, _, rest = layer.partition(".")
+    if component in file.adapters:
+        return file.adapters[component], rest
+    return file.adapters.get(""), layer.removeprefix(PEFT_PREFIX)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lssgen.export.weights import Weights, tensors_of
 
 Slot = tuple[dict[str, Any], str, str]
-"""Where a layer keeps a tensor: parameters or buffers, key there, and the tensor's name in the checkpoint."""
+"""Place where a layer keeps a tensor: parameters or buffers, key there, and the tensor's name in the checkpoint."""
 
 
 @contextmanager
@@ -32,6 +32,7 @@ def weights_on_demand(module: nn.Module, weights: Weights) -> Generator[nn.Modul
         if slots:
             take, drop = _hooks(slots, fitted)
             hooks.append(layer.register_forward_pre_hook(take))
+            # always_call: a layer that fails must not keep its weights either.
             hooks.append(layer.register_forward_hook(drop, always_call=True))
     try:
         yield module

@@ -1,5 +1,6 @@
 """The proof of a graph: ONNX Runtime against the torch module, on seeded inputs."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -7,17 +8,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lssgen.bundle import Precision, Probe
-from lssgen.errors import ProbeError
+from lssgen.errors import ExportError, ProbeError
+from lssgen.manifest import Precision, Probe
+from lssgen.models.nets.recipe import Recipe
 from lssgen.parity.accuracy import Outputs, compare
 from lssgen.parity.pieces import Arrays, open_pieces, session
+from lssgen.parity.samples import sample_inputs
 from lssgen.ports import Port
 
 DIRECT_BYTES = 1 << 30
-"""Up to this size a float32 graph is opened as it is, as the runtime will open it; larger ones run piece by piece."""
+"""Largest float32 graph that is opened as it is, as the runtime will open it; larger ones run piece by piece."""
 
 Sample = tuple[Mapping[str, int], Mapping[str, Tensor]]
 """Sizes of the axes, and an input for every port."""
+
+
+def torch_inputs(recipe: Recipe, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
+    """A tensor for every input port of a recipe; see `lssgen.parity.samples`.
+
+    Args:
+        recipe: Says what the inputs may hold.
+        sizes: Size of every dynamic axis that they name.
+        seed: Equal seeds give equal inputs.
+    """
+    made = sample_inputs(recipe.inputs, sizes, seed, vocabulary=recipe.vocabulary, choices=recipe.choices)
+    return {name: torch.from_numpy(value) for name, value in made.items()}
 
 
 def probe_graph(
@@ -38,12 +53,21 @@ def probe_graph(
 
     Raises:
         ProbeError: ONNX Runtime refuses the graph, or an output is wrong or not finite.
+        ExportError: There is not enough memory.
     """
     run = _runner(path, precision, threads)
     probes: list[Probe] = []
     for axes, inputs in samples:
-        wanted = run_torch(exact, inputs, outputs)
-        got = Outputs(run({key: value.numpy() for key, value in inputs.items()}))
+        try:
+            wanted = run_torch(exact, inputs, outputs)
+            got = Outputs(run({key: value.numpy() for key, value in inputs.items()}))
+        except Exception as error:  # neither library has an error of its own for it
+            if not (isinstance(error, MemoryError) or re.search(r"bad.?alloc|allocate", str(error))):
+                raise
+            raise ExportError(
+                f"there is not enough memory to compare {name} with torch at {_said(axes)}; free some, or compare it "
+                "at a small size (--probe small)"
+            ) from error
         probe = compare(got, wanted, axes, precision)
         require(name, probe)
         probes.append(probe)
@@ -80,7 +104,7 @@ def require(name: str, probe: Probe) -> None:
     Raises:
         ProbeError: Says how far off, at which sizes.
     """
-    sizes = ", ".join(f"{axis} {size}" for axis, size in probe.axes.items())
+    sizes = _said(probe.axes)
     if not probe.finite:
         raise ProbeError(f"{name} gives numbers that are not finite at {sizes}")
     if not probe.error <= probe.bound:
@@ -88,3 +112,7 @@ def require(name: str, probe: Probe) -> None:
             f"{name} differs from its torch module by {probe.error:.2g} (relative), more than {probe.bound:g}, "
             f"at {sizes}"
         )
+
+
+def _said(axes: Mapping[str, int]) -> str:
+    return ", ".join(f"{axis} {size}" for axis, size in axes.items())

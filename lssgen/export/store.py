@@ -5,7 +5,6 @@ place when it is whole, and only then noted down; the manifest is swapped in las
 the new one. File names hold the key, so that a new graph never overwrites one that the old manifest names.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Generator
@@ -16,8 +15,11 @@ from pathlib import Path
 import filelock
 import msgspec
 
-from lssgen.bundle import MANIFEST, Bundle, Graph, Manifest, files, manifest_json, sha256_of
+from lssgen import durable
+from lssgen.bundle import MANIFEST, Bundle, files, manifest_json, sha256_of
 from lssgen.errors import ExportError
+from lssgen.jsons import JsonError, read_json
+from lssgen.manifest import Graph, Manifest
 
 WORK = ".export"
 OWN_FILE = re.compile(r"[a-z_]+-[0-9a-f]{12}\.(onnx|data)|tokenizer(_\d)?\.json")
@@ -57,18 +59,17 @@ class Store:
         """Move a graph's files out of the draft, if they are there, and note that it is whole."""
         if draft is not None:
             for name in graph.sha256:
-                _place(draft / name, self.folder / name)
-        note = self.folder / WORK / f"{graph.key}.json"
-        _write(note, msgspec.json.encode(graph))
+                durable.put(draft / name, self.folder / name)
+        durable.write_whole(self.folder / WORK / f"{graph.key}.json", msgspec.json.encode(graph))
         self.known[graph.key] = graph
 
     def write(self, name: str, data: bytes) -> None:
         """A small file, whole or not at all."""
-        _write(self.folder / name, data)
+        durable.write_whole(self.folder / name, data)
 
     def finish(self, manifest: Manifest) -> Bundle:
         """Swap the manifest in and clear away what it does not name."""
-        _write(self.folder / MANIFEST, manifest_json(manifest))
+        durable.write_whole(self.folder / MANIFEST, manifest_json(manifest))
         named = set(files(manifest))
         for path in self.folder.iterdir():
             if OWN_FILE.fullmatch(path.name) and path.name not in named:
@@ -86,34 +87,33 @@ def open_store(folder: Path) -> Generator[Store]:
     """
     work = folder / WORK
     try:
+        # An export that was stopped before its end has left no manifest yet, but its work folder.
         if folder.exists() and not (folder / MANIFEST).exists() and not work.exists() and any(folder.iterdir()):
-            raise ExportError(f"{folder} holds files that are no bundle; choose a new or an empty folder for --output")
-        work.mkdir(parents=True, exist_ok=True)
-        probe = work / "writable"
-        probe.write_bytes(b"")
-        probe.unlink()
+            raise ExportError(f"{folder} holds files and is not a bundle; choose a new or an empty folder for --output")
+        durable.check_writable(work)
     except OSError as error:
         raise ExportError(
             f"{folder} cannot be written ({error.strerror}); choose another folder for --output"
         ) from error
-    lock = filelock.FileLock(work / "lock")
+    lock = durable.locked(work / "lock", wait=False)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire()
     except filelock.Timeout as error:
         raise ExportError(
             f"another lssgen-export is writing into {folder}; wait for it, or choose another folder"
         ) from error
     try:
+        durable.clear_folder(folder)
         yield Store(folder, {**_graphs_of_manifest(folder), **_graphs_noted(work)})
     finally:
         lock.release()
 
 
 def _graphs_of_manifest(folder: Path) -> dict[str, Graph]:
-    """Graphs of a finished bundle. A manifest that cannot be read is none: it will be written anew."""
+    """Graphs of a finished bundle. A manifest that cannot be read counts for nothing: it will be written anew."""
     try:
-        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
-    except (OSError, msgspec.MsgspecError):
+        manifest = read_json(folder / MANIFEST, Manifest)
+    except JsonError:
         return {}
     return {graph.key: graph for graph in manifest.graphs.values()}
 
@@ -123,8 +123,8 @@ def _graphs_noted(work: Path) -> dict[str, Graph]:
     found: dict[str, Graph] = {}
     for note in work.glob("*.json"):
         try:
-            graph = msgspec.json.decode(note.read_bytes(), type=Graph)
-        except (OSError, msgspec.MsgspecError):
+            graph = read_json(note, Graph)
+        except JsonError:
             continue
         found[graph.key] = graph
     return found
@@ -132,16 +132,3 @@ def _graphs_noted(work: Path) -> dict[str, Graph]:
 
 def _unchanged(path: Path, sha256: str) -> bool:
     return path.is_file() and sha256_of(path) == sha256
-
-
-def _place(source: Path, target: Path) -> None:
-    """Rename, once the contents are on the disk."""
-    with source.open("rb") as file:
-        os.fsync(file.fileno())
-    source.replace(target)
-
-
-def _write(path: Path, data: bytes) -> None:
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_bytes(data)
-    _place(draft, path)

@@ -1,22 +1,23 @@
 """Which latent upsampler goes into a bundle, and whether it belongs to the model's latents."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isclose, isfinite
+from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
-from lssgen.bundle import Upsampler, sha256_of
+from lssgen.bundle import sha256_of
 from lssgen.errors import UpsamplerError
 from lssgen.export.hub import Model
+from lssgen.manifest import Upsampler
 from lssgen.models.configs import read_json
 from lssgen.models.nets.installed import installed_upsampler, vae_weights_file
 from lssgen.models.nets.latent_upsampler import WEIGHTS_FILE, LatentUpSampler
-from lssgen.models.nets.vae import LatentSpace
+from lssgen.models.nets.vae import latents_said, normalisation, same_latents
 from lssgen.models.published import LICENCE, NORMALISATION, PUBLISHED, PublishedUpsampler
 
 INFO = "lssgen.json"
-"""What lssgen-train-upsampler writes beside config.json: which latents it is for, and the licence."""
+"""File that lssgen-train-upsampler writes beside config.json: which latents it is for, and the licence."""
 
 PACKAGED = "upsampler"
 """Folder of a checkpoint that brings its own."""
@@ -34,9 +35,9 @@ class Chosen:
     """An upsampler that fits.
 
     Attributes:
-        folder: Its checkpoint.
-        record: For the manifest.
-        note: What the user should know about it.
+        folder: Folder of its checkpoint.
+        record: Entry in the manifest.
+        note: Sentence about it that the user should read.
     """
 
     folder: Path
@@ -56,12 +57,19 @@ def choose_upsampler(model: Model, channels: int, given: Path | None, *, convert
     Raises:
         UpsamplerError: It has other channels, was trained for another latent space, or nothing says for which.
     """
-    own = model.checkpoint.folder / PACKAGED
-    installed = installed_upsampler(sha256_of(vae_weights_file(model.checkpoint.path("vae"))))
-    for folder in (own, installed) if given is None else (given,):
-        if given is not None or (folder / WEIGHTS_FILE).is_file():
+    if given is not None:
+        return _checked(given, model, channels, convert=convert)
+    for folder in (model.checkpoint.folder / PACKAGED, *map(installed_upsampler, _vaes(model))):
+        if (folder / WEIGHTS_FILE).is_file():
             return _checked(folder, model, channels, convert=convert)
     return None
+
+
+def _vaes(model: Model) -> Iterator[str]:
+    """Hash of the model's VAE, and of its own one where another stands in: both have the model's latents."""
+    for folder in (model.checkpoint.path("vae"), model.own_vae):
+        if folder is not None and any(folder.glob("*.safetensors")):
+            yield sha256_of(vae_weights_file(folder))
 
 
 def _checked(folder: Path, model: Model, channels: int, *, convert: bool) -> Chosen:
@@ -70,15 +78,15 @@ def _checked(folder: Path, model: Model, channels: int, *, convert: bool) -> Cho
     sha256 = sha256_of(folder / WEIGHTS_FILE)
     info: Mapping[str, Any] = read_json(folder / INFO) if (folder / INFO).is_file() else {}
     published = PUBLISHED.get(sha256)
-    vae = model.checkpoint.config("vae")
+    vae = model.latents
     trained = _trained_for(folder, info, published, channels)
-    other = trained if trained is not None and not _same(trained, vae) else None
-    lent = published is not None and any(_same(vae, known) for known in published.lent_to)
+    other = trained if trained is not None and not same_latents(trained, vae) else None
+    lent = published is not None and any(same_latents(vae, known) for known in published.lent_to)
     if other is not None and not (convert or lent):
         raise UpsamplerError(
-            f"the upsampler in {folder} was trained for latents with {_said(other)}, but those of {model.name} have "
-            f"{_said(vae)}; train one for this VAE with lssgen-train-upsampler, or, if both are the same VAE with two "
-            "normalisations, export with --convert-latents"
+            f"the upsampler in {folder} was trained for latents with {latents_said(other)}, but those of {model.name} "
+            f"have {latents_said(vae)}; train one for this VAE with lssgen-train-upsampler, or, if both are the same "
+            "VAE with two normalisations, export with --convert-latents"
         )
     if trained is None and convert:
         raise UpsamplerError(
@@ -94,7 +102,7 @@ def _checked(folder: Path, model: Model, channels: int, *, convert: bool) -> Cho
     )
     note = f"Latent upsampler from {folder}; licence: {record.licence}."
     if other is not None:
-        note += f" It was trained for latents with {_said(other)}; those of this model are " + (
+        note += f" It was trained for latents with {latents_said(other)}; those of this model are " + (
             "converted for it, and back." if convert else "not converted, as published: --convert-latents does that."
         )
     return Chosen(folder, record, note)
@@ -106,9 +114,9 @@ def _trained_for(
     """Normalisation of the latents that an upsampler was trained with; None where nothing says it.
 
     Raises:
-        UpsamplerError: What its lssgen.json says is no normalisation.
+        UpsamplerError: What its lssgen.json says is not a normalisation.
     """
-    said = _normalisation(info)
+    said = normalisation(info)
     for name, value in said.items():
         each = name.startswith("latents_")
         numbers: Sequence[object] = cast(Sequence[object], value) if each and isinstance(value, list) else (value,)
@@ -116,22 +124,4 @@ def _trained_for(
         if not fits or len(numbers) != (channels if each else 1) or (name == "scaling_factor" and not value):
             wanted = f"a list of {channels} numbers" if each else "a number"
             raise UpsamplerError(f"{name} in {folder / INFO} is {value!r}; it must be {wanted}, as in its VAE's config")
-    return said or (_normalisation(published.vae) if published else None)
-
-
-def _normalisation(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The fields of a VAE's configuration that say how latents are normalised."""
-    return {name: config[name] for name in NORMALISATION if config.get(name) is not None}
-
-
-def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two VAE configurations normalise alike, to the digits that configurations are written with."""
-    spaces = [LatentSpace(config) for config in (one, other)]
-    numbers = [(space.scaling, *space.mean, *space.spread) for space in spaces]
-    return len(numbers[0]) == len(numbers[1]) and all(
-        isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) for a, b in zip(*numbers, strict=True)
-    )
-
-
-def _said(config: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in (_normalisation(config) or {"scaling_factor": 1}).items())
+    return said or (normalisation(published.vae) if published else None)

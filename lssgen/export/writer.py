@@ -29,7 +29,7 @@ from lssgen.export.passes.names import name_nodes
 from lssgen.export.passes.norms import match_norm_scales
 from lssgen.export.passes.optimise import optimise
 from lssgen.export.passes.transposes import fold_transposes
-from lssgen.export.weights import Weights, tensors_of
+from lssgen.export.weights import Weights, fitting, tensors_of
 from lssgen.ports import Port
 
 OPSET = 23
@@ -43,9 +43,9 @@ class Written:
     """A graph on disk.
 
     Attributes:
-        inputs, outputs: Its ports.
+        inputs, outputs: Ports of the graph.
         files: The ONNX file and, where it has weights, its data file; both lie in one folder.
-        sha256: Of every file, by name.
+        sha256: Hash of every file, by name.
         transposed: Initialisers that hold the transpose of the checkpoint's tensor of that name.
     """
 
@@ -93,7 +93,8 @@ def write_graph(
         weights: The checkpoint.
 
     Raises:
-        ModelError: The checkpoint does not fit the module.
+        ModelError: The checkpoint does not fit the module, or holds NaN.
+        ProbeError: A weight is too large for the type that it has in the module.
         ExportError: The module cannot be exported with these axes; nothing is left on disk.
     """
     weights = weights.fit(module)
@@ -112,7 +113,7 @@ def write_graph(
     model.metadata_props["lssgen.transposed"] = json.dumps(sorted(transposed))
     try:
         sha256 = _save(model, path, values, transposed, weights)
-    except BaseException as error:
+    except BaseException as error:  # Ctrl-C too: half a data file may be gigabytes
         for file in (path, path.with_suffix(".data")):
             file.unlink(missing_ok=True)
         if isinstance(error, OSError):
@@ -131,12 +132,12 @@ def write_graph(
 
 def _traced(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], axes: Axes, name: str) -> ir.Model:
     try:
-        with _quiet(), torch.no_grad(), _faked(module, FakeTensorMode(allow_non_fake_inputs=True)):
+        with _quiet(), torch.no_grad(), faked(module, FakeTensorMode(allow_non_fake_inputs=True)):
             made = torch.onnx.export(
                 _exported(module, tuple(inputs.values()), [axes[port] for port in inputs]),
                 dynamo=True,
                 opset_version=OPSET,
-                optimize=False,
+                optimize=False,  # `optimise` follows: the exporter's own look at weights, and take minutes for SD3
                 verbose=False,
                 input_names=list(inputs),
                 output_names=list(outputs),
@@ -170,8 +171,8 @@ def _exported(
 
 
 @contextlib.contextmanager
-def _faked(module: nn.Module, mode: FakeTensorMode) -> Generator[None]:
-    """Meta parameters become fake CPU ones, so that they mix with real buffers and inputs; ties stay ties."""
+def faked(module: nn.Module, mode: FakeTensorMode) -> Generator[None]:
+    """Inside, meta parameters are fake CPU ones, so that they mix with real buffers and inputs; ties stay ties."""
     fakes: dict[int, nn.Parameter] = {}
     saved: list[tuple[nn.Module, dict[str, Any]]] = []
     for part in module.modules():
@@ -280,9 +281,10 @@ def _save(
             whole = torch.from_numpy(own.view(np.uint8)).view(dtype)  # by bytes: torch does not know NumPy's bfloat16
             yield whole.T if value.name in transposed else whole
         elif value.name in transposed:
-            yield weights.tensor(value.name, dtype).T
+            yield fitting(value.name, weights.tensor(value.name, dtype)).T
         else:
-            yield from weights.slabs(value.name, dtype)
+            for slab in weights.slabs(value.name, dtype):
+                yield fitting(value.name, slab)
 
     sha256: dict[str, str] = {}
     if values:

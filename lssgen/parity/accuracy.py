@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lssgen.bundle import Precision, Probe
+from lssgen.manifest import Precision, Probe
 from lssgen.ports import Array
 
 BOUNDS: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 1e-1}
@@ -44,5 +44,6 @@ def relative_error(got: Array, wanted: Array) -> float:
     if got.shape != wanted.shape:
         return float("inf")
     wanted = wanted.astype(np.float64)
+    # 1e-12: an output that should be all zeros, and is, has no error.
     error = float(np.linalg.norm(got.astype(np.float64) - wanted) / (np.linalg.norm(wanted) + 1e-12))
     return error if np.isfinite(error) else float("inf")

@@ -44,7 +44,7 @@ class Piece:
         model: The nodes, with weights as inputs.
         weights: Names of those inputs.
         live: Names of the other inputs.
-        outputs: What later pieces, or the caller, will read.
+        outputs: Names of the values that later pieces, or the caller, will read.
         last: Values that nobody reads afterwards.
     """
 
@@ -60,10 +60,10 @@ class PiecewiseGraph:
     """A graph whose weights stay on disk.
 
     Attributes:
-        pieces: In the order in which they run.
+        pieces: Pieces in the order in which they run.
         outputs: Names of the graph's outputs.
-        weights: Where the weights are, by name.
-        threads: For each piece; 0: as many as there are.
+        weights: Place of each weight, by name.
+        threads: CPU threads for each piece; 0: as many as there are.
     """
 
     pieces: tuple[Piece, ...]
@@ -123,6 +123,7 @@ def open_pieces(
     inline = {tensor.name: tensor for tensor in proto.graph.initializer}
 
     def piece(at: int, nodes: Sequence[onnx.NodeProto]) -> Piece:
+        # Empty names are optional inputs and outputs that a node does without.
         made = dict.fromkeys(name for node in nodes for name in node.output if name)
         read = dict.fromkeys(name for node in nodes for name in node.input if name and name not in made)
         own = tuple(name for name in read if name in weights)
@@ -215,7 +216,7 @@ def _with_types(model: ir.Model, name: str) -> ir.Model:
         onnx.checker.check_model(proto)
         return ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True))
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ProbeError(f"{name} is no valid graph: {error}") from error
+        raise ProbeError(f"{name} is not a valid graph: {error}") from error
 
 
 def _slices(nodes: Sequence[onnx.NodeProto], sizes: Mapping[str, int], limit: int) -> Iterator[list[onnx.NodeProto]]:
@@ -223,6 +224,7 @@ def _slices(nodes: Sequence[onnx.NodeProto], sizes: Mapping[str, int], limit: in
     total = 0
     for node in nodes:
         more = sum(sizes.get(name, 0) for name in node.input)
+        # Nodes without weights stay with the piece before them, whatever it holds: they cost nothing there.
         if held and more and total + more > limit:
             yield held
             held, total = [], 0

@@ -38,6 +38,37 @@ def sample_inputs(
     }
 
 
+def axis_sizes(
+    height: int, width: int, cell_px: int, *, batch: int, branches: int, tokens: Mapping[str, int]
+) -> dict[str, int]:
+    """Size of every axis that a port may name.
+
+    Args:
+        height, width: Size of the latent in cells.
+        cell_px: Pixels along a cell.
+        batch: Number of pictures.
+        branches: Number of guidance branches that a picture has.
+        tokens: Sizes of the axes that count tokens.
+    """
+    return {
+        "batch": batch,
+        "branches": branches,
+        "height": height,
+        "width": width,
+        "next_height": 2 * height,
+        "next_width": 2 * width,
+        "picture_height": cell_px * height,
+        "picture_width": cell_px * width,
+        **tokens,
+    }
+
+
+def used_axes(ports: Sequence[Port], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Those sizes that the ports name."""
+    named = dict.fromkeys(axis for port in ports for axis in port.shape if isinstance(axis, str))
+    return {axis: sizes[axis] for axis in named}
+
+
 def shape_of(port: Port, axes: Mapping[str, int]) -> tuple[int, ...]:
     """The port's shape with these sizes of its axes."""
     return tuple(axes[axis] if isinstance(axis, str) else axis for axis in port.shape)
@@ -48,11 +79,14 @@ def _sample(
 ) -> Array:
     match port.name, port.dtype:
         case "row", _:
-            return np.array([STEP.get(column, 0.0) for column in range(shape[0])], port.dtype)
+            rows = np.array([[STEP.get(column, 0.0) for column in range(shape[1])]] * shape[0], port.dtype)
+            rows[:, 0] -= 50 * np.arange(shape[0])  # a graph that mixed the pictures' labels up would show
+            return rows
         case "guidance_weights", _:  # they add up to one, as in a run: -1, 2 for two branches
-            return np.array([-1.0] * (shape[0] - 1) + [float(shape[0])], port.dtype)
+            weights = [-1.0] * (shape[0] - 1) + [float(shape[0])]
+            return np.array([weights] * shape[1], port.dtype).T.copy()
         case "mix", _:
-            return np.array([0.25, 0.75], port.dtype)
+            return np.array([[0.25, 0.75]] * shape[0], port.dtype)
         case "layer_gates", _:
             gates = np.ones(shape, port.dtype)
             gates[-1, shape[1] // 2] = 0

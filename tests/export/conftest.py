@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from torch import Tensor, nn
 
-from lssgen.bundle import Probe
 from lssgen.export import workshop as graphs
 from lssgen.export.config import ExportConfig
 from lssgen.export.weights import Weights
 from lssgen.export.writer import Written
+from lssgen.manifest import Probe
+from lssgen.ports import Port
 
 
 @pytest.fixture
@@ -29,17 +30,19 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         module: nn.Module,
         inputs: Mapping[str, Tensor],
         outputs: Sequence[str],
-        axes: object,
+        axes: Mapping[str, tuple[int | str, ...]],
         path: Path,
         weights: Weights,
     ) -> Written:
-        del module, inputs, outputs, weights
+        del module, weights
         path.write_bytes(f"graph {path.stem} {axes}".encode())
         data = path.with_suffix(".data")
         data.write_bytes(b"weights" * 100)
         names.append(path.name.split("-")[0])
         sha256 = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in (path, data)}
-        return Written(inputs=(), outputs=(), files=(path, data), sha256=sha256, transposed=())
+        ports = [Port(port, str(value.dtype).removeprefix("torch."), axes[port]) for port, value in inputs.items()]
+        made = [Port(port, "float32", axes[port]) for port in outputs]
+        return Written(inputs=tuple(ports), outputs=tuple(made), files=(path, data), sha256=sha256, transposed=())
 
     monkeypatch.setattr(graphs, "write_graph", write)
     monkeypatch.setattr(graphs.Workshop, "_probes", _believe)

@@ -11,6 +11,7 @@ from diffusers import StableDiffusion3Pipeline
 from tokenizers import Tokenizer
 
 from lssgen.bundle import Bundle, read_bundle, verify
+from lssgen.manifest import Gates
 from lssgen.models.nets.latent_upsampler import LatentUpSampler
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -117,9 +118,10 @@ def test_step_is_the_transformer_guidance_and_update(
             output += weight * pipeline.transformer(*arguments, skip_layers=[0] if branch == 2 else None).sample
     h0 = 0.25 * x + 0.75 * output
     row = torch.tensor([431.0, 0.5, 0.25, 0.75, 0.9, 0.2, -0.3, 0.1])  # label c_in h_x h_f keep noise blend[0..1]
+    each = torch.tensor(weights)[:, None].expand(-1, batch)
     got = run(
-        bundle, "step", latent=x, history=history[None], noise=noise, row=row, layer_gates=gates,
-        guidance_weights=torch.tensor(weights), prompt_embeds=text, pooled_prompt_embeds=pooled,
+        bundle, "step", latent=x, history=history[None], noise=noise, row=row.expand(batch, -1), layer_gates=gates,
+        guidance_weights=each, prompt_embeds=text, pooled_prompt_embeds=pooled,
     )  # fmt: skip
     np.testing.assert_allclose(got[0], 0.9 * x - 0.3 * h0 + 0.1 * history + 0.2 * noise, **CLOSE)
     np.testing.assert_allclose(got[1], h0[None], **CLOSE)
@@ -157,7 +159,7 @@ def test_transition_upsamples_and_mixes(bundle: Bundle, pipeline: Any, sd3: Path
     with torch.no_grad():
         wanted = 0.25 * ups[space](latent) + 0.75 * noise
     more = {"posterior_noise": posterior_noise} if space == "pixel" else {}
-    mix = torch.tensor([0.25, 0.75])
+    mix = torch.tensor([[0.25, 0.75]] * 2)
     (got,) = run(bundle, f"transition_{space}", latent=latent, noise=noise, mix=mix, **more)
     np.testing.assert_allclose(got, wanted, **CLOSE)
 
@@ -171,7 +173,7 @@ def through_pixels(vae: Any, latent: torch.Tensor, noise: torch.Tensor) -> torch
 def test_onnx_runtime_has_nothing_to_say(bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
     """A wrong static size in a graph is a warning at every run."""
     latent, picture = np.zeros((1, 4, 8, 10), np.float32), np.zeros((1, 32, 40, 3), np.uint8)
-    noise, mix = np.zeros((1, 4, 16, 20), np.float32), np.ones(2, np.float32)
+    noise, mix = np.zeros((1, 4, 16, 20), np.float32), np.ones((1, 2), np.float32)
     run(bundle, "text", **ids_of(bundle, ["a circle"]))
     run(bundle, "decode", latent=latent)
     run(bundle, "encode", picture=picture, posterior_noise=latent)
@@ -188,5 +190,6 @@ def test_manifest_tells_the_upsampler_and_its_licence(bundle: Bundle) -> None:
 
 
 def test_manifest_tells_which_layers_are_skipped(bundle: Bundle) -> None:
-    assert bundle.manifest.skip_layers is not None
-    assert (bundle.manifest.skip_layers.layers, bundle.manifest.skip_layers.num_layers) == ((0,), 2)
+    assert bundle.manifest.feeds(Gates) == (Gates(skipped=(0,)),)
+    (gates,) = (port for port in bundle.manifest.graphs["step"].inputs if port.name == "layer_gates")
+    assert gates.shape == ("branches", 2)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from lssgen.bundle import sha256_of
 from lssgen.errors import ExportError, ModelError
-from lssgen.export.weights import Delta, Weights, open_weights
+from lssgen.export.changes import Delta
+from lssgen.export.weights import Weights, open_weights
 from lssgen.export.writer import Axes, Written, weightless, write_graph
 from lssgen.ports import Port
 

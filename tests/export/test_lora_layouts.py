@@ -11,7 +11,10 @@ from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpo
 from original_layout import Asked, Tensors, unet
 from safetensors.torch import save_file
 
-from lssgen.export.lora import Lora, read_lora, renaming
+from lssgen.export.changes import Delta
+from lssgen.export.config import Lora
+from lssgen.export.lora import read_lora
+from lssgen.export.lora_names import Renaming, Target, renaming
 from lssgen.export.writer import weightless
 from lssgen.models.aliases import ALIASES
 
@@ -42,12 +45,18 @@ def saved(path: Path, factors: Tensors, rename: Callable[[str], str]) -> Lora:
     return Lora(path)
 
 
+def read(lora: Lora, layers: Mapping[str, torch.Size], network: str, rename: Renaming) -> Mapping[str, Delta]:
+    shapes = {f"{network}.{key}": tuple(shape) for key, shape in layers.items()}
+    (changes,) = read_lora(lora, Target(shapes, network, rename, {network: ""})).changes
+    return {key: change for key, change in changes.items() if isinstance(change, Delta)}
+
+
 @pytest.mark.parametrize("rename", [kohya, comfyui])
 def test_every_layer_of_sdxl_is_found(tmp_path: Path, rename: Callable[[str], str]) -> None:
     config, layers = published("sdxl", "unet", UNet2DConditionModel)
     numbers = {key: torch.tensor([float(at)]) for at, key in enumerate(layers)}
     lora = saved(tmp_path / "lora.safetensors", unet(numbers, layers=2), rename)
-    deltas = read_lora(lora, [f"unet.{key}" for key in layers], "unet", renaming("StableDiffusionXLPipeline", config))
+    deltas = read(lora, layers, "unet", renaming("StableDiffusionXLPipeline", config))
     assert {key: int(delta.up) for key, delta in deltas.items()} == {f"unet.{key}": at for at, key in enumerate(layers)}
 
 
@@ -62,8 +71,7 @@ def test_rows_of_every_change_go_where_the_rows_of_the_weight_go_in_flux(
         key: torch.arange(7 * 3072.0) + 7 * 3072 * at for at, key in enumerate(asked.taken) if key.endswith(".weight")
     }
     lora = saved(tmp_path / "lora.safetensors", numbers, rename)
-    names = [f"transformer.{key}" for key in layers]
-    deltas = read_lora(lora, names, "transformer", renaming("FluxPipeline", config))
-    assert set(deltas) == set(names)
+    deltas = read(lora, layers, "transformer", renaming("FluxPipeline", config))
+    assert set(deltas) == {f"transformer.{key}" for key in layers}
     for key in layers:
         assert torch.equal(deltas[f"transformer.{key}"].up.flatten().long(), rows[key])

@@ -7,17 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lssgen.bundle import Graph, Precision
-from lssgen.errors import ProbeError
+from lssgen.errors import ExportError, ProbeError
 from lssgen.export.checkpoint import Checkpoint
 from lssgen.export.config import Probing
+from lssgen.export.memory import working_bytes
 from lssgen.export.probe import probe_graph
 from lssgen.export.store import open_store
-from lssgen.export.weights import Weights
+from lssgen.export.weights import Weights, open_weights
 from lssgen.export.workshop import DTYPES, Workshop
-from lssgen.export.writer import write_graph
+from lssgen.export.writer import weightless, write_graph
+from lssgen.manifest import Graph, Precision
 from lssgen.models.nets.recipe import Recipe
 from lssgen.parity.pieces import open_pieces, session
 from lssgen.ports import Port
@@ -96,6 +98,7 @@ class Trial:
             inputs=PORTS[0],
             outputs=PORTS[1],
             build=lambda parts: Net(parts.dtype, gain),  # type: ignore[attr-defined]
+            runs="stage",
         )
         with open_store(self.folder / "bundle") as store:
             workshop = Workshop(
@@ -144,3 +147,106 @@ def test_large_graphs_say_what_takes_long(trial: Trial, monkeypatch: pytest.Monk
     assert trial.said[0].endswith("tracing, and writing 0.0 GB of weights")
     assert trial.said[1].endswith("comparing with torch, reading 0.0 GB of weights layer by layer")
     assert len(trial.said) == 3
+
+
+def test_weight_that_float16_cannot_hold_is_noticed_without_a_probe(tmp_path: Path) -> None:
+    save_file({"weight": torch.full((8, 8), 1e6)}, tmp_path / "model.safetensors")
+
+    class Halved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            with weightless(torch.float16):
+                self.net = nn.Linear(8, 8, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.half()).float()
+
+    axes = {"x": ("batch", 8), "y": ("batch", 8)}
+    with pytest.raises(ProbeError, match=r"net\.weight holds numbers that are too large for float16"):
+        write_graph(
+            Halved(), {"x": torch.randn(3, 8)}, ["y"], axes, tmp_path / "n.onnx", open_weights({"net": tmp_path})
+        )
+    assert not (tmp_path / "n.data").exists()
+
+
+class Attends(nn.Module):
+    """Cells that attend to each other: eight bytes for every pair, scores and shares."""
+
+    def forward(self, latent: Tensor) -> Tensor:
+        cells = latent.flatten(2).transpose(1, 2)[:, None]
+        return nn.functional.scaled_dot_product_attention(cells, cells, cells)[:, 0].transpose(1, 2).view_as(latent)
+
+
+LATENT = Port("latent", "float32", ("batch", 4, "height", "width"))
+
+
+def test_memory_is_known_before_anything_is_computed() -> None:
+    cells = 512 * 512
+    found = working_bytes(Attends(), (LATENT,), {"batch": 1, "height": 512, "width": 512})
+    assert 4 * cells * cells <= found <= 3.1 * 4 * cells * cells
+
+
+def test_memory_that_is_given_back_is_not_counted_twice() -> None:
+    class Chain(nn.Module):
+        def forward(self, latent: Tensor) -> Tensor:
+            for _ in range(10):
+                latent = latent * 2
+            return latent
+
+    one = 4 * 4 * 64 * 64
+    assert working_bytes(Chain(), (LATENT,), {"batch": 1, "height": 64, "width": 64}) <= 1.5 * 3 * one
+
+
+def probed_sizes(
+    tmp_path: Path, resolutions: tuple[tuple[int, int], ...], said: list[str], *, grows: bool = False
+) -> list[dict[str, int]]:
+    large = Port("next_latent", "float32", ("batch", 4, "next_height", "next_width"))
+    recipe = Recipe(
+        name="decode",
+        components=(),
+        inputs=(LATENT, large) if grows else (LATENT,),
+        outputs=(LATENT,),
+        build=lambda _: Attends(),
+        runs="end",
+    )
+    with open_store(tmp_path / "bundle") as store:
+        workshop = Workshop(
+            checkpoint=Checkpoint(tmp_path), cell_px=8, resolutions=resolutions, branches=1, token_axes={},
+            precision="fp32", probe="stages", threads=1, store=store, say=said.append,
+        )  # fmt: skip
+        return [{"height": axes["height"], "width": axes["width"]} for axes in workshop.probe_axes(recipe)]
+
+
+def test_probe_for_which_there_is_no_memory_steps_down_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("lssgen.export.workshop.free_memory", lambda: 8_000_000_000)
+    found = probed_sizes(tmp_path, ((512, 512), (2048, 1024)), said)
+    assert found == [{"height": 64, "width": 64}, {"height": 128, "width": 64}]
+    (line,) = said
+    assert line.startswith("decode is compared with torch at 512 x 1024 px instead of 1024 x 2048 px")
+    assert line.endswith("12.9 GB of memory, and 8.0 GB are free.")
+
+
+def test_probe_for_which_there_is_memory_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for free in (None, 100_000_000_000):
+        monkeypatch.setattr("lssgen.export.workshop.free_memory", lambda free=free: free)
+        assert probed_sizes(tmp_path, ((2048, 1024),), []) == [{"height": 256, "width": 128}]
+
+
+def test_transitions_are_not_probed_beyond_the_largest_resolution(tmp_path: Path) -> None:
+    assert probed_sizes(tmp_path, ((512, 512),), [], grows=True) == [{"height": 32, "width": 32}]
+    assert probed_sizes(tmp_path, ((256, 256), (512, 512)), [], grows=True) == [{"height": 32, "width": 32}]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory"), Exception("std::bad_alloc")])
+def test_memory_that_runs_out_all_the_same_is_called_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("lssgen.export.probe.run_torch", fail)
+    with pytest.raises(ExportError, match=r"not enough memory to compare net with torch at batch 3; .*--probe small"):
+        probe(tmp_path, "fp32", Net(torch.float32), Net(torch.float32))

@@ -128,7 +128,7 @@ def test_old_bundle_stays_whole_until_the_new_one_is(
 def test_folder_with_other_things_is_left_alone(config: ExportConfig, written: list[str]) -> None:
     config.output.mkdir()
     (config.output / "holiday.jpg").write_bytes(b"picture")
-    with pytest.raises(ExportError, match="holds files that are no bundle; choose a new or an empty folder"):
+    with pytest.raises(ExportError, match="holds files and is not a bundle; choose a new or an empty folder"):
         export(config)
     assert written == []
     assert [path.name for path in config.output.iterdir()] == ["holiday.jpg"]

@@ -24,7 +24,7 @@ from lssgen.errors import ExportError, FetchError, ModelError, UnknownModelError
 from lssgen.export import hub, single_file
 from lssgen.export.checkpoint import Checkpoint
 from lssgen.export.config import ExportConfig
-from lssgen.export.export import export
+from lssgen.export.export import design, export
 from lssgen.export.hub import find_model
 from lssgen.export.single_file import BASES, open_single_file
 from lssgen.models.aliases import ALIASES
@@ -220,6 +220,16 @@ def test_keys_that_announce_v_prediction_reach_the_scheduler(sd: Path, tmp_path:
     assert (config["prediction_type"], config["rescale_betas_zero_snr"]) == ("v_prediction", True)
 
 
+def test_a_file_whose_name_tells_few_steps_is_sampled_with_few(sd: Path, tmp_path: Path) -> None:
+    """What its base says about steps, guidance and timesteps is about another model."""
+    file = saved(tmp_path / "hyper_sd_8steps.safetensors", sd_tensors(sd))
+    outline = design(ExportConfig(model=str(file), output=tmp_path / "bundle", base=str(sd)))
+    facts = outline.facts
+    assert (facts.defaults.num_inference_steps, facts.defaults.guidance_scale) == (8, 0.0)
+    assert (facts.scheduler, facts.scheduler_config["timestep_spacing"]) == ("EulerDiscreteScheduler", "trailing")
+    assert any("By its name, hyper_sd_8steps.safetensors is taken for" in note for note in outline.notes)
+
+
 def test_every_kind_of_file_has_an_alias() -> None:
     assert set(BASES.values()) <= set(ALIASES)
 
@@ -303,7 +313,7 @@ def test_base_may_lack_what_is_not_asked_for(sd3: Path, tmp_path: Path) -> None:
     [
         ("model.ckpt", "is pickled, and reading a pickle can run code"),
         ("model.gguf", "is quantised; give the safetensors file"),
-        ("model.safetensors", "is no whole safetensors file"),
+        ("model.safetensors", "is not a whole safetensors file"),
     ],
 )
 def test_file_of_another_sort_is_refused(tmp_path: Path, name: str, words: str) -> None:
@@ -326,7 +336,7 @@ def test_quantised_file_is_refused(sd: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
-        ({"weight": torch.ones(1)}, r"of no kind that diffusers knows.*say which with --base"),
+        ({"weight": torch.ones(1)}, r"of a kind that diffusers does not know.*say which with --base"),
         ({"single_stream_modulation.lin.weight": torch.ones(1)}, "of the kind 'flux-2-dev'"),
         ({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(8, 9, 3, 3)}, "of the kind 'inpainting'"),
     ],

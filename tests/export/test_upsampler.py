@@ -11,11 +11,12 @@ import torch
 from factory import tiny_upsampler, write_json
 from factory_families import PLAYGROUND, tiny_sdxl
 
-from lssgen.bundle import Upsampler, read_bundle, sha256_of
+from lssgen.bundle import read_bundle, sha256_of
 from lssgen.errors import UpsamplerError
 from lssgen.export import upsampler as room
 from lssgen.export.config import ExportConfig
 from lssgen.export.export import export
+from lssgen.manifest import Upsampler
 from lssgen.models.nets.latent_upsampler import WEIGHTS_FILE, LatentUpSampler
 from lssgen.models.published import PUBLISHED, PublishedUpsampler
 

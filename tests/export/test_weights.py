@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lssgen.errors import ModelError
-from lssgen.export.weights import Delta, Weights, open_weights
+from lssgen.export.changes import Delta
+from lssgen.export.weights import Weights, open_weights
 from lssgen.export.writer import weightless
 
 
@@ -90,7 +91,7 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, bytes_left: int) -> N
     checkpoint(tmp_path, tensors())
     file = tmp_path / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:bytes_left])
-    with pytest.raises(ModelError, match="is no whole safetensors file"):
+    with pytest.raises(ModelError, match="is not a whole safetensors file"):
         open_weights({"unet": tmp_path})
 
 
@@ -192,3 +193,16 @@ def test_hashes_follow_the_contents(tmp_path: Path) -> None:
     first = checkpoint(tmp_path / "a", {"w": torch.zeros(2)})
     second = checkpoint(tmp_path / "b", {"w": torch.ones(2)})
     assert set(first.sha256.values()) != set(second.sha256.values())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e5m2])
+def test_weights_that_are_not_numbers_are_noticed_when_they_are_read(
+    tmp_path: Path, value: float, dtype: torch.dtype
+) -> None:
+    save_file({"w": torch.tensor([1.0, value]).to(dtype)}, tmp_path / "model.safetensors")
+    weights = open_weights({"unet": tmp_path})
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged: unet\.w holds NaN or infinity"):
+        weights.tensor("unet.w", torch.float32)
+    with pytest.raises(ModelError, match="holds NaN or infinity"):
+        list(weights.slabs("unet.w", torch.float32))

@@ -14,9 +14,11 @@ from factory import tiny_upsampler
 from torch import Tensor
 
 import lssgen
-from lssgen.bundle import Bundle, Precision
+from lssgen.bundle import Bundle
+from lssgen.engines.demand import Demand
 from lssgen.export.config import ExportConfig
 from lssgen.export.export import export
+from lssgen.manifest import Precision
 from lssgen.models.configs import read_json
 from lssgen.runtime.pipeline import Pipeline
 from lssgen.runtime.results import Result
@@ -71,10 +73,10 @@ class Exported:
 
     def text(self, prompt: str) -> dict[str, Tensor]:
         """What the runtime makes of a prompt, with a batch axis of one."""
-        paths = {name: self.bundle.path(graph.file) for name, graph in self.bundle.manifest.graphs.items()}
         backend = self.run.backend
-        encoder = TextEncoder(self.bundle, backend, lambda name: backend.load(paths[name], name=name))
-        states = encoder.encode(prompt, encoder.lengths(prompt))
+        encoder = TextEncoder(self.bundle, backend)
+        engine = backend.open(self.bundle, Demand(graphs=("text",)))["text"]
+        states = encoder.encode(engine, prompt, encoder.lengths(prompt))
         return {port: torch.from_numpy(np.array(value))[None] for port, value in states.items()}
 
 

@@ -10,7 +10,7 @@ from factory import tiny_sd3
 from factory_families import tiny_cogview4, tiny_flux, tiny_sd, tiny_sdxl
 from loop import relative
 
-from lssgen.bundle import Precision
+from lssgen.manifest import Precision
 
 CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "sd3": tiny_sd3,

@@ -107,6 +107,7 @@ def test_skip_layer_guidance_changes_the_picture(model: Exported) -> None:
 
 @pytest.mark.filterwarnings("ignore::lssgen.runtime.text.PromptWarning")
 @pytest.mark.parametrize("prompt", ["", PROMPT, "circle " * 100])
+@pytest.mark.filterwarnings("ignore:prompt too long")  # one of them is
 def test_text_equals_encode_prompt(model: Exported, prompt: str) -> None:
     tokens, pooled = encoded(model, prompt)
     came = model.text(prompt)

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from toy_bundle import FACTS
 
 from lssgen.bundle import Bundle
+from lssgen.engines.base import Engine
+from lssgen.engines.demand import Demand
 from lssgen.export.tokenizers import convert_tokenizer
 from lssgen.models.nets.cogview4 import MULTIPLE
 from lssgen.models.nets.recipe import TokenRule
@@ -79,6 +81,7 @@ class Both:
     rule: TokenRule
     original: Any
     encoder: TextEncoder
+    engine: Engine
 
     def expected(self, text: str) -> tuple[list[int], list[int]]:
         """Ids and mask as the diffusers pipeline of the family makes them."""
@@ -100,20 +103,21 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         inputs=tuple(Port(port, "int64", shape) for port in ports),
         outputs=tuple(Port(f"{port}_heard", "float32", shape) for port in ports),
         run=lambda given: {f"{port}_heard": given[port].astype(np.float32) for port in ports},
+        runs="prompt",
     )
     bundle = fake_bundle(folder / "bundle", FakeModel(facts=FACTS, networks={"text": echo}))
     tokens = convert_tokenizer(folder / "tokenizer", made.cls, made.rule, bundle.folder / "own.json", "own.json")
     bundle = Bundle(bundle.folder, replace(bundle.manifest, tokenizers=(tokens,)))
     backend = FakeBackend({"text": echo})
-    encoder = TextEncoder(bundle, backend, lambda name: backend.load(bundle.path("text.onnx"), name=name))
+    encoder, engine = TextEncoder(bundle, backend), backend.open(bundle, Demand())["text"]
     original = getattr(transformers, made.cls).from_pretrained(folder / "tokenizer")
-    return Both(made.rule, original, encoder)
+    return Both(made.rule, original, encoder, engine)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXTS)
 def test_ids_and_mask_are_those_of_transformers(both: Both, text: str) -> None:
     ids, mask = both.expected(text)
-    heard = both.encoder.encode(text, both.encoder.lengths(text))
+    heard = both.encoder.encode(both.engine, text, both.encoder.lengths(text))
     assert heard["ids_heard"].tolist() == ids
     assert "mask_heard" not in heard or heard["mask_heard"].tolist() == mask

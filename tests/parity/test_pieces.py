@@ -51,7 +51,7 @@ def test_graph_whose_types_do_not_fit_is_refused(tmp_path: Path) -> None:
     model = onnx.load(path)
     model.graph.node.append(onnx.helper.make_node("Add", ["x", model.graph.initializer[0].name], ["odd"]))
     onnx.save(model, path)
-    with pytest.raises(ProbeError, match=r"net\.onnx is no valid graph"):
+    with pytest.raises(ProbeError, match=r"net\.onnx is not a valid graph"):
         open_pieces(path)
 
 

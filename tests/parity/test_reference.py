@@ -7,9 +7,10 @@ import onnx
 import pytest
 from attention import write_graph
 
-from lssgen.bundle import Precision, read_bundle
+from lssgen.bundle import read_bundle
 from lssgen.engines.demand import Demand, profiles_of
 from lssgen.errors import BuildError
+from lssgen.manifest import Precision
 from lssgen.parity.reference import reference_outputs
 from lssgen.parity.samples import sample_inputs
 from lssgen.ports import Port

@@ -9,6 +9,7 @@ def replace_permuting_einsums(model: ir.Model) -> None:
         if node.op_type != "Einsum" or len(node.inputs) != 1:
             continue
         before, _, after = node.attributes["equation"].as_string().replace(" ", "").partition("->")
+        # Not diagonals ("ii->i"), sums ("ab->a") or broadcast axes ("...ab->...ba").
         if len(set(before)) != len(before) or sorted(before) != sorted(after) or "." in before:
             continue
         new = ir.node(

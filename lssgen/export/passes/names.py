@@ -6,7 +6,7 @@ from collections import Counter
 import onnx_ir as ir
 
 SCOPES = "pkg.torch.onnx.name_scopes"
-"""Where torch's exporter leaves the modules around a node, outermost first, then the node itself."""
+"""Key under which torch's exporter leaves the modules around a node, outermost first, then the node itself."""
 
 
 def name_nodes(model: ir.Model) -> None:

@@ -33,7 +33,7 @@ RULES = (
     rules.unsqueeze_unsqueeze_rule,
     rules.squeeze_reshape_1d_rule,
 )
-"""Those of onnxscript's own set that diffusion models meet. Its `slice_split_rule` compares all pairs of nodes (SD3
+"""Rules of onnxscript's own set that diffusion models meet. Its `slice_split_rule` compares all pairs of nodes (SD3
 would take minutes), and the rules about convolutions and biases look at weights, which are not here yet."""
 
 
