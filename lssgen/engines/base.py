@@ -1,23 +1,28 @@
-"""What every backend offers: devices that hold tensors, and engines that are bound to them once and then run.
+"""What every backend offers: one door to a bundle's engines, devices that hold tensors, and engines that are bound to
+them once and then run.
 
 The life of a network in a run:
 
-    engine  = backend.load(path)                         # weights on the device, once
+    engines = backend.open(bundle, demand)               # compiled where that comes first, weights on the device, once
     x, y    = backend.empty((1, 16, 64, 64), float32), ...
-    step    = engine.bind({"latent": x, "row": row, "next_latent": y, ...})   # shapes checked here, once
+    step    = engines["step"].bind({"latent": x, "row": row, "next_latent": y, ...})   # shapes checked here, once
     row.write(numbers); step()                           # nothing is allocated, checked or copied here
+    engines.require(more)                                # another size, another graph: the same door
 
 A binding is a network at one static shape with fixed addresses: on a GPU backend it is one optimisation profile,
 one execution context and, where possible, one captured CUDA graph.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from time import perf_counter
+from typing import Any, Protocol, Self
 
 import numpy as np
 
-from lssgen.errors import ShapeError
+from lssgen.bundle import Bundle
+from lssgen.engines.demand import Demand
+from lssgen.errors import BundleError, ShapeError
+from lssgen.manifest import Graph
 from lssgen.ports import Array, Port
 
 Binding = Callable[[], None]
@@ -42,8 +47,24 @@ class Buffer(Protocol):
         ...
 
 
+class Mark(Protocol):
+    """A point in the backend's work: what was asked for before it is done when it is reached."""
+
+    def reached(self) -> bool:
+        """Whether the device has come here; does not wait."""
+        ...
+
+    def wait(self) -> None:
+        """Block the host until the device has come here."""
+        ...
+
+    def seconds_since(self, earlier: Self) -> float:
+        """Time on the device between two marks of one backend, both of which it has reached."""
+        ...
+
+
 class Engine(Protocol):
-    """A loaded network."""
+    """A network, compiled or loaded."""
 
     @property
     def name(self) -> str: ...
@@ -65,8 +86,25 @@ class Engine(Protocol):
         """
         ...
 
+
+class Engines(Protocol):
+    """The engines of one bundle on a backend, by graph; from `Backend.open`."""
+
+    def __getitem__(self, graph: str) -> Engine:
+        """The engine of a graph that was demanded. It may be another one after `require`: bind that one again."""
+        ...
+
+    def require(self, demand: Demand) -> None:
+        """See that the engines hold what is demanded, besides all that was demanded before.
+
+        Raises:
+            BundleError: The bundle has no such graph.
+            BackendError, BuildError, StaleEngineError: As for `Backend.open`. What was there before stays.
+        """
+        ...
+
     def close(self) -> None:
-        """Free the weights. Its bindings must not be called any more."""
+        """Free everything. The bindings of its engines must not be called any more."""
         ...
 
 
@@ -76,11 +114,13 @@ class Backend(Protocol):
     @property
     def name(self) -> str: ...
 
-    def load(self, graph: Path, *, name: str) -> Engine:
-        """Load an ONNX graph, or what was built from it.
+    def open(self, bundle: Bundle, demand: Demand) -> Engines:
+        """The engines of a bundle for what is demanded: found, built where they are missing, and loaded.
 
         Raises:
-            BackendError, BuildError, StaleEngineError: As their names say.
+            BundleError: The bundle has no such graph.
+            BackendError: There is not enough memory; known before anything is loaded.
+            BuildError, StaleEngineError: As their names say.
         """
         ...
 
@@ -88,9 +128,40 @@ class Backend(Protocol):
         """A new buffer, contents undefined."""
         ...
 
+    def mark(self) -> Mark:
+        """A mark behind all work so far."""
+        ...
+
     def describe(self) -> Mapping[str, object]:
         """What to write into run.json: versions, device, options."""
         ...
+
+
+class HostMark:
+    """The mark of a backend whose calls return when their work is done."""
+
+    def __init__(self) -> None:
+        self._time = perf_counter()
+
+    def reached(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        pass
+
+    def seconds_since(self, earlier: "HostMark") -> float:
+        return self._time - earlier._time
+
+
+def see_graph(bundle: Bundle, graph: str) -> Graph:
+    """The graph's entry in the manifest.
+
+    Raises:
+        BundleError: The bundle has no such graph.
+    """
+    if graph not in bundle.manifest.graphs:
+        raise BundleError(f"bundle {bundle.folder} has no graph {graph!r}; export the model again")
+    return bundle.manifest.graphs[graph]
 
 
 def check_buffers(engine: str, ports: Sequence[Port], buffers: Mapping[str, Buffer]) -> dict[str, int]:

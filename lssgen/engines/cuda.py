@@ -1,10 +1,13 @@
 """The little of CUDA that engines need: one device, one stream, memory, events, graphs. NVIDIA's cuda-bindings inside.
 
 Everything a device does for lssgen is ordered on one stream, so a write, a network and a read follow each other
-without the host waiting, except in `read` and `synchronize`.
+without the host waiting, except in `read`, `synchronize` and a mark's `wait`. Any thread may call: every call chooses
+the GPU, since CUDA's choice is each thread's own, and whoever puts work on the stream holds `Device.turn`, so that
+nothing of another thread gets into a capture.
 """
 
 import ctypes
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -13,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lssgen.engines.waste import Waste, no_collector
 from lssgen.errors import BackendError, EngineError, ShapeError
 from lssgen.ports import Array
 
@@ -44,13 +48,14 @@ class Device:
     """One GPU and the stream that all work on it goes through.
 
     Args:
-        index: Which GPU, as nvidia-smi counts those that CUDA_VISIBLE_DEVICES leaves.
+        index: Number of the GPU, as nvidia-smi counts those that CUDA_VISIBLE_DEVICES leaves.
 
     Attributes:
         cuda: The module `cuda.bindings.runtime`.
         name: "NVIDIA H100 80GB HBM3".
         target: Its architecture as a build target: "sm90".
         stream: Handle, for libraries that take one.
+        turn: Lock of whoever puts work on the stream; one thread may take it several times.
 
     Raises:
         BackendError: No driver, a driver older than the package, or no such GPU.
@@ -59,41 +64,51 @@ class Device:
     def __init__(self, index: int = 0) -> None:
         self.cuda: Any = bindings()
         self.index = index
+        self.turn = threading.RLock()
+        self.waste = Waste()
+        self._memories: weakref.WeakSet[Memory] = weakref.WeakSet()
         self._see_driver()
-        self.choose()
         properties = self.call("cudaGetDeviceProperties", index)
         self.name: str = properties.name.decode().strip("\0")
         self.target = f"sm{properties.major}{properties.minor}"
         self.stream = int(self.call("cudaStreamCreateWithFlags", self.cuda.cudaStreamNonBlocking))
         self._staging = _Staging(self)
-        weakref.finalize(self, _quietly, self.cuda.cudaStreamDestroy, self.stream)
+        weakref.finalize(self, self.waste.free, self.cuda.cudaStreamDestroy, self.stream)
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """Call a function of the CUDA runtime; the result without its status.
+        """Call a function of the CUDA runtime on this GPU; the result without its status.
 
         Raises:
-            BackendError: Out of device memory.
+            BackendError: Out of memory.
             EngineError: Any other failure, by CUDA's own name.
         """
-        status, *results = getattr(self.cuda, function)(*arguments)
-        if status != self.cuda.cudaError_t.cudaSuccess:
-            if status == self.cuda.cudaError_t.cudaErrorMemoryAllocation:
-                free, total = self.memory()
-                raise BackendError(
-                    f"{self.name} has no room for another {arguments[0] / 1e6:.0f} MB: {free / 1e6:.0f} of "
-                    f"{total / 1e6:.0f} MB are free; close other programs, use fewer pictures at a time or smaller ones"
-                )
-            raise EngineError(f"{function} failed: {status.name}, {self.cuda.cudaGetErrorString(status)[1].decode()}")
+        with self.turn:
+            self.choose()
+            status, *results = getattr(self.cuda, function)(*arguments)
+            if status != self.cuda.cudaError_t.cudaSuccess:
+                raise self._failure(function, arguments, status)
         return results[0] if len(results) == 1 else tuple(results)
 
     def choose(self) -> None:
-        """Let this thread work on this GPU: every thread begins with the first one."""
-        self.call("cudaSetDevice", self.index)
+        """Let this thread work on this GPU: every thread begins with the first one, and other libraries choose too.
+
+        Raises:
+            EngineError: CUDA does not let it.
+        """
+        (status,) = self.cuda.cudaSetDevice(self.index)
+        if status != self.cuda.cudaError_t.cudaSuccess:
+            raise EngineError(f"cudaSetDevice({self.index}) failed: {status.name}")
 
     def memory(self) -> tuple[int, int]:
         """Free and total device memory in bytes."""
-        _, free, total = self.cuda.cudaMemGetInfo()
+        free, total = self.call("cudaMemGetInfo")
         return int(free), int(total)
+
+    @property
+    def allocated(self) -> int:
+        """Device memory in bytes that came from `allocate` and is in use."""
+        with self.turn:
+            return sum(memory.size for memory in self._memories)
 
     def allocate(self, size: int) -> "Memory":
         """Device memory, aligned to 256 bytes; freed with the object.
@@ -101,21 +116,26 @@ class Device:
         Raises:
             BackendError: There is not so much left.
         """
-        return Memory(self, size)
+        memory = Memory(self, size)
+        with self.turn:
+            self._memories.add(memory)
+        return memory
 
     def upload(self, source: Array, target: int) -> None:
         """Copy a contiguous host array to a device address; the array may be reused at once."""
-        self._staging.upload(source.reshape(-1).view(np.uint8), target)
+        with self.turn:
+            self._staging.upload(source.reshape(-1).view(np.uint8), target)
 
     def download(self, source: int, target: Array) -> None:
         """Copy to a contiguous host array, after everything before it on the stream."""
+        self.synchronize()  # without the turn, which a copy to such memory would keep until the stream has come there
         kind = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self.call("cudaMemcpyAsync", target.ctypes.data, source, target.nbytes, kind, self.stream)
         self.synchronize()
 
     def synchronize(self) -> None:
-        """Wait for all work so far."""
-        self.call("cudaStreamSynchronize", self.stream)
+        """Wait for all work so far; other threads may go on meanwhile."""
+        self.event().wait()
 
     def event(self) -> "Event":
         """A mark at the stream's present end."""
@@ -125,21 +145,21 @@ class Device:
         """Record what `work` puts on the stream, without running it.
 
         Raises:
-            EngineError: The work cannot be captured.
+            EngineError: The work cannot be captured, or there is no memory for the graph. The stream is as before.
         """
-        self.call(
-            "cudaStreamBeginCapture", self.stream, self.cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        )
-        try:
-            work()
-        except BaseException:
-            self.cuda.cudaStreamEndCapture(self.stream)
-            raise
-        recorded = self.call("cudaStreamEndCapture", self.stream)
-        try:
-            return Graph(self, self.call("cudaGraphInstantiate", recorded, 0))
-        finally:
-            self.call("cudaGraphDestroy", recorded)
+        mode = self.cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        with self.turn, no_collector(), self.waste.kept():
+            self.call("cudaStreamBeginCapture", self.stream, mode)
+            try:
+                work()
+            except BaseException:
+                self._end_failed_capture()
+                raise
+            recorded = self.call("cudaStreamEndCapture", self.stream)
+            try:
+                return Graph(self, self.call("cudaGraphInstantiate", recorded, 0))
+            finally:
+                self.call("cudaGraphDestroy", recorded)
 
     def describe(self) -> dict[str, object]:
         """For run.json."""
@@ -150,6 +170,23 @@ class Device:
             "runtime_cuda": _dotted(self.call("cudaRuntimeGetVersion")),
             "memory_bytes": self.memory()[1],
         }
+
+    def _failure(self, function: str, arguments: Sequence[Any], status: Any) -> EngineError:
+        self.cuda.cudaGetLastError()  # else the next one to ask, a library's kernel launch, is told of this one
+        if status != self.cuda.cudaError_t.cudaErrorMemoryAllocation:
+            return EngineError(f"{function} failed: {status.name}, {self.cuda.cudaGetErrorString(status)[1].decode()}")
+        wanted = f"another {arguments[0] / 1e6:.0f} MB" if function == "cudaMalloc" else f"what {function} needs"
+        _, free, total = self.cuda.cudaMemGetInfo()
+        return BackendError(
+            f"{self.name} has no room for {wanted}: {free / 1e6:.0f} of {total / 1e6:.0f} MB are free; close other "
+            "programs, use fewer pictures at a time or smaller ones"
+        )
+
+    def _end_failed_capture(self) -> None:
+        status, recorded = self.cuda.cudaStreamEndCapture(self.stream)
+        if status == self.cuda.cudaError_t.cudaSuccess:
+            self.call("cudaGraphDestroy", recorded)
+        self.cuda.cudaGetLastError()
 
     def _see_driver(self) -> None:
         cuda = self.cuda
@@ -172,12 +209,17 @@ class Device:
 
 
 class Memory:
-    """Device memory. `address` stays the same until the object dies."""
+    """Device memory; see `Device.allocate`.
+
+    Attributes:
+        size: Number of bytes.
+        address: Address on the device; the same until the object dies.
+    """
 
     def __init__(self, device: Device, size: int) -> None:
         self.size = size
         self.address = int(device.call("cudaMalloc", max(size, _ALIGNMENT)))
-        weakref.finalize(self, _quietly, device.cuda.cudaFree, self.address)
+        weakref.finalize(self, device.waste.free, device.cuda.cudaFree, self.address)
 
 
 class CudaBuffer:
@@ -213,25 +255,37 @@ class CudaBuffer:
 
 
 class Event:
-    """A mark on the stream."""
+    """A point on the stream; `lssgen.engines.base.Mark`."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self.handle = device.call("cudaEventCreateWithFlags", 0)
-        weakref.finalize(self, _quietly, device.cuda.cudaEventDestroy, self.handle)
+        weakref.finalize(self, device.waste.free, device.cuda.cudaEventDestroy, self.handle)
         self.record()
 
     def record(self) -> None:
         """Move the mark to the stream's present end."""
         self._device.call("cudaEventRecord", self.handle, self._device.stream)
 
-    def wait(self) -> None:
-        """Block the host until the stream has come here."""
-        self._device.call("cudaEventSynchronize", self.handle)
+    def reached(self) -> bool:
+        cuda = self._device.cuda
+        self._device.choose()
+        (status,) = cuda.cudaEventQuery(self.handle)
+        if status == cuda.cudaError_t.cudaErrorNotReady:
+            return False
+        if status != cuda.cudaError_t.cudaSuccess:
+            raise EngineError(f"the work before a mark failed: {status.name}")
+        return True
 
-    def milliseconds_since(self, earlier: "Event") -> float:
-        """Time on the device between two marks that it has passed."""
-        return float(self._device.call("cudaEventElapsedTime", earlier.handle, self.handle))
+    def wait(self) -> None:
+        cuda = self._device.cuda
+        self._device.choose()
+        (status,) = cuda.cudaEventSynchronize(self.handle)  # not by `call`: others may have their turn
+        if status != cuda.cudaError_t.cudaSuccess:
+            raise EngineError(f"the work before a mark failed: {status.name}")
+
+    def seconds_since(self, earlier: "Event") -> float:
+        return float(self._device.call("cudaEventElapsedTime", earlier.handle, self.handle)) / 1e3
 
 
 class Graph:
@@ -240,7 +294,7 @@ class Graph:
     def __init__(self, device: Device, handle: Any) -> None:
         self._device = device
         self._handle = handle
-        weakref.finalize(self, _quietly, device.cuda.cudaGraphExecDestroy, handle)
+        weakref.finalize(self, device.waste.free, device.cuda.cudaGraphExecDestroy, handle)
 
     def launch(self) -> None:
         self._device.call("cudaGraphLaunch", self._handle, self._device.stream)
@@ -249,13 +303,13 @@ class Graph:
 class _Staging:
     """Pinned host memory that uploads go through, so that they neither wait nor keep the caller's array.
 
-    Blocks are filled in turn; one is used again once the last copy out of it is done.
+    Blocks are filled in turn; one is used again once the last copy out of it is done. Whoever uploads has the turn.
     """
 
     def __init__(self, device: Device) -> None:
         self._device = weakref.proxy(device)
         self._address = int(device.call("cudaHostAlloc", _BLOCKS * _BLOCK_BYTES, device.cuda.cudaHostAllocDefault))
-        weakref.finalize(self, _quietly, device.cuda.cudaFreeHost, self._address)
+        weakref.finalize(self, device.waste.free, device.cuda.cudaFreeHost, self._address)
         self._bytes = np.ctypeslib.as_array((ctypes.c_uint8 * (_BLOCKS * _BLOCK_BYTES)).from_address(self._address))
         self._left = [Event(self._device) for _ in range(_BLOCKS)]
         self._block = 0
@@ -280,8 +334,3 @@ class _Staging:
 def _dotted(version: int) -> str:
     """13050 -> "13.5"."""
     return f"{version // 1000}.{version % 1000 // 10}"
-
-
-def _quietly(function: Callable[[Any], object], handle: Any) -> None:
-    """Free something; at interpreter exit the driver may be gone already."""
-    function(handle)

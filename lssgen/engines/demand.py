@@ -1,25 +1,70 @@
-"""Which sizes a graph is compiled for: a pure function of the manifest and of what is asked.
+"""What runs need of a bundle, and for which sizes that makes its graphs run: a pure function of the manifest.
 
 A compiled engine holds several profiles. Each pins every dynamic axis to one size (min = opt = max), so that kernels
 are chosen for exactly that size and scratch memory is no larger than it must be. Only token axes that follow the
 prompt's length stay ranges.
-
-    graph              one profile for each
-    text               (one: prompts are encoded one at a time)
-    step               resolution, number of guidance branches, batch
-    transition_<space> pair of resolutions that double, batch
-    decode             resolution that no other one doubles, where pictures end; one picture at a time
-    encode             resolution; one picture at a time
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
-from lssgen.bundle import Manifest, Tokens
+from lssgen.choices import choice, refuse_outside
 from lssgen.errors import BuildError
+from lssgen.manifest import Gates, Graph, Manifest, Quantity, Tokens
+from lssgen.plan.options import MOST_SIDE_PX
 from lssgen.ports import Port
 
 Size = tuple[int, int]
+
+MOST_BATCH = 4096
+"""Pictures painted together; a device holds hundreds of small ones at most."""
+
+_SIZES = "what to compile for"
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What one wants to run.
+
+    Attributes:
+        graphs: Names of the graphs; empty for all of the bundle.
+        batches: Numbers of pictures painted together; a profile each.
+        branches: Numbers of guidance branches of a step; empty for the model's own: 2 where guidance is by branches
+            (and 3 where there is skip-layer guidance), else 1.
+        resolutions: Stage sizes in pixels (height, width), smallest first; empty for the manifest's.
+        previews: True where the picture of every stage is decoded, and not only the last one's.
+
+    Raises:
+        BuildError: A number that cannot be one of pictures, branches or pixels.
+    """
+
+    graphs: tuple[str, ...] = ()
+    batches: tuple[int, ...] = choice(
+        (1,), name="--batch", help="pictures painted together", metavar="N,...", least=1, most=MOST_BATCH, group=_SIZES
+    )
+    branches: tuple[int, ...] = choice(
+        (),
+        help="guidance branches of a step",
+        metavar="N,...",
+        least=1,
+        most=3,
+        group=_SIZES,
+        unset="the model's own",
+    )
+    resolutions: tuple[Size, ...] = choice(
+        (),
+        aliases=("--size",),
+        help="stage sizes in pixels: 512,1024 or 512x768",
+        least=1,
+        most=MOST_SIDE_PX,
+        group=_SIZES,
+        unset="those that the bundle was exported for",
+    )
+    previews: bool = choice(False, help="also for pictures of the stages before the last one", group=_SIZES)
+
+    def __post_init__(self) -> None:
+        refuse_outside(self, BuildError)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -60,79 +105,49 @@ class Profile:
         return all(size in self.axes[name] for name, size in axes.items() if name in self.axes)
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What one wants to run.
-
-    Attributes:
-        batches: Numbers of pictures painted together; a profile each.
-        branches: Guidance branches of a step; empty for the model's own: 2 where guidance is by branches (and 3 where
-            there is skip-layer guidance), else 1.
-        resolutions: Stage sizes in pixels (height, width), smallest first; empty for the manifest's.
-    """
-
-    batches: tuple[int, ...] = (1,)
-    branches: tuple[int, ...] = ()
-    resolutions: tuple[Size, ...] = ()
-
-
 def profiles_of(manifest: Manifest, demand: Demand) -> dict[str, tuple[Profile, ...]]:
-    """The profiles of every graph of a bundle, smallest first. Graphs that never run at these sizes are left out.
+    """The profiles of every graph that is demanded, smallest first. Graphs that never run at these sizes are left out.
 
     Raises:
-        BuildError: A resolution is no multiple of the latent cell, or a port has an axis that nothing here decides.
+        BuildError: A resolution is not a multiple of the latent cell, or a port has an axis that the manifest does not
+            explain.
     """
     tokens = token_axes(manifest)
     found: dict[str, tuple[Profile, ...]] = {}
-    for name, graph in manifest.graphs.items():
-        inputs, outputs = _axes(graph.inputs), _axes(graph.outputs)
-        profiles: list[Profile] = []
-        for sizes in graph_sizes(name, manifest, demand):
-            known = {axis: fixed(size) for axis, size in sizes.items()} | tokens
-            if unknown := sorted(inputs - set(known)):
-                raise BuildError(
-                    f"graph {name!r} has axes {', '.join(unknown)}, which no resolution, batch or tokenizer decides; "
-                    "export the model again with this version of lssgen"
-                )
-            profile = Profile({axis: known[axis] for axis in sorted((inputs | outputs) & set(known))})
-            if profile not in profiles:
-                profiles.append(profile)
+    for name in demand.graphs or manifest.graphs:
+        graph = manifest.graphs[name]
+        profiles = dict.fromkeys(
+            tuple(sorted(_axes(name, graph, sizes, tokens).items())) for sizes in _occasions(manifest, graph, demand)
+        )
         if profiles:
-            found[name] = tuple(profiles)
+            found[name] = tuple(Profile(dict(axes)) for axes in profiles)
     return found
 
 
-def graph_sizes(name: str, manifest: Manifest, demand: Demand) -> list[dict[str, int]]:
-    """Sizes of the axes that resolution, batch and guidance decide, for every profile of a graph.
+def stage_quantities(cell_px: int, size: Size, following: Size | None = None) -> dict[Quantity, int]:
+    """What a stage's size decides.
 
-    Raises:
-        BuildError: A resolution is no multiple of the latent cell.
+    Args:
+        cell_px: Pixels along one side of a latent cell.
+        size: (height, width) of the stage in cells.
+        following: The same of the next stage, for a transition.
     """
-    resolutions = demand.resolutions or manifest.resolutions
-    batches = demand.batches if name == "step" or name.startswith("transition_") else (1,)
-    if name == "text":
-        places: list[dict[str, int]] = [{}]
-    elif name == "step":
-        branches = demand.branches or branch_counts(manifest)
-        places = [_here(manifest, size) | {"branches": count} for size in resolutions for count in branches]
-    elif name.startswith("transition_"):
-        places = [
-            _here(manifest, size) | {f"next_{axis}": cells for axis, cells in _here(manifest, _double(size)).items()}
-            for size in resolutions
-            if _double(size) in resolutions
-        ]
-    elif name == "decode":
-        places = [_here(manifest, size) for size in resolutions if _double(size) not in resolutions]
-    else:
-        places = [_here(manifest, size) for size in resolutions]
-    return [place | {"batch": batch} for place in places for batch in batches]
+    height, width = size
+    found: dict[Quantity, int] = {
+        "one": 1,
+        "height": height,
+        "width": width,
+        "picture_height": height * cell_px,
+        "picture_width": width * cell_px,
+    }
+    return found if following is None else {**found, "next_height": following[0], "next_width": following[1]}
 
 
 def branch_counts(manifest: Manifest) -> tuple[int, ...]:
     """How many guidance branches the steps of a model's usual run evaluate."""
     if manifest.facts.guidance != "branches":
         return (1,)
-    return (2,) if manifest.skip_layers is None else (2, 3)
+    return (2, 3) if manifest.feeds(Gates) else (2,)
 
 
 def token_axes(manifest: Manifest) -> dict[str, Extent]:
@@ -148,7 +163,8 @@ def token_axes(manifest: Manifest) -> dict[str, Extent]:
         for graph in manifest.graphs.values()
         for port in graph.inputs
         if port.name in rules
-        for axis in _axes([port]) - {"batch"}
+        for axis in port.shape
+        if isinstance(axis, str) and graph.axes.get(axis) == "tokens"
     }
     return usual | spoken
 
@@ -160,17 +176,59 @@ def _length(tokens: Tokens) -> Extent:
     return Extent(shortest, min(tokens.length, max(shortest, tokens.length // 4)), tokens.length)
 
 
-def _here(manifest: Manifest, size: Size) -> dict[str, int]:
+def _occasions(manifest: Manifest, graph: Graph, demand: Demand) -> list[dict[Quantity, int]]:
+    """What every quantity that the graph counts is, on every occasion on which it runs; smallest stage first."""
+    counted = set(graph.axes.values())
+    branches = (demand.branches or branch_counts(manifest)) if "branches" in counted else (1,)
+    batches = demand.batches if "batch" in counted else (1,)
+    return [
+        {**place, "branches": count, "batch": batch}
+        for place, count, batch in product(_places(manifest, graph, demand), branches, batches)
+    ]
+
+
+def _places(manifest: Manifest, graph: Graph, demand: Demand) -> Sequence[dict[Quantity, int]]:
+    """The stages at which the graph runs; none at all for one that runs for prompts."""
+    sizes = [_cells(manifest, size) for size in demand.resolutions or manifest.resolutions]
+    cell_px = manifest.facts.cell_px
+    match graph.runs:
+        case "prompt":
+            return [{"one": 1}]
+        case "transition":
+            return [stage_quantities(cell_px, size, _double(size)) for size in sizes if _double(size) in sizes]
+        case "end" if not demand.previews:
+            return [stage_quantities(cell_px, size) for size in sizes if _double(size) not in sizes]
+        case _:
+            return [stage_quantities(cell_px, size) for size in sizes]
+
+
+def _axes(name: str, graph: Graph, sizes: Mapping[Quantity, int], tokens: Mapping[str, Extent]) -> dict[str, Extent]:
+    """Extents of the axes that the graph's ports name.
+
+    Raises:
+        BuildError: The manifest does not explain an axis of an input.
+    """
+    known = {axis: fixed(sizes[what]) for axis, what in graph.axes.items() if what in sizes}
+    known |= {axis: extent for axis, extent in tokens.items() if graph.axes.get(axis) == "tokens"}
+    if unknown := sorted(_named(graph.inputs) - set(known)):
+        raise BuildError(
+            f"graph {name!r} has axes {', '.join(unknown)}, which the bundle's manifest does not explain; export the "
+            "model again with this version of lssgen"
+        )
+    return {axis: known[axis] for axis in _named((*graph.inputs, *graph.outputs)) & set(known)}
+
+
+def _cells(manifest: Manifest, size: Size) -> Size:
     cell = manifest.facts.cell_px
     height, width = size
     if height % cell or width % cell:
-        raise BuildError(f"resolution {height} x {width} is no multiple of the model's latent cell of {cell} pixels")
-    return {"height": height // cell, "width": width // cell, "picture_height": height, "picture_width": width}
+        raise BuildError(f"resolution {width} x {height} is not a multiple of the model's latent cell of {cell} pixels")
+    return height // cell, width // cell
 
 
 def _double(size: Size) -> Size:
     return (2 * size[0], 2 * size[1])
 
 
-def _axes(ports: Iterable[Port]) -> set[str]:
+def _named(ports: Iterable[Port]) -> set[str]:
     return {axis for port in ports for axis in port.shape if isinstance(axis, str)}

@@ -7,31 +7,36 @@ tied to such a value. Between two runs of a binding nothing is allocated, checke
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from lssgen.bundle import Graph
-from lssgen.engines.base import Binding, Buffer, check_buffers
-from lssgen.engines.graphs import bundle_of, stored_bytes
-from lssgen.engines.options import EngineOptions
-from lssgen.engines.trt.fit import in_turn_bytes, stays
-from lssgen.engines.trt.report import megabytes
+from lssgen.bundle import Bundle
+from lssgen.engines.base import Binding, Buffer, HostMark, check_buffers, see_graph
+from lssgen.engines.demand import Demand
+from lssgen.engines.memory import in_turn_bytes, megabytes, stays
+from lssgen.engines.options import OrtCudaOptions, OrtOptions
 from lssgen.errors import BackendError, BuildError, EngineError, ShapeError
+from lssgen.machine import at_most_cpus
+from lssgen.manifest import Graph
 from lssgen.ports import Array, Port
 
 _LOG = logging.getLogger("lssgen")
-_DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(double)": "float64",
-    "tensor(int64)": "int64",
-    "tensor(int32)": "int32",
-    "tensor(uint8)": "uint8",
-    "tensor(bool)": "bool",
-}
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+HEAVY = frozenset(
+    (
+        "Attention", "MultiHeadAttention", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Conv", "FusedConv",
+        "ConvTranspose", "Softmax", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization",
+        "GroupNormalization", "GroupNorm", "InstanceNormalization", "Gelu", "Resize",
+    )
+)  # fmt: skip
+"""Operators that work on whole tensors of a network. Shape arithmetic belongs on the CPU, and is placed there."""
+
 _SILENT = 4  # what ONNX Runtime would log, it also raises
 
 
@@ -61,31 +66,24 @@ class OrtBuffer:
 
 
 class OrtEngine:
-    """A graph, and its session from `wake` to `sleep`; `lssgen.engines.base.Engine`.
+    """A graph of a bundle, and its session from `wake` to `sleep`; `lssgen.engines.base.Engine`.
 
     Args:
         backend: Opens the session.
-        name: For messages.
+        name: Name for messages.
         path: The ONNX file.
-        known: The graph's entry in the manifest, for a graph that need not be loaded now; else its ports are asked
-            of a session.
-        stays: Whether it keeps its session in low-memory mode.
+        graph: The graph's entry in the manifest.
     """
 
-    def __init__(self, backend: "OrtBackend", name: str, path: Path, *, known: Graph | None, stays: bool) -> None:
+    def __init__(self, backend: "OrtBackend", name: str, path: Path, graph: Graph) -> None:
         self._backend = backend
         self._name = name
         self._path = path
-        self.stays = stays
+        self._graph = graph
         self._session: ort.InferenceSession | None = None
         self._bindings: weakref.WeakSet[_OrtBinding] = weakref.WeakSet()
         self._closed = False
-        if known is None:
-            session = self.wake()
-            self._inputs = tuple(_port(value) for value in session.get_inputs())
-            self._outputs = tuple(_port(value) for value in session.get_outputs())
-        else:
-            self._inputs, self._outputs = known.inputs, known.outputs
+        self.stays = False
 
     @property
     def name(self) -> str:
@@ -93,21 +91,21 @@ class OrtEngine:
 
     @property
     def inputs(self) -> tuple[Port, ...]:
-        return self._inputs
+        return self._graph.inputs
 
     @property
     def outputs(self) -> tuple[Port, ...]:
-        return self._outputs
+        return self._graph.outputs
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Binding:
-        if self._closed:
-            raise EngineError(f"{self._name} was closed and cannot be bound any more; load it again")
-        check_buffers(self._name, (*self._inputs, *self._outputs), buffers)
+        self._see_open("bound")
+        check_buffers(self._name, (*self.inputs, *self.outputs), buffers)
         binding = _OrtBinding(self, {name: _own(buffer) for name, buffer in buffers.items()})
         self._bindings.add(binding)
         return binding
 
     def close(self) -> None:
+        """Free the session for good."""
         self._closed = True
         self.sleep()
 
@@ -117,8 +115,7 @@ class OrtEngine:
         Raises:
             EngineError: The engine was closed, or the graph cannot be loaded.
         """
-        if self._closed:
-            raise EngineError(f"{self._name} was closed and cannot run any more; load it again")
+        self._see_open("run")
         if self._session is None:
             self._backend.make_way(self)
             self._session = self._backend.open_session(self._path, self._name)
@@ -129,6 +126,10 @@ class OrtEngine:
         for binding in self._bindings:
             binding.untie()
         self._session = None
+
+    def _see_open(self, what: str) -> None:
+        if self._closed:
+            raise EngineError(f"{self._name} was closed and cannot be {what} any more; open the bundle again")
 
 
 class _OrtBinding:
@@ -162,61 +163,93 @@ class _OrtBinding:
         return tied
 
 
+class OrtEngines:
+    """The engines of a bundle; `lssgen.engines.base.Engines`."""
+
+    def __init__(self, backend: "OrtBackend", bundle: Bundle, demand: Demand) -> None:
+        self._backend = backend
+        self._bundle = bundle
+        self._engines: dict[str, OrtEngine] = {}
+        self.require(demand)
+
+    def __getitem__(self, graph: str) -> OrtEngine:
+        return self._engines[graph]
+
+    def require(self, demand: Demand) -> None:
+        graphs = demand.graphs or tuple(self._bundle.manifest.graphs)
+        new = [graph for graph in graphs if graph not in self._engines]
+        if not new:
+            return
+        for graph in new:
+            entry = see_graph(self._bundle, graph)
+            name = f"{self._bundle.manifest.facts.name}/{graph}"
+            self._engines[graph] = OrtEngine(self._backend, name, self._bundle.path(entry.file), entry)
+        self._weigh()
+        if not self._backend.low_memory:
+            self._wake(new)
+
+    def close(self) -> None:
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+    def _weigh(self) -> None:
+        """Say what the weights will take, and which networks are too small to be worth moving."""
+        sizes = {graph: self._bundle.stored_bytes(graph) for graph in self._engines}
+        if self._backend.device != "cpu":
+            _LOG.info("%s", predicted(list(sizes.values()), low_memory=self._backend.low_memory))
+        for graph, engine in self._engines.items():
+            engine.stays = stays(sizes[graph], max(sizes.values()))
+
+    def _wake(self, graphs: Sequence[str]) -> None:
+        try:
+            for graph in graphs:
+                self._engines[graph].wake()
+        except EngineError:
+            for graph in graphs:
+                self._engines.pop(graph).close()
+            raise
+
+
 class OrtBackend:
-    """ONNX Runtime on one device.
+    """ONNX Runtime on one device; `lssgen.engines.base.Backend`.
 
     Args:
+        options: How to run.
         provider: "CPUExecutionProvider" or "CUDAExecutionProvider".
-        threads: CPU threads of one operator; 0 lets ONNX Runtime use every core.
-        device_id: Which GPU.
-        low_memory: Keep the session of one large graph at a time. A graph of a bundle is then loaded when it first
-            runs, and not before.
 
     Raises:
         BackendError: The installed ONNX Runtime has no such provider.
     """
 
-    def __init__(
-        self,
-        provider: str = "CPUExecutionProvider",
-        *,
-        threads: int = 0,
-        device_id: int = 0,
-        low_memory: bool = False,
-    ) -> None:
+    def __init__(self, options: OrtOptions | None = None, provider: str = CPU) -> None:
         if provider not in ort.get_available_providers():
             raise BackendError(
                 f"the installed onnxruntime {ort.__version__} has no {provider}, only "
                 f'{", ".join(ort.get_available_providers())}; for NVIDIA GPUs: pip install "lssgen[onnxruntime-gpu]"'
             )
+        options = options or OrtOptions()
+        self._options = replace(options, threads=at_most_cpus(options.threads, "threads", _LOG.warning))
         self._provider = provider
-        self._threads = threads
-        self._device = "cuda" if provider == "CUDAExecutionProvider" else "cpu"
-        self._device_id = device_id
-        self._low_memory = low_memory
+        self.device = "cuda" if provider == CUDA else "cpu"
+        self._device_id = self._options.device_id if isinstance(self._options, OrtCudaOptions) else 0
         self._awake: weakref.ref[OrtEngine] | None = None
-        self._told: set[Path] = set()
 
     @property
     def name(self) -> str:
-        return "onnxruntime" if self._device == "cpu" else f"onnxruntime-{self._device}"
+        return "onnxruntime" if self.device == "cpu" else f"onnxruntime-{self.device}"
 
-    def load(self, graph: Path, *, name: str) -> OrtEngine:
-        asked = self._low_memory or self._device != "cpu"  # for sizes; else the start is not held up by the manifest
-        found = bundle_of(graph) if asked else None
-        if found is None:
-            return OrtEngine(self, name, graph, known=None, stays=False)
-        bundle, own = found
-        weights = {each: stored_bytes(bundle, part) for each, part in bundle.manifest.graphs.items()}
-        if self._device != "cpu" and bundle.folder not in self._told:
-            self._told.add(bundle.folder)
-            _LOG.info("%s", predicted(list(weights.values()), low_memory=self._low_memory))
-        known = bundle.manifest.graphs[own] if self._low_memory else None
-        return OrtEngine(self, name, graph, known=known, stays=stays(weights[own], max(weights.values())))
+    @property
+    def low_memory(self) -> bool:
+        """Whether one large graph has a session at a time."""
+        return self._options.low_memory
+
+    def open(self, bundle: Bundle, demand: Demand) -> OrtEngines:
+        return OrtEngines(self, bundle, demand)
 
     def make_way(self, engine: OrtEngine) -> None:
         """In low-memory mode: a large engine gets a session now, so the last one that did frees its own."""
-        if self._low_memory and not engine.stays:
+        if self.low_memory and not engine.stays:
             awake = self._awake() if self._awake else None
             if awake is not None:
                 awake.sleep()
@@ -227,57 +260,82 @@ class OrtBackend:
 
         Raises:
             BackendError: The graph's types or the provider's libraries do not fit this machine.
-            BuildError: The file is no graph that ONNX Runtime takes.
+            BuildError: ONNX Runtime does not take the file.
         """
         options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
+        options.intra_op_num_threads = self._options.threads
         options.log_severity_level = _SILENT
-        settings = {} if self._device == "cpu" else {"device_id": str(self._device_id)}
+        if self.device != "cpu":
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
-            session = ort.InferenceSession(graph, options, providers=[(self._provider, settings)])
+            session = ort.InferenceSession(graph, options, providers=[(self._provider, self._settings())])
         except Exception as error:  # ONNX Runtime has a dozen unrelated exception classes
             reason = str(error).rpartition(" : ")[2].strip()
             if "NOT_IMPLEMENTED" in str(error):
                 raise BackendError(
-                    f"{name} cannot run in ONNX Runtime on {self._device}: {reason}. It has no bfloat16 networks "
+                    f"{name} cannot run in ONNX Runtime on {self.device}: {reason}. It has no bfloat16 networks "
                     "on the CPU; export with --precision fp32 or fp16, or run on a GPU"
                 ) from error
             raise BuildError(f"ONNX Runtime cannot load {name} from {graph}: {reason}") from error
-        if session.get_providers()[0] != self._provider:
-            raise BackendError(
-                f"ONNX Runtime fell back to {session.get_providers()[0]} for {name}: the libraries of "
-                f"{self._provider} do not load; check the GPU driver, CUDA and cuDNN"
-            )
+        self._see_placement(session, name)
         return session
 
     def empty(self, shape: Sequence[int], dtype: Any) -> OrtBuffer:
-        return OrtBuffer(shape, dtype, self._device, self._device_id)
+        return OrtBuffer(shape, dtype, self.device, self._device_id)
+
+    def mark(self) -> HostMark:
+        return HostMark()  # ONNX Runtime waits for its device at the end of every run
 
     def describe(self) -> Mapping[str, object]:
         return {
             "backend": self.name,
             "onnxruntime": ort.__version__,
             "provider": self._provider,
-            "device_id": self._device_id,
-            "threads": self._threads,
-            "low_memory": self._low_memory,
+            **asdict(self._options),
             "graph_optimization_level": ort.SessionOptions().graph_optimization_level.name,
         }
 
+    def _settings(self) -> dict[str, str]:
+        """Options of the provider. CUDA's TF32 is on unless told otherwise, and fp32 shall mean fp32."""
+        if not isinstance(self._options, OrtCudaOptions):
+            return {}
+        return {"device_id": str(self._device_id), "use_tf32": str(int(self._options.tf32))}
 
-def open_cpu(options: EngineOptions) -> OrtBackend:
-    """The "onnxruntime" engine of the registry; there is one CPU, whatever `device_id` says."""
-    return OrtBackend("CPUExecutionProvider", threads=options.threads, low_memory=options.low_memory)
+    def _see_placement(self, session: ort.InferenceSession, name: str) -> None:
+        """See that nothing heavy runs elsewhere than it should: a node without a kernel falls to the CPU in silence.
+
+        Raises:
+            BackendError: Names the nodes.
+        """
+        if session.get_providers()[0] != self._provider:
+            raise BackendError(
+                f"ONNX Runtime fell back to {session.get_providers()[0]} for {name}: the libraries of "
+                f"{self._provider} do not load; check the GPU driver, CUDA and cuDNN"
+            )
+        if self.device == "cpu":
+            return
+        strays = [
+            f"{node.name} ({node.op_type})"
+            for part in session.get_provider_graph_assignment_info()
+            if part.ep_name != self._provider
+            for node in part.get_nodes()
+            if node.op_type in HEAVY
+        ]
+        if strays:
+            raise BackendError(
+                f"onnxruntime {ort.__version__} has no {self.device} kernel for {len(strays)} nodes of {name}, which "
+                f"would run on the CPU: {', '.join(strays[:3])}; upgrade with pip install -U onnxruntime-gpu"
+            )
 
 
-def open_cuda(options: EngineOptions) -> OrtBackend:
+def open_cpu(options: OrtOptions) -> OrtBackend:
+    """The "onnxruntime" engine of the registry."""
+    return OrtBackend(options, CPU)
+
+
+def open_cuda(options: OrtCudaOptions) -> OrtBackend:
     """The "onnxruntime-cuda" engine of the registry."""
-    return OrtBackend(
-        "CUDAExecutionProvider",
-        threads=options.threads,
-        device_id=options.device_id,
-        low_memory=options.low_memory,
-    )
+    return OrtBackend(options, CUDA)
 
 
 def predicted(weights: Sequence[int], *, low_memory: bool) -> str:
@@ -293,10 +351,3 @@ def _own(buffer: Buffer) -> OrtBuffer:
             f"ONNX Runtime binds its own buffers, not a {type(buffer).__name__}; use the backend's empty()"
         )
     return buffer
-
-
-def _port(value: Any) -> Port:
-    if value.type not in _DTYPES:
-        raise BackendError(f"port {value.name} has type {value.type}; ports are one of {', '.join(_DTYPES.values())}")
-    shape = tuple(f"{value.name}.{axis}" if size is None else size for axis, size in enumerate(value.shape))
-    return Port(value.name, _DTYPES[value.type], shape)

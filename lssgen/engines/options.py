@@ -1,32 +1,63 @@
-"""What a user may choose about a backend, whichever it is."""
+"""What a user may choose about the engines. Each backend has its own options; the words are common to all."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
-from lssgen import paths
-from lssgen.engines.demand import Demand
-from lssgen.engines.trt.compiler import BuildOptions
-from lssgen.engines.trt.report import Bounds
+from lssgen.choices import choice, refuse_outside
+from lssgen.errors import BackendError
+
+
+class EngineOptions(TypedDict, total=False):
+    """Every word that some backend takes; explained by the options of the backends."""
+
+    threads: int
+    device_id: int
+    low_memory: bool
+    tf32: bool
+    engines: Path
+    refit: bool
+    weight_streaming: bool
+    max_scratch: float
+    allow_unfused: int
+
+
+MOST_DEVICES, MOST_THREADS = 1023, 1_000_000
+"""Numbers beyond what any machine has, and not beyond what libraries can read."""
+
+THREADS = "CPU threads of one operator, at most the machine's; 0 leaves it to the engine"
+DEVICE = "which GPU, as nvidia-smi counts those that CUDA_VISIBLE_DEVICES leaves"
+LOW_MEMORY = "load text encoders, network and VAE in turn, and free each"
+TF32 = "let fp32 networks use TF32; off, fp32 means fp32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineOptions:
-    """How graphs are run, and compiled where that comes first. A backend takes what it has a use for.
+class OrtOptions:
+    """ONNX Runtime on the CPU.
 
     Attributes:
-        threads: CPU threads of one operator; 0 leaves it to the backend.
-        device_id: Which GPU.
-        low_memory: Keep the weights of one large network at a time: loaded when it runs, freed when another one does.
-        engines: Folder of compiled engines.
-        demand: Sizes to compile for.
-        build: What else changes a compiled engine.
-        bounds: What a compiled engine may be.
+        threads: CPU threads of one operator, at most as many as the machine has; 0 lets ONNX Runtime use every core.
+        low_memory: Keep the session of one large graph at a time: loaded when it runs, freed when another one does.
+
+    Raises:
+        BackendError: A number that cannot be one of threads or devices.
     """
 
-    threads: int = 0
-    device_id: int = 0
-    low_memory: bool = False
-    engines: Path = field(default_factory=paths.engines)
-    demand: Demand = field(default_factory=Demand)
-    build: BuildOptions = field(default_factory=BuildOptions)
-    bounds: Bounds = field(default_factory=Bounds)
+    threads: int = choice(0, help=THREADS, metavar="N", least=0, most=MOST_THREADS)
+    low_memory: bool = choice(False, help=LOW_MEMORY)
+
+    def __post_init__(self) -> None:
+        refuse_outside(self, BackendError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrtCudaOptions(OrtOptions):
+    """ONNX Runtime on an NVIDIA GPU.
+
+    Attributes:
+        device_id: Number of the GPU.
+        tf32: Let fp32 arithmetic use 10 bits of mantissa in tensor cores, which ONNX Runtime does unless told not to.
+    """
+
+    device_id: int = choice(0, name="--device", help=DEVICE, metavar="N", least=0, most=MOST_DEVICES)
+    tf32: bool = choice(False, help=TF32)

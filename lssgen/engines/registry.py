@@ -1,9 +1,9 @@
 """The engines by name. A backend's library is imported when somebody asks for it, and not before."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from importlib import import_module
-from typing import cast
+from typing import Any, Unpack
 
 from lssgen.engines.base import Backend
 from lssgen.engines.options import EngineOptions
@@ -15,40 +15,72 @@ class Place:
     """Where a backend is made.
 
     Attributes:
-        module, function: `function(options)` in `lssgen.engines.<module>` returns the backend.
-        extra: What pip must install for it.
+        function: `function(options)` returns the backend; as "module:name" below `lssgen.engines`.
+        options: Class of its options, as "module:name"; importing it needs no library.
+        extra: Extra that pip must install for it.
     """
 
-    module: str
     function: str
+    options: str
     extra: str
 
 
 ENGINES = {
-    "onnxruntime": Place("onnxruntime", "open_cpu", "onnxruntime"),
-    "onnxruntime-cuda": Place("onnxruntime", "open_cuda", "onnxruntime-gpu"),
-    "tensorrt": Place("trt.backend", "open_tensorrt", "tensorrt"),
-    "tensorrt-rtx": Place("trt.backend", "open_tensorrt_rtx", "tensorrt-rtx"),
+    "onnxruntime": Place("onnxruntime:open_cpu", "options:OrtOptions", "onnxruntime"),
+    "onnxruntime-cuda": Place("onnxruntime:open_cuda", "options:OrtCudaOptions", "onnxruntime-gpu"),
+    "tensorrt": Place("trt.backend:open_tensorrt", "trt.options:TrtOptions", "tensorrt"),
+    "tensorrt-rtx": Place("trt.backend:open_tensorrt_rtx", "trt.options:TrtOptions", "tensorrt-rtx"),
 }
 
 
-def open_backend(name: str, options: EngineOptions) -> Backend:
+def open_backend(name: str, **options: Unpack[EngineOptions]) -> Backend:
     """The backend of that name, on one device.
 
     Args:
         name: A key of `ENGINES`.
-        options: How to run there.
+        options: How to run there; fields of `options_class(name)`.
 
     Raises:
-        BackendError: No such name, or its library, driver or device is missing.
+        BackendError: No such name or option, or its library, driver or device is missing.
     """
-    place = ENGINES.get(name)
-    if place is None:
-        raise BackendError(f"there is no engine called {name!r}; choose one of {', '.join(ENGINES)}")
+    chosen = options_from_words(name, options)
+    place = ENGINES[name]
     try:
-        make = getattr(import_module(f"lssgen.engines.{place.module}"), place.function)
+        make = _named(place.function)
     except ImportError as error:
         raise BackendError(
             f'engine {name!r} needs {error.name or error}; install it with pip install "lssgen[{place.extra}]"'
         ) from error
-    return cast(Callable[[EngineOptions], Backend], make)(options)
+    return make(chosen)
+
+
+def options_class(name: str) -> type:
+    """Class of a backend's options.
+
+    Raises:
+        BackendError: No such name.
+    """
+    if name not in ENGINES:
+        raise BackendError(f"there is no engine called {name!r}; choose one of {', '.join(ENGINES)}")
+    return _named(ENGINES[name].options)
+
+
+def options_from_words(name: str, words: EngineOptions) -> Any:
+    """A backend's options, with its defaults for what is not given.
+
+    Raises:
+        BackendError: No such backend, or it has no such option; says which it has.
+    """
+    made = options_class(name)
+    known = [one.name for one in fields(made)]
+    for word in words:
+        if word not in known:
+            near = get_close_matches(word, known, 1)
+            advice = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+            raise BackendError(f"engine {name!r} has no option {word!r}; {advice}")
+    return made(**words)
+
+
+def _named(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(f"lssgen.engines.{module}"), name)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from lssgen.bundle import Manifest, SkipLayers, Tokens, read_bundle
-from lssgen.engines.demand import Demand, Extent, Profile, fixed, graph_sizes, profiles_of, token_axes
+from lssgen.bundle import read_bundle
+from lssgen.engines.demand import Demand, Extent, Profile, fixed, profiles_of, token_axes
 from lssgen.errors import BuildError
+from lssgen.manifest import Gates, Graph, Manifest, Tokens
 from lssgen.ports import Port
 
 
@@ -19,6 +20,10 @@ def manifest(toy: Path) -> Manifest:
 
 def sizes(manifest: Manifest, graph: str, demand: Demand = Demand()) -> list[dict[str, int]]:  # noqa: B008 - frozen
     return [{axis: e.best for axis, e in p.axes.items()} for p in profiles_of(manifest, demand)[graph]]
+
+
+def with_step(manifest: Manifest, step: Graph) -> Manifest:
+    return replace(manifest, graphs={**manifest.graphs, "step": step})
 
 
 def test_the_step_has_a_profile_for_each_resolution(manifest: Manifest) -> None:
@@ -56,7 +61,8 @@ def test_branches_are_those_of_the_models_guidance(manifest: Manifest) -> None:
 
     assert branches(manifest) == {2}
     assert branches(replace(manifest, facts=replace(manifest.facts, guidance="embedded"))) == {1}
-    assert branches(replace(manifest, skip_layers=SkipLayers(layers=(7,), num_layers=24))) == {2, 3}
+    gated = replace(manifest.graphs["step"], feeds={**manifest.graphs["step"].feeds, "gates": Gates(skipped=(7,))})
+    assert branches(with_step(manifest, gated)) == {2, 3}
     assert branches(manifest, Demand(branches=(1, 2))) == {1, 2}
 
 
@@ -78,21 +84,21 @@ def test_a_prompt_axis_is_pinned_or_a_range_as_its_tokenizer_fills_up(manifest: 
 def test_an_axis_that_joins_encoders_has_its_usual_size(manifest: Manifest) -> None:
     step = manifest.graphs["step"]
     joined = Port("text", "float32", ("branches", "batch", "all_tokens", 1))
-    graphs = {**manifest.graphs, "step": replace(step, inputs=(*step.inputs[:-1], joined))}
+    wider = replace(step, inputs=(*step.inputs[:-1], joined), axes={**step.axes, "all_tokens": "tokens"})
     usual = {**manifest.token_axes, "all_tokens": 333}
-    assert sizes(replace(manifest, graphs=graphs, token_axes=usual), "step")[0]["all_tokens"] == 333
+    assert sizes(replace(with_step(manifest, wider), token_axes=usual), "step")[0]["all_tokens"] == 333
 
 
 def test_an_axis_that_nothing_decides_is_named(manifest: Manifest) -> None:
     step = manifest.graphs["step"]
     odd = replace(step, inputs=(*step.inputs, Port("x", "float32", ("frames",))))
-    with pytest.raises(BuildError, match="graph 'step' has axes frames, which no resolution"):
-        profiles_of(replace(manifest, graphs={**manifest.graphs, "step": odd}), Demand())
+    with pytest.raises(BuildError, match="graph 'step' has axes frames, which the bundle's manifest does not explain"):
+        profiles_of(with_step(manifest, odd), Demand())
 
 
 def test_a_resolution_between_latent_cells_is_refused(manifest: Manifest) -> None:
-    with pytest.raises(BuildError, match="resolution 60 x 64 is no multiple of the model's latent cell of 8 pixels"):
-        graph_sizes("step", manifest, Demand(resolutions=((60, 64),)))
+    with pytest.raises(BuildError, match="resolution 64 x 60 is not a multiple of the model's latent cell of 8 pixels"):
+        profiles_of(manifest, Demand(resolutions=((60, 64),)))
 
 
 def test_a_profile_holds_what_lies_inside_its_extents() -> None:
@@ -101,3 +107,11 @@ def test_a_profile_holds_what_lies_inside_its_extents() -> None:
     assert not profile.holds({"batch": 1, "tokens": 257})
     assert not profile.holds({"batch": 2, "tokens": 64})
     assert str(profile) == "batch 1, tokens 16..256"
+
+
+def test_only_the_graphs_that_are_demanded_have_profiles(manifest: Manifest) -> None:
+    assert set(profiles_of(manifest, Demand(graphs=("step", "decode")))) == {"step", "decode"}
+
+
+def test_where_stages_are_shown_the_picture_of_every_stage_is_decoded(manifest: Manifest) -> None:
+    assert [p["picture_height"] for p in sizes(manifest, "decode", Demand(previews=True))] == [32, 64]

@@ -1,16 +1,16 @@
 """The GPU check finds what is wrong, skips what is not there, and says both."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.gpu import check, latency, parity
+from benchmarks.gpu import check, latency, layers, parity
 from lssgen.bundle import read_bundle
-from lssgen.engines.onnxruntime import OrtBackend
-from lssgen.engines.options import EngineOptions
+from lssgen.engines.onnxruntime import OrtBackend, OrtOptions
 from lssgen.engines.registry import open_backend
 from lssgen.errors import BackendError
 
@@ -33,19 +33,19 @@ class Off(OrtBackend):
 
 @pytest.fixture(scope="module")
 def off() -> Off:
-    return Off(threads=1)
+    return Off(OrtOptions(threads=1))
 
 
 def test_a_right_backend_is_right_for_every_graph_at_every_size(toy: Path, off: Off) -> None:
     off.share = 0.0
-    verdicts = list(parity.graph_verdicts(read_bundle(toy), open_backend("onnxruntime", EngineOptions(threads=1)), off))
+    verdicts = list(parity.graph_verdicts(read_bundle(toy), open_backend("onnxruntime", threads=1), off))
     assert {verdict.state for verdict in verdicts} == {"ok"}
     assert sum("step" in verdict.what for verdict in verdicts) == 2
 
 
 def test_a_backend_that_is_off_by_a_hundredth_is_wrong(toy: Path, off: Off) -> None:
     off.share = 0.01
-    verdicts = list(parity.graph_verdicts(read_bundle(toy), open_backend("onnxruntime", EngineOptions(threads=1)), off))
+    verdicts = list(parity.graph_verdicts(read_bundle(toy), open_backend("onnxruntime", threads=1), off))
     assert all(verdict.state == "WRONG" for verdict in verdicts if "decode" not in verdict.what)
 
 
@@ -56,7 +56,7 @@ def test_a_result_that_is_not_a_number_is_wrong() -> None:
 
 def test_whole_runs_are_compared_too(toy: Path, off: Off) -> None:
     off.share = 0.0
-    verdicts = list(parity.run_verdicts(read_bundle(toy), open_backend("onnxruntime", EngineOptions(threads=1)), off))
+    verdicts = list(parity.run_verdicts(read_bundle(toy), open_backend("onnxruntime", threads=1), off))
     assert [(verdict.what, verdict.state) for verdict in verdicts] == [
         ("toy whole run, staged", "ok"),
         ("toy whole run, single stage", "ok"),
@@ -65,7 +65,7 @@ def test_whole_runs_are_compared_too(toy: Path, off: Off) -> None:
 
 def test_timings_name_steps_stages_and_gaps(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "ROUNDS", 1)
-    backend = open_backend("onnxruntime", EngineOptions(threads=1))
+    backend = open_backend("onnxruntime", threads=1)
     alone = latency.step_timings(read_bundle(toy), backend)
     timings = latency.run_timings(read_bundle(toy), backend, alone)
     assert [timing.what for timing in alone] == [
@@ -78,7 +78,7 @@ def test_timings_name_steps_stages_and_gaps(toy: Path, monkeypatch: pytest.Monke
 def test_without_a_gpu_the_check_says_what_it_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def nothing(engine: str, _: EngineOptions) -> Any:
+    def nothing(engine: str) -> Any:
         raise BackendError(f"no {engine} here")
 
     monkeypatch.setattr(check, "open_backend", nothing)
@@ -92,6 +92,29 @@ def test_a_wrong_result_is_the_exit_status(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: Off
 ) -> None:
     off.share = 0.5
-    monkeypatch.setattr(check, "open_backend", lambda name, _: off if name == "tensorrt" else OrtBackend(threads=1))
+    monkeypatch.setattr(check, "open_backend", lambda name: off if name == "tensorrt" else OrtBackend())
     arguments = ["--bundle", str(toy), "--engines", "tensorrt", "--full-size", "--output", str(tmp_path / "check.json")]
     assert check.main(arguments) == 1
+
+
+def test_every_tensor_inside_a_graph_is_compared_worst_first(toy: Path) -> None:
+    pytest.importorskip("polygraphy", reason="polygraphy is not installed")
+    bundle = read_bundle(toy)
+    path, inputs = bundle.path("decode.onnx"), {"latent": np.random.default_rng(0).standard_normal((1, 4, 8, 8))}
+    inputs["latent"] = inputs["latent"].astype(np.float32)
+    runners = [layers.onnxruntime_runner(path), layers.onnxruntime_runner(path)]
+    runners[1].name = "other"
+    found = layers.compared("toy decode, layer", runners, inputs, 1e-3)
+    assert {"toy decode, layer scaled", "toy decode, layer clipped"} <= {verdict.what for verdict in found}
+    assert {(verdict.engine, verdict.state, verdict.error) for verdict in found} == {("other", "ok", 0.0)}
+
+
+def test_without_polygraphy_or_tensorrt_layers_are_skipped_and_that_is_said(
+    toy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "polygraphy.backend.onnx", None)
+    record = check.Record({})
+    check.look_inside(read_bundle(toy), "step", record)
+    assert record.layers == []
+    assert record.skipped[0].startswith("layers of toy step: ")
+    assert "skipped   layers of toy step: " in capsys.readouterr().out

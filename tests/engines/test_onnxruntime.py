@@ -1,21 +1,27 @@
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx.parser import parse_model
+from toy_bundle import FACTS
 
-from lssgen.bundle import read_bundle
-from lssgen.engines.graphs import stored_bytes
-from lssgen.engines.onnxruntime import OrtBackend, predicted
-from lssgen.errors import BackendError, BuildError, EngineError, ShapeError
+from lssgen.bundle import Bundle, read_bundle
+from lssgen.engines.demand import Demand
+from lssgen.engines.onnxruntime import CUDA, OrtBackend, OrtEngine, predicted
+from lssgen.engines.options import OrtCudaOptions, OrtOptions
+from lssgen.errors import BackendError, BuildError, BundleError, EngineError, ShapeError
+from lssgen.manifest import Graph
 from lssgen.ports import Port
 from lssgen.runtime import Pipeline
-from lssgen.testing import FakeBuffer
+from lssgen.testing import FakeBuffer, FakeModel, fake_bundle
 
 ADD = "(float[batch, 4] x, float[batch, 4] y) => (float[batch, 4] z) { z = Add (x, y) }"
 HALF = """(float[batch, 4] x) => (float[batch, 4] z) {
@@ -25,20 +31,40 @@ HALF = """(float[batch, 4] x) => (float[batch, 4] z) {
 }"""
 
 
-def graph(folder: Path, body: str) -> Path:
-    path = folder / "graph.onnx"
-    onnx.save(parse_model(f'<ir_version: 10, opset_import: ["" : 23]> graph {body}'), path)
-    return path
+def graph(folder: Path, body: str) -> Bundle:
+    """A bundle of one graph, called "toy"; it counts nothing, since nothing is compiled for sizes here."""
+    model = parse_model(f'<ir_version: 10, opset_import: ["" : 23]> graph {body}')
+    bundle = fake_bundle(folder, FakeModel(facts=FACTS, networks={}))
+    onnx.save(model, folder / "toy.onnx")
+    entry = Graph(
+        file="toy.onnx", sha256={}, key="", precision="fp32", inputs=ports(model.graph.input),
+        outputs=ports(model.graph.output), runs="stage", axes={},
+    )  # fmt: skip
+    return Bundle(folder, replace(bundle.manifest, graphs={"toy": entry}))
+
+
+def ports(values: Any) -> tuple[Port, ...]:
+    return tuple(
+        Port(v.name, "float32", tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim)) for v in values
+    )
+
+
+def opened(backend: OrtBackend, bundle: Bundle) -> OrtEngine:
+    return backend.open(bundle, Demand())["toy"]
+
+
+def low_memory() -> OrtBackend:
+    return OrtBackend(OrtOptions(threads=1, low_memory=True))
 
 
 @pytest.fixture
 def backend() -> OrtBackend:
-    return OrtBackend(threads=1)
+    return OrtBackend(OrtOptions(threads=1))
 
 
-def bound(backend: OrtBackend, path: Path) -> tuple[Any, dict[str, Any]]:
+def bound(backend: OrtBackend, bundle: Bundle) -> tuple[Any, dict[str, Any]]:
     buffers = {name: backend.empty((2, 4), np.float32) for name in "xyz"}
-    return backend.load(path, name="toy/add").bind(buffers), buffers
+    return opened(backend, bundle).bind(buffers), buffers
 
 
 def test_a_binding_reads_its_inputs_and_writes_its_outputs_in_place(tmp_path: Path, backend: OrtBackend) -> None:
@@ -61,7 +87,7 @@ def test_what_was_read_stays_the_readers(tmp_path: Path, backend: OrtBackend) ->
 
 
 def test_one_binding_feeds_the_next_without_the_host(tmp_path: Path, backend: OrtBackend) -> None:
-    engine = backend.load(graph(tmp_path, ADD), name="toy/add")
+    engine = opened(backend, graph(tmp_path, ADD))
     a, b, one = (backend.empty((2, 4), np.float32) for _ in range(3))
     there, back = engine.bind({"x": a, "y": one, "z": b}), engine.bind({"x": b, "y": one, "z": a})
     a.write(np.zeros((2, 4)))
@@ -81,13 +107,13 @@ def test_a_write_converts_the_type_and_refuses_another_shape(backend: OrtBackend
 
 
 def test_ports_are_those_of_the_graph(tmp_path: Path, backend: OrtBackend) -> None:
-    engine = backend.load(graph(tmp_path, ADD), name="toy/add")
+    engine = opened(backend, graph(tmp_path, ADD))
     assert engine.inputs == (Port("x", "float32", ("batch", 4)), Port("y", "float32", ("batch", 4)))
     assert engine.outputs == (Port("z", "float32", ("batch", 4)),)
 
 
 def test_buffers_that_do_not_fit_are_refused_when_bound(tmp_path: Path, backend: OrtBackend) -> None:
-    engine = backend.load(graph(tmp_path, ADD), name="toy/add")
+    engine = opened(backend, graph(tmp_path, ADD))
     x, y, z = backend.empty((2, 4), np.float32), backend.empty((3, 4), np.float32), backend.empty((2, 4), np.float32)
     with pytest.raises(ShapeError, match="axis 'batch' is 2 elsewhere"):
         engine.bind({"x": x, "y": y, "z": z})
@@ -98,27 +124,28 @@ def test_buffers_that_do_not_fit_are_refused_when_bound(tmp_path: Path, backend:
 
 
 def test_a_graph_that_fails_while_it_runs_is_named_with_its_shapes(tmp_path: Path, backend: OrtBackend) -> None:
-    path = graph(tmp_path, "(float[a, b] x, float[c, d] y) => (float[a, d] z) { z = MatMul (x, y) }")
+    bundle = graph(tmp_path, "(float[a, b] x, float[c, d] y) => (float[a, d] z) { z = MatMul (x, y) }")
     buffers = {"x": backend.empty((2, 3), np.float32), "y": backend.empty((4, 5), np.float32)}
-    run = backend.load(path, name="toy/product").bind(buffers | {"z": backend.empty((2, 5), np.float32)})
-    with pytest.raises(EngineError, match=r"toy/product failed .*x\[2, 3\], y\[4, 5\]"):
+    run = opened(backend, bundle).bind(buffers | {"z": backend.empty((2, 5), np.float32)})
+    with pytest.raises(EngineError, match=r"toy/toy failed .*x\[2, 3\], y\[4, 5\]"):
         run()
 
 
 def test_a_bfloat16_graph_is_refused_with_what_to_do(tmp_path: Path, backend: OrtBackend) -> None:
     with pytest.raises(BackendError, match="no bfloat16 networks on the CPU; export with --precision fp32 or fp16"):
-        backend.load(graph(tmp_path, HALF), name="toy/step")
+        opened(backend, graph(tmp_path, HALF))
 
 
 def test_a_damaged_graph_is_refused_with_its_path(tmp_path: Path, backend: OrtBackend) -> None:
-    path = graph(tmp_path, ADD)
+    bundle = graph(tmp_path, ADD)
+    path = tmp_path / "toy.onnx"
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(BuildError, match=r"cannot load toy/add from .*graph\.onnx"):
-        backend.load(path, name="toy/add")
+    with pytest.raises(BuildError, match=r"cannot load toy/toy from .*toy\.onnx"):
+        opened(backend, bundle)
 
 
 def test_a_closed_engine_binds_nothing(tmp_path: Path, backend: OrtBackend) -> None:
-    engine = backend.load(graph(tmp_path, ADD), name="toy/add")
+    engine = opened(backend, graph(tmp_path, ADD))
     engine.close()
     with pytest.raises(EngineError, match="was closed"):
         engine.bind({name: backend.empty((2, 4), np.float32) for name in "xyz"})
@@ -126,7 +153,7 @@ def test_a_closed_engine_binds_nothing(tmp_path: Path, backend: OrtBackend) -> N
 
 def test_a_provider_that_is_not_installed_is_refused_with_the_extra() -> None:
     with pytest.raises(BackendError, match=r"has no WebGPU, only .*lssgen\[onnxruntime-gpu\]"):
-        OrtBackend("WebGPU")
+        OrtBackend(provider="WebGPU")
 
 
 def test_the_description_holds_what_decides_speed(backend: OrtBackend) -> None:
@@ -136,8 +163,8 @@ def test_the_description_holds_what_decides_speed(backend: OrtBackend) -> None:
 
 
 def test_in_low_memory_mode_one_graph_is_loaded_at_a_time(toy: Path) -> None:
-    backend = OrtBackend(threads=1, low_memory=True)
-    engines = [backend.load(toy / f"{name}.onnx", name=name) for name in ("step", "decode")]
+    opened = low_memory().open(read_bundle(toy), Demand())
+    engines = [opened["step"], opened["decode"]]
     assert [engine._session for engine in engines] == [None, None]
     for engine in (*engines, *engines):
         session = weakref.ref(engine.wake())
@@ -146,8 +173,9 @@ def test_in_low_memory_mode_one_graph_is_loaded_at_a_time(toy: Path) -> None:
 
 
 def test_a_binding_outlives_its_session_and_frees_it(toy: Path) -> None:
-    backend = OrtBackend(threads=1, low_memory=True)
-    decode, encode = (backend.load(toy / f"{name}.onnx", name=name) for name in ("decode", "encode"))
+    backend = low_memory()
+    opened = backend.open(read_bundle(toy), Demand())
+    decode, encode = opened["decode"], opened["encode"]
     latent, picture = backend.empty((1, 4, 4, 4), np.float32), backend.empty((1, 32, 32, 3), np.uint8)
     latent.write(np.ones((1, 4, 4, 4)))
     run = decode.bind({"latent": latent, "picture": picture})
@@ -162,15 +190,42 @@ def test_a_binding_outlives_its_session_and_frees_it(toy: Path) -> None:
 
 
 def test_a_run_in_low_memory_mode_is_the_same_run(toy: Path) -> None:
-    options = {"seed": 1, "num_inference_steps": 4, "scaling_space": "latent"}
-    plain, low = (Pipeline(read_bundle(toy), OrtBackend(threads=1, low_memory=low)) for low in (False, True))
+    options: Any = {"seed": 1, "num_inference_steps": 4, "scaling_space": "latent"}
+    plain, low = (
+        Pipeline(read_bundle(toy), OrtBackend(OrtOptions(threads=1, low_memory=low))) for low in (False, True)
+    )
     np.testing.assert_array_equal(low("a star", **options).latents, plain("a star", **options).latents)
     assert low.backend.describe()["low_memory"] is True
 
 
+def test_only_the_graphs_that_are_demanded_are_loaded(toy: Path, backend: OrtBackend) -> None:
+    opened = backend.open(read_bundle(toy), Demand(graphs=("text", "step")))
+    step = opened["step"]
+    with pytest.raises(KeyError):
+        opened["decode"]
+    opened.require(Demand(graphs=("step", "decode")))
+    assert opened["step"] is step
+    assert opened["decode"].outputs[0].name == "picture"
+
+
+def test_a_graph_that_the_bundle_does_not_have_is_refused(toy: Path, backend: OrtBackend) -> None:
+    with pytest.raises(BundleError, match=r"has no graph 'transition_resnet'; export the model again"):
+        backend.open(read_bundle(toy), Demand(graphs=("transition_resnet",)))
+
+
+def test_what_was_open_stays_where_more_cannot_be_had(toy: Path, tmp_path: Path, backend: OrtBackend) -> None:
+    folder = copytree(toy, tmp_path / "toy")
+    opened = backend.open(read_bundle(folder), Demand(graphs=("step",)))
+    (folder / "decode.onnx").write_bytes(b"nonsense")
+    for _ in range(2):
+        with pytest.raises(BuildError, match="cannot load toy/decode"):
+            opened.require(Demand(graphs=("step", "decode")))
+    assert opened["step"].wake() is not None
+
+
 def test_the_weights_of_a_bundle_are_predicted_from_its_files(toy: Path) -> None:
     bundle = read_bundle(toy)
-    assert stored_bytes(bundle, bundle.manifest.graphs["step"]) == (toy / "step.onnx").stat().st_size
+    assert bundle.stored_bytes("step") == (toy / "step.onnx").stat().st_size
     assert predicted([40_000_000, 1_600_000_000, 30_000_000], low_memory=False).startswith(
         "predicted device memory: weights of 1670 MB (1670 MB with --low-memory); ONNX Runtime does not say"
     )
@@ -181,16 +236,67 @@ def test_a_small_graph_stays_in_low_memory_mode(toy: Path, tmp_path: Path) -> No
     folder = copytree(toy, tmp_path / "toy")
     with (folder / "step.onnx").open("ab") as file:
         file.write(b"\xfa\x3f\x80\x80\x04" + bytes(2**16))  # an unknown field of 64 KiB
-    backend = OrtBackend(threads=1, low_memory=True)
-    step, decode = (backend.load(folder / f"{name}.onnx", name=name) for name in ("step", "decode"))
+    opened = low_memory().open(read_bundle(folder), Demand())
+    step, decode = opened["step"], opened["decode"]
     step.wake()
     decode.wake()
     assert step._session is not None
 
 
 def test_a_closed_engine_runs_nothing(tmp_path: Path, backend: OrtBackend) -> None:
-    engine = backend.load(graph(tmp_path, ADD), name="toy/add")
+    engine = opened(backend, graph(tmp_path, ADD))
     run = engine.bind({name: backend.empty((2, 4), np.float32) for name in "xyz"})
     engine.close()
-    with pytest.raises(EngineError, match="was closed and cannot run"):
+    with pytest.raises(EngineError, match="was closed and cannot be run"):
         run()
+
+
+class Session:
+    """What ONNX Runtime says about a session on a GPU; its names."""
+
+    made: ClassVar[dict[str, Any]] = {}
+    placed: ClassVar[dict[str, list[tuple[str, str]]]] = {}
+
+    def __init__(self, path: Any, options: Any, providers: Any) -> None:
+        del path
+        Session.made = {"settings": providers[0][1], "options": options}
+
+    def get_providers(self) -> list[str]:
+        return [CUDA, "CPUExecutionProvider"]
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        return [
+            SimpleNamespace(
+                ep_name=ep, get_nodes=lambda nodes=nodes: [SimpleNamespace(name=n, op_type=o) for n, o in nodes]
+            )
+            for ep, nodes in self.placed.items()
+        ]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> type[Session]:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA])
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    monkeypatch.setattr(Session, "placed", {CUDA: [("a", "MatMul")], "CPUExecutionProvider": [("b", "Shape")]})
+    return Session
+
+
+def test_fp32_means_fp32_on_a_gpu_unless_tf32_is_asked_for(toy: Path, gpu: type[Session]) -> None:
+    for tf32 in (False, True):
+        OrtBackend(OrtCudaOptions(device_id=1, tf32=tf32), CUDA).open(read_bundle(toy), Demand(graphs=("step",)))
+        assert gpu.made["settings"] == {"device_id": "1", "use_tf32": str(int(tf32))}
+
+
+def test_an_attention_that_fell_to_the_cpu_is_named_and_refused(toy: Path, gpu: type[Session]) -> None:
+    gpu.placed["CPUExecutionProvider"] += [("blocks.0/Attention", "Attention"), ("c", "Concat")]
+    with pytest.raises(BackendError, match=r"no cuda kernel for 1 nodes of toy/step, .*: blocks\.0/Attention \(Att"):
+        OrtBackend(OrtCudaOptions(), CUDA).open(read_bundle(toy), Demand(graphs=("step",)))
+
+
+def test_placement_is_asked_for_by_a_word_that_onnx_runtime_knows(toy: Path) -> None:
+    """The double above stands for this: the real session tells where its nodes are."""
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = ort.InferenceSession(toy / "step.onnx", options, providers=["CPUExecutionProvider"])
+    nodes = [node.op_type for part in session.get_provider_graph_assignment_info() for node in part.get_nodes()]
+    assert "Tanh" in nodes

@@ -5,190 +5,182 @@ one context a binding    its profile, shapes and addresses never change, so its 
 one arena                scratch memory of all contexts of all engines, since they run one after another
 """
 
-import logging
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from lssgen.bundle import Bundle
-from lssgen.engines.cuda import CudaBuffer, Device, Memory
-from lssgen.engines.graphs import bundle_of
-from lssgen.engines.options import EngineOptions
-from lssgen.engines.trt.cache import Entry, entry_at
+from lssgen.engines.base import see_graph
+from lssgen.engines.cuda import CudaBuffer, Device, Event
+from lssgen.engines.demand import Demand, Profile, profiles_of
+from lssgen.engines.trt.cache import Entry
 from lssgen.engines.trt.engine import TrtEngine
-from lssgen.engines.trt.fit import Need, device_bytes, misfits, stays
-from lssgen.engines.trt.library import Flavour, Library, open_library
-from lssgen.engines.trt.order import Order, build_engines, progress_bar
-from lssgen.engines.trt.report import Report, megabytes
-from lssgen.errors import BackendError, BundleError, EngineError, StaleEngineError
-
-_LOG = logging.getLogger("lssgen")
-_CUDA_BYTES = 500_000_000
-"""What the CUDA context and the libraries take; 300 to 500 MB are usual."""
+from lssgen.engines.trt.library import Flavour, Library, require_library
+from lssgen.engines.trt.need import arranged
+from lssgen.engines.trt.options import TrtOptions, bounds, build_options
+from lssgen.engines.trt.order import Order, engines_for
+from lssgen.engines.trt.progress import progress_bar
+from lssgen.engines.trt.residence import Residence
+from lssgen.errors import BackendError, EngineError
 
 
 class TensorRT:
     """`lssgen.engines.base.Backend` on one GPU.
 
-    When the first graph of a bundle is loaded, engines that are missing are built, and the device memory of the whole
-    run is predicted.
-
     Args:
-        library: From `open_library`.
+        library: From `require_library`.
         device: The GPU.
-        order: What to build where something is missing. Its targets do not matter: the device is the target.
-        low_memory: Keep the weights of one large engine at a time on the device. Chosen, with a warning, where they
-            do not fit together.
+        options: What the user chose. Low-memory mode is chosen, with a warning, where engines do not fit together.
 
     Raises:
         BackendError: The library does not start on this device.
     """
 
-    def __init__(self, library: Library, device: Device, order: Order, *, low_memory: bool = False) -> None:
-        self.library = library
-        self.device = device
-        self.low_memory = low_memory
-        self._order = replace(order, targets=(device.target,), device_id=device.index)
-        self._engines: dict[Path, dict[str, Entry]] = {}
-        self._arena: Memory | None = None
-        self._predicted = 0
-        self._largest = 0
-        self._awake: weakref.ref[TrtEngine] | None = None
+    def __init__(self, library: Library, device: Device, options: TrtOptions) -> None:
+        self._library = library
+        self._device = device
+        self._options = options
+        self._residence = Residence(device, low_memory=options.low_memory)
+        self._opened: weakref.WeakSet[TrtEngines] = weakref.WeakSet()
+        device.choose()
         with library.listen() as log:
-            self.runtime: Any = library.module.Runtime(library.logger)
-            if self.runtime is None:
+            self._runtime: Any = library.module.Runtime(library.logger)
+            if self._runtime is None:
                 raise BackendError(f"{library.flavour} does not start on {device.name}: {log.reason()}")
 
     @property
     def name(self) -> str:
-        return self.library.flavour
+        return self._library.flavour
 
-    def load(self, graph: Path, *, name: str) -> TrtEngine:
-        """Load a graph of a bundle (its .onnx file), or the folder of an engine.
+    @property
+    def low_memory(self) -> bool:
+        """Whether the weights of one large engine are on the device at a time."""
+        return self._residence.low_memory
 
-        Raises:
-            BackendError: Not enough device memory; known before anything is loaded.
-            BuildError: The engine was missing, and cannot be built.
-            StaleEngineError: The engine is for another device, or of another library or version.
-            EngineError: The engine is damaged.
-            BundleError: The graph is of no bundle.
-        """
-        if graph.is_dir():
-            entries, own = self._given(graph)
-        else:
-            found = bundle_of(graph)
-            if found is None:
-                raise BundleError(
-                    f"{graph} is no graph of a bundle; {self.name} needs the manifest to know the sizes to build for"
-                )
-            bundle, own = found
-            entries = self._built(bundle)
-            if own not in entries:
-                raise EngineError(f"{name} has no engine: no run at the bundle's resolutions needs this graph")
-        self._make_room([entry.report for entry in entries.values()])
-        return TrtEngine(self, name, entries[own])
+    def open(self, bundle: Bundle, demand: Demand) -> "TrtEngines":
+        engines = TrtEngines(self, bundle)
+        engines.require(demand)
+        self._opened.add(engines)
+        return engines
 
     def empty(self, shape: Sequence[int], dtype: Any) -> CudaBuffer:
-        return CudaBuffer(self.device, shape, dtype)
+        return CudaBuffer(self._device, shape, dtype)
+
+    def mark(self) -> Event:
+        return self._device.event()
 
     def describe(self) -> Mapping[str, object]:
         return {
             "backend": self.name,
-            "version": self.library.version,
-            **self.device.describe(),
+            "version": self._library.version,
+            **self._device.describe(),
             "low_memory": self.low_memory,
-            "engine_folder": str(self._order.folder),
-            "predicted_bytes": self._predicted,
-            "engines": {entry.report.graph: entry.key for built in self._engines.values() for entry in built.values()},
+            "engine_folder": str(self._options.engines),
+            "predicted_bytes": self._residence.predicted,
+            "engines": {graph: key for engines in self._opened for graph, key in engines.keys.items()},
         }
 
-    def arena(self, size: int) -> Memory:
-        """Scratch memory of at least this size, for whoever runs at the moment."""
-        if self._arena is None or self._arena.size < size:
-            # Contexts made before keep the block whose address is in their CUDA graphs.
-            self._arena = self.device.allocate(size)
-        return self._arena
-
-    def admit(self, engine: TrtEngine) -> None:
-        """See that an engine's weights are on the device; in low-memory mode, and no other large one's."""
-        if self.low_memory and not stays(engine.weight_bytes, self._largest):
-            awake = self._awake() if self._awake else None
-            if awake is not None and awake is not engine:
-                awake.sleep()
-            self._awake = weakref.ref(engine)
-        engine.wake()
-
-    def _built(self, bundle: Bundle) -> dict[str, Entry]:
-        if bundle.folder not in self._engines:
-            with progress_bar() as tell:
-                self._engines[bundle.folder] = build_engines(bundle, self._order, tell)
-        return self._engines[bundle.folder]
-
-    def _given(self, folder: Path) -> tuple[dict[str, Entry], str]:
-        entry = entry_at(folder)
-        if entry is None:
-            raise EngineError(f"{folder} holds no whole engine; build one with lssgen-export --engine {self.name}")
-        report = entry.report
-        need = Need(
-            graph=report.graph,
-            content=report.content,
-            backend=self.library.flavour,
-            version=self.library.version,
-            targets=(self.device.target,),
-            options=report.options,
-            profiles=report.profiles,
+    def provide(self, bundle: Bundle, sizes: Mapping[str, Sequence[Profile]]) -> dict[str, Entry]:
+        """Engines for this device that hold these profiles: found, or built with a bar on a terminal."""
+        order = Order(
+            flavour=self._library.flavour,
+            targets=(self._device.target,),
+            options=build_options(self._options),
+            bounds=bounds(self._options),
+            folder=self._options.engines,
+            device_id=self._device.index,
         )
-        if why := misfits(need, report):
-            raise StaleEngineError(
-                f"the engine in {folder} {why}; build it again with lssgen-export --engine {self.name} "
-                f"--target {self.device.target}"
+        with progress_bar() as tell:
+            return engines_for(bundle, sizes, order, tell)
+
+    def load(self, entries: Mapping[str, Entry], names: str, instead: Sequence[TrtEngine]) -> dict[str, TrtEngine]:
+        """Load engines, in the place of others: these sleep, and wake again where they run all the same.
+
+        Args:
+            entries: Engines by graph.
+            names: Name of the model, for messages.
+            instead: Engines whose place they take.
+
+        Raises:
+            BackendError: There is not enough memory; known before anything is loaded.
+            EngineError: One of them cannot be loaded; none of them is left.
+        """
+        loaded: dict[str, TrtEngine] = {}
+        with self._device.turn:
+            self._residence.make_room([entry.report for entry in entries.values()], instead)
+            for old in instead:
+                old.sleep()
+            try:
+                for graph, entry in entries.items():
+                    engine = TrtEngine(
+                        self._library, self._device, self._runtime, self._residence, f"{names}/{graph}", entry
+                    )
+                    loaded[graph] = engine
+                    self._residence.add(engine)
+            except BaseException:
+                for engine in loaded.values():
+                    engine.close()
+                raise
+        return loaded
+
+
+class TrtEngines:
+    """The engines of a bundle; `lssgen.engines.base.Engines`."""
+
+    def __init__(self, backend: TensorRT, bundle: Bundle) -> None:
+        self._backend = backend
+        self._bundle = bundle
+        self._sizes: dict[str, tuple[Profile, ...]] = {}
+        self._engines: dict[str, TrtEngine] = {}
+
+    def __getitem__(self, graph: str) -> TrtEngine:
+        if graph not in self._engines:
+            raise EngineError(
+                f"{self._bundle.manifest.facts.name}/{graph} was not demanded, or does not run at any of the sizes "
+                f"demanded; there are {', '.join(self._engines) or 'no engines'}"
             )
-        return {report.graph: entry}, report.graph
+        return self._engines[graph]
 
-    def _make_room(self, reports: Sequence[Report]) -> None:
-        """Predict the device memory of a run, choose the mode, and reserve the scratch memory."""
-        self._largest = max(self._largest, *(report.weight_bytes for report in reports))
-        if self._arena is not None:
-            return
-        free, total = self.device.memory()
-        in_turn = device_bytes(reports, in_turn=True) + _CUDA_BYTES
-        together = device_bytes(reports, in_turn=False) + _CUDA_BYTES
-        if not self.low_memory and together > free:
-            said = megabytes(together), megabytes(free)
-            _LOG.warning("all networks need %s of device memory, %s are free: they take turns on the device", *said)
-            self.low_memory = True
-        self._predicted = in_turn if self.low_memory else together
-        if self._predicted > free:
-            raise BackendError(
-                f"this run needs {megabytes(self._predicted)} of device memory, with one network at a time; "
-                f"{self.device.name} has {megabytes(free)} free of {megabytes(total)}. Paint smaller pictures or fewer "
-                "at a time, close other programs, or export in fp16 or bf16"
-            )
-        mode = "one network at a time" if self.low_memory else f"{megabytes(in_turn)} with --low-memory"
-        said = megabytes(self._predicted), mode, megabytes(free), megabytes(total)
-        _LOG.info("predicted device memory: %s (%s); %s of %s are free", *said)
-        self.arena(max((size for report in reports for size in report.activation_bytes), default=0))
+    @property
+    def keys(self) -> dict[str, str]:
+        """The key of every engine, by graph."""
+        return {graph: engine.entry.key for graph, engine in self._engines.items()}
+
+    def require(self, demand: Demand) -> None:
+        for graph in demand.graphs:
+            see_graph(self._bundle, graph)
+        sizes = dict(self._sizes)
+        for graph, profiles in profiles_of(self._bundle.manifest, demand).items():
+            sizes[graph] = arranged((*sizes.get(graph, ()), *profiles))
+        lacking = {graph: profiles for graph, profiles in sizes.items() if not self._holds(graph, profiles)}
+        if lacking:
+            entries = self._backend.provide(self._bundle, lacking)
+            old = [self._engines[graph] for graph in entries if graph in self._engines]
+            self._engines |= self._backend.load(entries, self._bundle.manifest.facts.name, old)
+            for engine in old:
+                engine.close()
+        self._sizes = sizes
+
+    def close(self) -> None:
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+        self._sizes.clear()
+
+    def _holds(self, graph: str, profiles: Sequence[Profile]) -> bool:
+        engine = self._engines.get(graph)
+        return engine is not None and all(profile in engine.report.profiles for profile in profiles)
 
 
-def open_tensorrt(options: EngineOptions) -> TensorRT:
+def open_tensorrt(options: TrtOptions) -> TensorRT:
     """The "tensorrt" engine of the registry."""
     return _open("tensorrt", options)
 
 
-def open_tensorrt_rtx(options: EngineOptions) -> TensorRT:
+def open_tensorrt_rtx(options: TrtOptions) -> TensorRT:
     """The "tensorrt-rtx" engine of the registry."""
     return _open("tensorrt-rtx", options)
 
 
-def _open(flavour: Flavour, options: EngineOptions) -> TensorRT:
-    order = Order(
-        flavour=flavour,
-        demand=options.demand,
-        options=options.build,
-        bounds=options.bounds,
-        folder=options.engines,
-        device_id=options.device_id,
-    )
-    return TensorRT(open_library(flavour), Device(options.device_id), order, low_memory=options.low_memory)
+def _open(flavour: Flavour, options: TrtOptions) -> TensorRT:
+    return TensorRT(require_library(flavour), Device(options.device_id), options)

@@ -2,11 +2,11 @@
 
     <folder>/<key>/report.json    what it is and how it was built
     <folder>/<key>/engine.plan    the engine
-    <folder>/<key>.lock           held while somebody builds it; empty
+    <folder>/<key>.lock           held while somebody builds or removes it; empty
     <folder>/timings-*.cache      what TensorRT measured on this GPU (`lssgen.engines.trt.timings`)
 
-An entry is a folder that appears in one rename, so it is whole or not there. A crash leaves a folder whose name
-starts with a dot, which the next holder of the key's lock removes.
+An entry is a folder that appears in one rename, so it is whole or not there. What a killed build leaves behind is
+removed by the next one of the same engine, and by `Cache.prune`.
 """
 
 import errno
@@ -15,32 +15,56 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import filelock
 import msgspec
 
 from lssgen.bundle import sha256_of
+from lssgen.durable import PARTIAL, UNFINISHED, clear_partial, locked, whole_folder
 from lssgen.engines.trt.report import Report
-from lssgen.errors import BuildError, EngineError
+from lssgen.errors import BuildError
 
 PLAN, REPORT = "engine.plan", "report.json"
+DAY = 86400.0
+"""Seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A built engine."""
+    """A built engine.
+
+    Attributes:
+        key: Name of its folder.
+        folder: Path of its folder.
+        report: Record of what it is and how it was built.
+        used: Time of its last use, in seconds since 1970.
+    """
 
     key: str
     folder: Path
     report: Report
+    used: float = field(compare=False)
 
     @property
     def plan(self) -> Path:
         return self.folder / PLAN
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A folder of the cache that holds no engine that could be used.
+
+    Attributes:
+        key: Name of the folder.
+        reason: End of a sentence that begins with its name and says what is wrong with it.
+    """
+
+    key: str
+    reason: str
 
 
 def key_of(*parts: object) -> str:
@@ -51,11 +75,13 @@ def key_of(*parts: object) -> str:
 def entry_at(folder: Path) -> Entry | None:
     """The engine in a folder, or None where there is none, or only a part of one."""
     try:
-        report = msgspec.json.decode((folder / REPORT).read_bytes(), type=Report)
+        text = (folder / REPORT).read_bytes()
+        report = msgspec.json.decode(text, type=Report)
         whole = (folder / PLAN).stat().st_size == report.plan_bytes
+        used = (folder / REPORT).stat().st_mtime
     except (OSError, msgspec.MsgspecError):
         return None
-    return Entry(folder.name, folder, report) if whole else None
+    return Entry(folder.name, folder, report, used) if whole else None
 
 
 def damaged(entry: Entry) -> bool:
@@ -63,25 +89,15 @@ def damaged(entry: Entry) -> bool:
     return sha256_of(entry.plan) != entry.report.plan_sha256
 
 
-def used(entry: Entry) -> float:
-    """When an engine was last used, in seconds since 1970."""
-    return (entry.folder / REPORT).stat().st_mtime
-
-
 def touch(entry: Entry) -> None:
-    """Remember that an engine was used now, for `Cache.prune`."""
+    """Remember that an engine is used now, for `Cache.prune`."""
     with suppress(OSError):  # a folder one may only read
         os.utime(entry.folder / REPORT)
 
 
-def write_whole(path: Path, data: Any) -> None:
-    """Write a file that is whole or not there. Where that fails the file stays as it was: it is only a convenience."""
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
-    with suppress(OSError):
-        partial.write_bytes(data)
-        partial.replace(path)
-    with suppress(OSError):
-        partial.unlink()
+def file_name(*words: str) -> str:
+    """A name for a file, from words with any characters: those that every file system takes, dashes for the others."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-.")
 
 
 class Cache:
@@ -91,122 +107,118 @@ class Cache:
         self.folder = folder
 
     def get(self, key: str) -> Entry | None:
-        """The engine with this key, or None; a damaged one counts as none."""
+        """The engine with this key, or None; one that is not whole counts as none."""
         return entry_at(self.folder / key)
-
-    def get_or_build(self, key: str, build: Callable[[], tuple[Any, Callable[[int, str], Report]]]) -> Entry:
-        """The engine with this key, built if it is not there. If another process is building it, wait for that one.
-
-        Args:
-            build: Returns the engine's bytes, and what makes its report from their number and hash.
-
-        Raises:
-            BuildError: No space, or no right to write. Nothing is left behind.
-        """
-        found = self.get(key)
-        if found is not None:
-            return found
-        with self._lock(key):
-            found = self.get(key)
-            if found is not None:
-                return found
-            for leftover in self.folder.glob(f".{key}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-            plan, report_of = build()
-            return self._store(key, plan, report_of)
 
     def entries(self) -> list[Entry]:
         """Every engine, longest unused first."""
-        keys = [path.parent.name for path in self.folder.glob(f"*/{REPORT}") if not path.parent.name.startswith(".")]
-        found = [entry for key in keys if (entry := self.get(key)) is not None]
-        return sorted(found, key=lambda entry: (used(entry), entry.key))
+        found = [entry for key in self._keys() if (entry := self.get(key)) is not None]
+        return sorted(found, key=lambda entry: (entry.used, entry.key))
 
-    def remove(self, key: str) -> None:
-        """Delete an engine, whole or damaged. Waits for a build of it."""
-        with self._lock(key):
-            doomed = self.folder / f".{key}-removed"
-            if (self.folder / key).exists():
+    @contextmanager
+    def building(self, key: str) -> Generator[None]:
+        """Be the only one that makes or removes this engine, in any process; others wait.
+
+        Raises:
+            BuildError: The folder cannot be written to.
+        """
+        with _write_problems(self.folder), locked(self._lock(key)):
+            clear_partial(self.folder / key)  # of builds that were killed, since nobody else builds it now
+            yield
+
+    @contextmanager
+    def draft(self, key: str) -> Generator[Path]:
+        """A folder to make an engine in, which it is when the block ends well; else nothing is left.
+
+        Raises:
+            BuildError: There is no space.
+        """
+        with _write_problems(self.folder), whole_folder(self.folder / key) as folder:
+            yield folder
+
+    def remove(self, key: str, *, used_before: float = float("inf")) -> bool:
+        """Delete an engine, whole or damaged; waits for a build of it.
+
+        Args:
+            used_before: Leave it if it was used after this time, in seconds since 1970.
+
+        Returns:
+            Whether there was one to delete.
+        """
+        with self.building(key):
+            entry = self.get(key)  # it may have been used, or removed, since it was listed
+            if entry is not None and entry.used > used_before:
+                return False
+            doomed = self.folder / f".{key}.{'0' * 16}{PARTIAL}"  # left by a kill, it is cleared like a draft
+            try:
                 (self.folder / key).rename(doomed)
+            except FileNotFoundError:
+                return False
             shutil.rmtree(doomed, ignore_errors=True)
+            return True
 
     def prune(self, *, keep: Sequence[str] = (), unused_days: float = 0.0) -> list[Entry]:
-        """Delete engines that are not kept and were not used for some days; returns them."""
-        latest = time.time() - unused_days * 86400
-        doomed = [entry for entry in self.entries() if entry.key not in keep and used(entry) <= latest]
-        for entry in doomed:
-            self.remove(entry.key)
-        return doomed
+        """Delete engines that are not kept and were not used for some days, and what killed builds left.
 
-    def _store(self, key: str, plan: Any, report_of: Callable[[int, str], Report]) -> Entry:
-        view = memoryview(plan)
-        report = report_of(view.nbytes, hashlib.sha256(view).hexdigest())
-        partial, place = self.folder / f".{key}-{os.getpid()}", self.folder / key
-        try:
-            partial.mkdir(parents=True)
-            with (partial / PLAN).open("wb") as file:
-                file.write(view)
-                file.flush()
-                os.fsync(file.fileno())
-            (partial / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-            if place.exists():  # damaged, or `get` had found it
-                shutil.rmtree(place)
-            partial.rename(place)
-        except OSError as error:
-            reason = f"{_write_problem(error, self.folder)}; the engine has {view.nbytes / 1e6:.0f} MB"
-            raise BuildError(reason) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return Entry(key, place, report)
+        Returns:
+            The engines that are gone.
+        """
+        latest = time.time() - unused_days * DAY
+        doomed = [entry for entry in self.entries() if entry.key not in keep and entry.used <= latest]
+        self._sweep()
+        return [entry for entry in doomed if self.remove(entry.key, used_before=latest)]
 
-    def _lock(self, key: str) -> AbstractContextManager[None]:
-        return locked(self.folder / f"{key}.lock")
+    def faults(self) -> list[Fault]:
+        """What is damaged; reads every byte of every engine. `remove` it, and it will be built again."""
+        found: list[Fault] = []
+        for key in self._keys():
+            entry = self.get(key)
+            if entry is None and (self.folder / key).is_dir():
+                found.append(Fault(key, "is not whole: its report cannot be read, or its plan has another size"))
+            elif entry is not None and _differs(entry):
+                found.append(Fault(key, f"is damaged: {PLAN} is not what was built"))
+        return found
+
+    def _keys(self) -> list[str]:
+        return sorted(path.name for path in self.folder.glob("*/") if path.is_dir() and not path.name.startswith("."))
+
+    def _lock(self, key: str) -> Path:
+        return self.folder / f"{key}.lock"
+
+    def _sweep(self) -> None:
+        """Remove what killed builds left, unless somebody is at it now."""
+        drafts = [UNFINISHED.fullmatch(path.name) for path in self.folder.glob(f".*{PARTIAL}") if path.is_dir()]
+        for key in {draft[1] for draft in drafts if draft}:
+            with suppress(filelock.Timeout), locked(self._lock(key), wait=False):
+                clear_partial(self.folder / key)
+
+
+def _differs(entry: Entry) -> bool:
+    try:
+        return damaged(entry)
+    except OSError:  # removed by somebody else in the meantime
+        return False
 
 
 @contextmanager
-def locked(path: Path) -> Generator[None]:
-    """Hold a lock that at most one process has, as long as the block runs; others wait.
+def _write_problems(folder: Path) -> Generator[None]:
+    """Say in words what keeps engines from being written.
 
     Raises:
-        BuildError: The lock's file cannot be made.
+        BuildError: The disk is full, or a file of that folder is in trouble. Other errors pass: a block may do more
+            than write.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+b")
+        yield
     except OSError as error:
-        raise BuildError(_write_problem(error, path.parent)) from error
-    with file:
-        _hold(file)
-        yield  # closing the file lets go, and so does the death of the process
-
-
-def file_name(*words: str) -> str:
-    """A name for a file, from words with any characters: those that every file system takes, dashes for the others."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-.")
-
-
-def _write_problem(error: OSError, folder: Path) -> str:
-    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):  # Windows has no quotas
-        free = shutil.disk_usage(folder).free
-        return (
-            f"the disk of {folder} is full ({free / 1e6:.0f} MB free); make room, remove engines with "
-            "lssgen-export --prune, or set LSSGEN_HOME to another disk"
-        )
-    return f"engines cannot be written to {folder} ({error.strerror}); set LSSGEN_HOME to a folder you may write to"
-
-
-def _hold(file: Any) -> None:
-    """Wait for an exclusive lock on an open file."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        while True:
-            try:
-                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined]
-                return
-            except OSError as error:  # it gives up after ten seconds
-                if error.errno not in (errno.EACCES, errno.EDEADLK):
-                    raise EngineError(f"{file.name} cannot be locked: {error}") from error
-    else:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):  # Windows has no quotas
+            free = shutil.disk_usage(folder).free
+            raise BuildError(
+                f"the disk of {folder} is full ({free / 1e6:.0f} MB free); make room, remove engines with "
+                "lssgen-build --prune, or set LSSGEN_HOME to another disk"
+            ) from error
+        if not str(error.filename).startswith(str(folder)):
+            raise
+        raise BuildError(
+            f"engines cannot be written to {folder} ({error.strerror}); set LSSGEN_HOME to a folder you may write to"
+        ) from error

@@ -1,143 +1,80 @@
-"""From an ONNX graph to a serialised TensorRT engine. Needs no GPU for TensorRT-RTX."""
+"""From an ONNX graph to a serialised TensorRT engine. Needs no GPU for TensorRT-RTX.
 
+As a program, this is the process that `lssgen.engines.trt.child` starts for every build: it reads a `Request` from
+standard input, and answers on standard output. When its input ends, whoever asked is gone, and so is it.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import signal
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lssgen.engines.cuda import Device
-from lssgen.engines.demand import Profile
-from lssgen.engines.trt.library import Library, plain, progress_monitor
-from lssgen.engines.trt.network import engine_model
-from lssgen.engines.trt.report import Attention, Findings, findings
+from lssgen.engines.trt.isolate import advice
+from lssgen.engines.trt.job import Answer, Done, Facts, Job, Refused, Step, Unwritten, Warned, line, request_of
+from lssgen.engines.trt.library import Library, progress_monitor, require_library
+from lssgen.engines.trt.network import parse
+from lssgen.engines.trt.report import findings
 from lssgen.engines.trt.timings import kept_timings
-from lssgen.errors import BackendError, BuildError
-from lssgen.ports import Port
+from lssgen.errors import BackendError, BuildError, LssgenError
 
 if TYPE_CHECKING:
     import tensorrt as trt  # its published stubs; TensorRT-RTX has the same classes, and what it adds is `Any` here
 
-Tell = Callable[[str, float], None]
+Hear = Callable[[str, float], None]
 """Called with the name of a phase and the share of the build that is done, from 0 to 1."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOptions:
-    """What changes a compiled engine, besides graph, profiles and targets. Part of its key.
-
-    Attributes:
-        tf32: Let fp32 arithmetic use 10 bits of mantissa in tensor cores. Off: fp32 means fp32.
-        weight_streaming: TensorRT only: weights may stay on the host when device memory is short. Costs CUDA graphs.
-        level: Optimisation level of TensorRT, 0 to 5; TensorRT-RTX has nothing to tune.
-        refit: Keep the engine such that its weights can be exchanged; see `lssgen.engines.trt.refit`.
-    """
-
-    tf32: bool = False
-    weight_streaming: bool = False
-    level: int = 3
-    refit: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One engine to build.
-
-    Attributes:
-        name: Of the graph, for messages.
-        onnx: The graph's file; weights in other files lie beside it.
-        inputs: The graph's input ports.
-        profiles: What to build for.
-        targets: Architectures, for TensorRT-RTX; TensorRT builds for the current device.
-        options: What else changes the engine.
-        timings: File of measurements to begin with and to add to; None where the library measures nothing.
-        device: The GPU that the compiler uses; None where it needs none.
-    """
-
-    name: str
-    onnx: Path
-    inputs: tuple[Port, ...]
-    profiles: tuple[Profile, ...]
-    targets: tuple[str, ...]
-    options: BuildOptions = field(default_factory=BuildOptions)
-    timings: Path | None = None
-    device: Device | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """A serialised engine, and what its build told.
-
-    Attributes:
-        plan: The engine; supports the buffer protocol.
-        attentions: Of the network before compilation.
-        findings: From the log.
-    """
-
-    plan: Any
-    attentions: tuple[Attention, ...]
-    findings: Findings
-
-
-def build_plan(library: Library, job: Job, tell: Tell) -> Built:
-    """Compile a graph. Ctrl-C stops it within a step of the compiler.
+def compile_graph(job: Job, plan: Path, hear: Hear) -> Facts:
+    """Compile a graph and write the engine to a file.
 
     Raises:
-        BackendError: The `onnx` package is missing.
-        BuildError: The graph was refused, with the node and the reason.
+        BackendError: The library, the GPU that it builds on, or the `onnx` package is missing.
+        BuildError: The graph was refused: the node, the reason, and how to find out more.
+        OSError: The file cannot be written.
     """
-    model = engine_model(job.onnx)
-    cancelled = threading.Event()
-    outcome: list[Built | BaseException] = []
-
-    def work() -> None:
-        try:
-            if job.device is not None:
-                job.device.choose()
-            outcome.append(_compile(library, job, model, tell, cancelled))
-        except BaseException as error:  # carried to the caller's thread
-            outcome.append(error)
-
-    # The compiler holds its thread for minutes; the main thread stays free to receive Ctrl-C.
-    thread = threading.Thread(target=work, name=f"build {job.name}")
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(0.1)
-    except KeyboardInterrupt:
-        cancelled.set()
-        thread.join()
-        raise
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
-
-
-def _compile(library: Library, job: Job, model: bytes, tell: Tell, cancelled: threading.Event) -> Built:
+    library = require_library(job.flavour)
+    device = None if job.device_id is None else Device(job.device_id)
+    if device is not None:
+        device.choose()
     module = library.module
     with library.listen() as log:
         builder: trt.Builder | None = module.Builder(library.logger)
         if builder is None:
             raise BackendError(f"{library.flavour} cannot create a builder: {log.reason()}")
         network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser: trt.OnnxParser = module.OnnxParser(network, library.logger)
-        if not parser.parse(model, str(job.onnx)):
-            raise BuildError(f"{library.flavour} cannot read {job.name}: {parse_errors(parser)}")
-        attentions = _attentions(module, network)
+        attentions = parse(library, network, job)
         config = builder.create_builder_config()
-        monitor = progress_monitor(module, tell, cancelled)  # a name for it, since the library does not keep it alive
+        monitor = progress_monitor(module, hear)  # a name for it, since the library does not keep it alive
         config.progress_monitor = monitor
         _configure(library, job, config)
         _add_profiles(library, job, builder, config)
         with kept_timings(module, config, job.timings) if job.timings else nullcontext():
             log.errors.clear()  # timings that could not be read are no reason for what goes wrong from here on
-            plan: Any = builder.build_serialized_network(network, config)
-            if plan is None and cancelled.is_set():
-                raise KeyboardInterrupt
-            if plan is None:
-                raise BuildError(f"{library.flavour} cannot build {job.name}: {log.reason()}")
-        return Built(plan, attentions, findings(log.lines))
+            engine: Any = builder.build_serialized_network(network, config)
+            if engine is None:
+                reason = log.reason().rstrip(".")
+                raise BuildError(f"{library.flavour} cannot build {job.name}: {reason}. {advice(job)}")
+        found = findings(log.lines)
+    view = memoryview(engine)
+    plan.write_bytes(view)
+    return Facts(
+        plan_bytes=view.nbytes,
+        plan_sha256=hashlib.sha256(view).hexdigest(),
+        weight_bytes=found.weight_bytes,
+        activation_bytes=found.activation_bytes,
+        attentions=len(attentions),
+        unfused=found.unfused(attentions, len(job.profiles)),
+        largest=found.largest,
+        layers=len(found.layers),
+    )
 
 
 def _configure(library: Library, job: Job, config: "trt.IBuilderConfig") -> None:
@@ -156,7 +93,8 @@ def _configure(library: Library, job: Job, config: "trt.IBuilderConfig") -> None
 
 def _configure_rtx(library: Library, job: Job, config: Any) -> None:
     module = library.module
-    config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)  # or CUDA graphs may not be captured
+    if not job.options.weight_streaming:  # which allocates as it runs, and cannot be captured anyway
+        config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)  # or CUDA graphs may not be captured
     config.num_compute_capabilities = len(job.targets)
     for index, target in enumerate(job.targets):
         if not config.set_compute_capability(getattr(module.ComputeCapability, target.upper()), index):
@@ -168,32 +106,64 @@ def _add_profiles(library: Library, job: Job, builder: "trt.Builder", config: "t
     for profile in job.profiles:
         wanted = builder.create_optimization_profile()
         for port in job.inputs:
-            low, best, high = _corners(port, profile)
+            extents = profile.shape(port)
+            low, best, high = ([getattr(e, corner) for e in extents] for corner in ("low", "best", "high"))
             wanted.set_shape(port.name, dims(low), dims(best), dims(high))
         if config.add_optimization_profile(wanted) < 0:
             raise BuildError(f"{library.flavour} does not take profile {profile} for {job.name}")
 
 
-def _corners(port: Port, profile: Profile) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    extents = profile.shape(port)
-    return tuple(e.low for e in extents), tuple(e.best for e in extents), tuple(e.high for e in extents)
+def main() -> None:
+    """Serve one request."""
+    answers = _own_output()
+
+    def answer(message: Answer) -> None:
+        answers.write(line(message))
+        answers.flush()
+
+    logging.getLogger("lssgen").addHandler(_Telling(answer))
+    _end_with_parent()
+    request = request_of(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    try:
+        facts = compile_graph(request.job, request.plan, lambda phase, share: answer(Step(phase, share)))
+    except LssgenError as error:
+        answer(Refused(type(error).__name__, str(error)))
+    except OSError as error:
+        answer(Unwritten(error.errno, error.strerror or str(error), str(error.filename or request.plan)))
+    else:
+        answer(Done(facts))
 
 
-def parse_errors(parser: "trt.OnnxParser | trt.OnnxParserRefitter") -> str:
-    """What a parser had against a graph, node by node."""
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    return (
-        "; ".join(f"node {error.node_name()} ({error.node_operator()}): {plain(error.desc())}" for error in errors)
-        or "no reason given"
-    )
+def _own_output() -> Any:
+    """What was standard output; what the libraries print there goes to standard error instead."""
+    own = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return own
 
 
-def _attentions(module: Any, network: "trt.INetworkDefinition") -> tuple[Attention, ...]:
-    kind = getattr(module.LayerType, "ATTENTION_INPUT", None)
-    found: list[Attention] = []
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        if layer.type == kind:
-            query = layer.get_input(0)
-            found.append(Attention(layer.name.removesuffix("_AttentionInput"), query.dtype.name, query.shape[-1]))
-    return tuple(found)
+def _end_with_parent() -> None:
+    """Let the kernel kill this process when its parent dies: the compiler may not let a Python thread run."""
+    if sys.platform == "linux":
+        death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL)
+
+
+def _end_with_input() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+class _Telling(logging.Handler):
+    """Hands warnings to whoever asked for the build."""
+
+    def __init__(self, answer: Callable[[Answer], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._answer = answer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._answer(Warned(record.getMessage()))
+
+
+if __name__ == "__main__":
+    main()

@@ -28,15 +28,17 @@ _KEPT = ("Layers:", "Total ")  # what a report is read from; a verbose log as a 
 _ERROR = re.compile(r"Error Code \d+: [\w ]+ \((.*?)(?: In \S+ at \S+:\d+)?\)\s*$", re.DOTALL | re.MULTILINE)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Log:
     """What a library said during one piece of work.
 
     Attributes:
-        lines: What a report is read from, in order.
-        errors: What it reported as errors, in order: the first one is the cause.
+        thread: Thread that works.
+        lines: Lines that a report is read from, in order.
+        errors: Lines that it reported as errors, in order: the first one is the cause.
     """
 
+    thread: int
     lines: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
@@ -68,31 +70,36 @@ class Library:
         self.flavour: Flavour = flavour
         self.module: Any = module
         self.version = str(module.__version__)
-        self._listening = threading.Lock()
-        self._log = Log()
+        self._logs: tuple[Log, ...] = ()
+        self._changing = threading.Lock()
         self.logger: Any = _logger(module, self._hear)
 
     def _hear(self, line: str, is_error: bool) -> None:
-        if line.startswith(_KEPT):
-            self._log.lines.append(line)
-        if is_error:
-            self._log.errors.append(line)
+        """A line goes to who listens on its thread; one of the library's own threads, to everybody."""
+        thread, logs = threading.get_ident(), self._logs
+        for log in [log for log in logs if log.thread == thread] or logs:
+            if line.startswith(_KEPT):
+                log.lines.append(line)
+            if is_error:
+                log.errors.append(line)
 
     @contextmanager
     def listen(self) -> Generator[Log]:
-        """Collect what the library says meanwhile. One listener at a time; others wait."""
-        with self._listening:
-            self._log = Log()
-            try:
-                yield self._log
-            finally:
-                self._log = Log()
+        """Collect what the library says to this thread meanwhile. Other threads may listen at the same time."""
+        log = Log(threading.get_ident())
+        with self._changing:
+            self._logs = (*self._logs, log)
+        try:
+            yield log
+        finally:
+            with self._changing:
+                self._logs = tuple(other for other in self._logs if other is not log)
 
 
 _libraries: dict[Flavour, Library] = {}
 
 
-def open_library(flavour: Flavour) -> Library:
+def require_library(flavour: Flavour) -> Library:
     """Import a library, once a process.
 
     Raises:
@@ -119,8 +126,8 @@ def open_library(flavour: Flavour) -> Library:
     return _libraries[flavour]
 
 
-def progress_monitor(module: Any, tell: Callable[[str, float], None], cancelled: threading.Event) -> Any:
-    """An IProgressMonitor that reports the share of the work done, and stops the build when `cancelled` is set.
+def progress_monitor(module: Any, tell: Callable[[str, float], None]) -> Any:
+    """An IProgressMonitor that reports the share of the work done.
 
     Phases nest, and a phase says how many steps it has; a step of a phase is worth an equal part of its parent's step.
     """
@@ -150,7 +157,7 @@ def progress_monitor(module: Any, tell: Callable[[str, float], None], cancelled:
                 self.starts[phase_name] += self.worth[phase_name]
                 self.furthest = min(1.0, max(self.furthest, self.starts[phase_name]))
                 tell(phase_name, self.furthest)
-            return not cancelled.is_set()
+            return True
 
     return Monitor()
 

@@ -1,52 +1,107 @@
-"""What TensorRT's parser needs in a graph, written on a copy in memory: ONNX Runtime would not take it."""
+"""What TensorRT must be told about a graph: that an attention without a kernel of its own may be split into parts.
+
+Without this leave such an attention (fp32, or heads of 8 or 512) is an error. The libraries have a switch for it on
+the parsed network; for those that lack it, the parser reads an attribute, which is added to a copy of the graph in
+memory, since ONNX Runtime would not take it.
+
+Source: NVIDIA's ONNX parser, attribute `TRT_decomposable` of Attention; Polygraphy, `SetDecomposableAttentions`.
+"""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lssgen.engines.trt.isolate import advice
+from lssgen.engines.trt.job import Job
+from lssgen.engines.trt.library import Library, plain
+from lssgen.engines.trt.report import Attention
 from lssgen.errors import BackendError, BuildError
 
+if TYPE_CHECKING:
+    import tensorrt as trt
 
-def engine_model(path: Path) -> bytes:
-    """A graph as TensorRT's parser takes it, without the weights in files beside it.
+
+def has_switch(module: Any) -> bool:
+    """Whether an attention of a parsed network can be told that it may be split."""
+    layer = getattr(module, "IAttentionInputLayer", None)
+    return hasattr(layer, "attention") and hasattr(getattr(module, "IAttention", None), "decomposable")
+
+
+def parse(library: Library, network: "trt.INetworkDefinition", job: Job) -> tuple[Attention, ...]:
+    """Read a graph into a network, and let its attentions be split.
+
+    Returns:
+        The attentions.
+
+    Raises:
+        BackendError: The library has no switch of its own, and the `onnx` package is missing.
+        BuildError: The graph was refused, with the node and the reason.
+    """
+    parser: trt.OnnxParser = library.module.OnnxParser(network, library.logger)
+    if has_switch(library.module):
+        taken = parser.parse_from_file(str(job.onnx))
+    else:
+        taken = parser.parse(decomposable_model(job.onnx), str(job.onnx))
+    if not taken:
+        reason = parse_errors(parser).rstrip(".")
+        raise BuildError(f"{library.flavour} cannot read {job.name} from {job.onnx}: {reason}. {advice(job)}")
+    return _attentions(library.module, network)
+
+
+def decomposable_model(onnx: Path) -> bytes:
+    """A graph whose attentions may be split, without the weights in files beside it.
 
     Raises:
         BackendError: The `onnx` package is missing.
-        BuildError: The file is no ONNX graph.
+        BuildError: The file is not an ONNX graph.
     """
-    model = load_graph(path)
-    make_attention_decomposable(model.graph)
+    model = load_graph(onnx)
+    from onnx.helper import make_attribute
+
+    for node in model.graph.node:
+        if node.op_type == "Attention" and all(attribute.name != "TRT_decomposable" for attribute in node.attribute):
+            node.attribute.append(make_attribute("TRT_decomposable", 1))
     return model.SerializeToString()
 
 
-def load_graph(path: Path) -> Any:
+def load_graph(onnx: Path) -> Any:
     """A graph without the weights in files beside it.
 
     Raises:
         BackendError: The `onnx` package is missing.
-        BuildError: The file is no ONNX graph.
+        BuildError: The file is not an ONNX graph.
     """
     try:
-        import onnx
+        from onnx import load
     except ImportError as error:
         raise BackendError(
-            'building engines needs the Python package onnx; install it with pip install "onnx>=1.18", '
+            'building this engine needs the Python package onnx; install it with pip install "onnx>=1.18", '
             "or build where lssgen[export] is installed and copy the engines"
         ) from error
     try:
-        return onnx.load(path, load_external_data=False)
+        return load(onnx, load_external_data=False)
     except Exception as error:  # protobuf has its own exceptions
-        raise BuildError(f"{path} is no ONNX graph: {error}") from error
+        raise BuildError(f"{onnx} is not an ONNX graph: {error}") from error
 
 
-def make_attention_decomposable(graph: Any) -> None:
-    """Give leave to split every Attention that has no fused kernel.
+def parse_errors(parser: "trt.OnnxParser | trt.OnnxParserRefitter") -> str:
+    """What a parser had against a graph, node by node."""
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    return (
+        "; ".join(f"node {error.node_name()} ({error.node_operator()}): {plain(error.desc())}" for error in errors)
+        or "no reason given"
+    )
 
-    Without the attribute such an attention (fp32, or heads of 8 or 512) is an error.
 
-    Source: NVIDIA's ONNX parser, attribute `TRT_decomposable` of Attention.
-    """
-    from onnx.helper import make_attribute
-
-    for node in graph.node:
-        if node.op_type == "Attention" and all(attribute.name != "TRT_decomposable" for attribute in node.attribute):
-            node.attribute.append(make_attribute("TRT_decomposable", 1))
+def _attentions(module: Any, network: "trt.INetworkDefinition") -> tuple[Attention, ...]:
+    kind, switch = getattr(module.LayerType, "ATTENTION_INPUT", None), has_switch(module)
+    found: list[Attention] = []
+    for index in range(network.num_layers):
+        layer: Any = network.get_layer(index)
+        if layer.type != kind:
+            continue
+        query = layer.get_input(0)
+        found.append(Attention(layer.name.removesuffix("_AttentionInput"), query.dtype.name, query.shape[-1]))
+        if switch:
+            layer.__class__ = module.IAttentionInputLayer  # a layer of a network comes as its base class
+            layer.attention.decomposable = True
+    return tuple(found)

@@ -1,30 +1,40 @@
-"""Compile every graph of a bundle: what export does ahead of time, and a run when it finds an engine missing."""
+"""The engines of a bundle, ahead of time or when a run finds one missing: needed -> found or made -> checked.
+
+needs_of       what every graph's engine must be
+_found         one that is there: in the bundle, or in the folder of the engines
+make           else a new one, in a process of its own (`lssgen.engines.trt.make`)
+check          whichever it is, it keeps the bounds
+"""
 
 import hashlib
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from time import perf_counter
-from typing import Any
-
-from tqdm import tqdm
 
 from lssgen import paths
-from lssgen.bundle import Bundle, Graph
+from lssgen.bundle import Bundle
+from lssgen.engines.base import see_graph
 from lssgen.engines.cuda import Device
-from lssgen.engines.demand import Demand, profiles_of
-from lssgen.engines.trt.cache import Cache, Entry, file_name, key_of
-from lssgen.engines.trt.compiler import BuildOptions, Job
-from lssgen.engines.trt.fit import Need, misfits
-from lssgen.engines.trt.library import Flavour, Library, open_library
+from lssgen.engines.demand import Demand, Profile, profiles_of
+from lssgen.engines.trt.cache import PLAN, Cache, Entry, file_name, touch
+from lssgen.engines.trt.job import Job
+from lssgen.engines.trt.library import Flavour, Library, require_library
 from lssgen.engines.trt.make import Task, make
-from lssgen.engines.trt.report import Bounds, Report, check
+from lssgen.engines.trt.need import Need, arranged, misfits
+from lssgen.engines.trt.options import Bounds, BuildOptions
+from lssgen.engines.trt.progress import Tell, quiet
+from lssgen.engines.trt.report import check
 from lssgen.engines.trt.targets import normal, rtx_targets, trt_target
 from lssgen.errors import BackendError, BuildError, StaleEngineError
+from lssgen.manifest import Graph
+from lssgen.verification import first_changed
 
-Tell = Callable[[str, str, float], None]
-"""Called with the graph, the phase of its build and the share of it that is done, from 0 to 1."""
+_LOG = logging.getLogger("lssgen")
+
+Sizes = Mapping[str, Iterable[Profile]]
+"""Profiles that engines must hold, by graph."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +43,13 @@ class Order:
 
     Attributes:
         flavour: "tensorrt" or "tensorrt-rtx".
-        targets: "sm89", ...; none stands for every target that can (TensorRT-RTX) or the GPU at hand (TensorRT).
-        demand: Batches, guidance branches and resolutions.
-        options: What else changes an engine.
-        bounds: What an engine may be.
-        folder: Of the engines.
-        device_id: The GPU that TensorRT builds on.
+        targets: Architectures, "sm89", ...; none stands for every target that can (TensorRT-RTX) or the GPU at hand
+            (TensorRT).
+        demand: Graphs, batches, guidance branches and resolutions.
+        options: Choices that change an engine.
+        bounds: Limits that an engine must keep.
+        folder: Folder of the engines.
+        device_id: Number of the GPU that TensorRT builds on.
     """
 
     flavour: Flavour
@@ -50,25 +61,8 @@ class Order:
     device_id: int = 0
 
 
-def quiet(graph: str, phase: str, share: float) -> None:
-    """A `Tell` that does nothing."""
-    del graph, phase, share
-
-
-@contextmanager
-def progress_bar() -> Generator[Tell]:
-    """A `Tell` that shows a bar, on a terminal."""
-    with tqdm(total=100, disable=None, leave=False, bar_format="{desc} {percentage:3.0f} % |{bar}|") as bar:
-
-        def tell(graph: str, phase: str, share: float) -> None:
-            bar.set_description_str(f"building {graph}: {phase}", refresh=False)
-            bar.update(100 * share - bar.n)
-
-        yield tell
-
-
 def build_engines(bundle: Bundle, order: Order, tell: Tell = quiet) -> dict[str, Entry]:
-    """Build an engine of every graph of a bundle, or find those that are built already.
+    """Build an engine of every graph of a bundle that is demanded, or find those that are built already.
 
     Returns:
         The engines, by graph.
@@ -77,109 +71,47 @@ def build_engines(bundle: Bundle, order: Order, tell: Tell = quiet) -> dict[str,
         BackendError: The library is missing, or has no GPU where it needs one.
         BuildError: A target cannot hold the precision, the graph was refused, the result breaks a bound, or there is
             no room for it. Engines that are finished stay.
+        BundleError: The bundle has no such graph.
         StaleEngineError: Nothing can be built here, and the engines that are here do not fit; says why.
     """
-    library = open_library(order.flavour)
-    needs = needs_of(bundle, library, order)
+    for graph in order.demand.graphs:
+        see_graph(bundle, graph)
+    return engines_for(bundle, profiles_of(bundle.manifest, order.demand), order, tell)
+
+
+def engines_for(bundle: Bundle, sizes: Sizes, order: Order, tell: Tell = quiet) -> dict[str, Entry]:
+    """As `build_engines`, for profiles in place of the order's demand."""
+    library = require_library(order.flavour)
+    gpu = _gpu_at_hand(order)
     here = [*Cache(bundle.folder / "engines").entries(), *Cache(order.folder).entries()]
-    return {need.graph: _found(need, here) or _built(library, bundle, need, order, here, tell) for need in needs}
+    engines: dict[str, Entry] = {}
+    for need in needs_of(bundle, sizes, library, order, gpu):
+        entry = _found(need, here) or _made(bundle, need, library, order, gpu, here, tell)
+        check(entry.report, order.bounds)
+        touch(entry)
+        engines[need.graph] = entry
+    return engines
 
 
-def needs_of(bundle: Bundle, library: Library, order: Order) -> list[Need]:
+def needs_of(bundle: Bundle, sizes: Sizes, library: Library, order: Order, gpu: Device | None) -> list[Need]:
     """The engines of a bundle, as facts.
 
     Raises:
-        BackendError: TensorRT builds for the GPU at hand, and there is none.
-        BuildError: A target cannot hold the precision, a resolution does not fit the model, or TensorRT-RTX is asked
-            for what it does not have.
+        BuildError: A target cannot be built for here, or cannot hold a graph's precision.
     """
-    if order.flavour == "tensorrt-rtx" and order.options.weight_streaming:
-        raise BuildError(
-            "TensorRT-RTX does not stream weights during a run; leave --weight-streaming out, and where memory is "
-            "short run with --low-memory, which moves whole networks"
-        )
-    here = _gpu_at_hand(order) if _needs_gpu(order) else ""
+    graphs = bundle.manifest.graphs
     return [
         Need(
             graph=name,
-            content=content_of(bundle.manifest.graphs[name]),
+            content=content_of(graphs[name]),
             backend=library.flavour,
             version=library.version,
-            targets=targets_of(order, bundle.manifest.graphs[name], here),
+            targets=targets_of(order, graphs[name], gpu.target if gpu else ""),
             options=asdict(order.options),
-            profiles=profiles,
+            profiles=arranged(profiles),
         )
-        for name, profiles in profiles_of(bundle.manifest, order.demand).items()
+        for name, profiles in sizes.items()
     ]
-
-
-def _needs_gpu(order: Order) -> bool:
-    """TensorRT measures on one. Engines with exchangeable weights are run before they count."""
-    return order.flavour == "tensorrt" or order.options.refit
-
-
-def _gpu_at_hand(order: Order) -> str:
-    """Its target, where the build needs one."""
-    try:
-        return Device(order.device_id).target
-    except BackendError as error:
-        if order.flavour == "tensorrt":
-            raise
-        raise BackendError(
-            f"engines with exchangeable weights are not built ahead of time: TensorRT-RTX asks the GPU's driver, and "
-            f"every such engine is run before it counts. Here, {error}. Leave --refit out, or build on the GPU"
-        ) from error
-
-
-def _found(need: Need, entries: Sequence[Entry]) -> Entry | None:
-    fits = [entry for entry in entries if not misfits(need, entry.report)]
-    return min(fits, key=lambda entry: len(entry.report.profiles), default=None)
-
-
-def _built(library: Library, bundle: Bundle, need: Need, order: Order, here: Sequence[Entry], tell: Tell) -> Entry:
-    graph = bundle.manifest.graphs[need.graph]
-    job = Job(
-        name=need.graph,
-        onnx=bundle.path(graph.file),
-        inputs=graph.inputs,
-        profiles=need.profiles,
-        targets=need.targets,
-        options=order.options,
-        timings=timings_file(order, library),
-        device=Device(order.device_id) if _needs_gpu(order) else None,
-    )
-
-    task = Task(library, need, graph, job, order.folder)
-
-    def build() -> tuple[Any, Callable[[int, str], Report]]:
-        began = perf_counter()
-        plan, report = make(task, here, lambda phase, share: tell(need.graph, phase, share))
-        check(report, order.bounds)
-
-        def report_of(plan_bytes: int, plan_sha256: str) -> Report:
-            return replace(report, seconds=perf_counter() - began, plan_bytes=plan_bytes, plan_sha256=plan_sha256)
-
-        return plan, report_of
-
-    try:
-        entry = Cache(order.folder).get_or_build(key_of(need), build)
-    except BackendError as error:
-        near = [entry.report for entry in here if entry.report.graph == need.graph]
-        if not near:
-            raise
-        why = "; ".join(f"one {misfits(need, report)}" for report in near)
-        raise StaleEngineError(
-            f"no engine of {need.graph!r} fits: {why}. A new one cannot be built: {error}"
-        ) from error
-    check(entry.report, order.bounds)
-    return entry
-
-
-def timings_file(order: Order, library: Library) -> Path | None:
-    """Where TensorRT's measurements on the GPU at hand are kept; TensorRT-RTX measures nothing when it builds."""
-    if order.flavour != "tensorrt":
-        return None
-    return order.folder / f"{file_name('timings', library.version, Device(order.device_id).name)}.cache"
 
 
 def content_of(graph: Graph) -> str:
@@ -207,3 +139,69 @@ def targets_of(order: Order, graph: Graph, here: str) -> tuple[str, ...]:
             "build there, or use --engine tensorrt-rtx, which builds for several GPUs without having one"
         )
     return (trt_target(here, graph.precision),)
+
+
+def _gpu_at_hand(order: Order) -> Device | None:
+    """The GPU, where the build needs one: TensorRT measures on it, and what can be refitted is run before it counts.
+
+    Raises:
+        BackendError: It is needed, and there is none.
+    """
+    if order.flavour != "tensorrt" and not order.options.refit:
+        return None
+    try:
+        return Device(order.device_id)
+    except BackendError as error:
+        if order.flavour == "tensorrt":
+            raise
+        raise BackendError(
+            f"engines with exchangeable weights are not built ahead of time: TensorRT-RTX asks the GPU's driver, and "
+            f"every such engine is run before it counts. Here, {error}. Leave --refit out, or build on the GPU"
+        ) from error
+
+
+def _found(need: Need, here: Sequence[Entry]) -> Entry | None:
+    """The smallest engine that serves and is what was built. One that is not goes, where it may be removed."""
+    fits = [entry for entry in here if not misfits(need, entry.report)]
+    for entry in sorted(fits, key=lambda entry: len(entry.report.profiles)):
+        if not first_changed(entry.folder, {PLAN: entry.report.plan_sha256}):
+            return entry
+        _LOG.warning("%s is damaged: it is not what was built, and is not used", entry.plan)
+        with suppress(BuildError):  # in a folder that one may only read it stays
+            Cache(entry.folder.parent).remove(entry.key)
+    return None
+
+
+def _made(
+    bundle: Bundle, need: Need, library: Library, order: Order, gpu: Device | None, here: Sequence[Entry], tell: Tell
+) -> Entry:
+    graph = bundle.manifest.graphs[need.graph]
+    job = Job(
+        flavour=order.flavour,
+        name=need.graph,
+        onnx=bundle.path(graph.file),
+        inputs=graph.inputs,
+        profiles=need.profiles,
+        targets=need.targets,
+        options=order.options,
+        timings=_timings_file(order, library, gpu),
+        device_id=gpu.index if gpu else None,
+    )
+    task = Task(library=library, device=gpu, need=need, graph=graph, job=job, bounds=order.bounds, folder=order.folder)
+    try:
+        return make(task, here, tell)
+    except BackendError as error:
+        near = [entry.report for entry in here if entry.report.graph == need.graph]
+        if not near:
+            raise
+        why = "; ".join(f"one {misfits(need, report)}" for report in near)
+        raise StaleEngineError(
+            f"no engine of {need.graph!r} fits: {why}. A new one cannot be built: {error}"
+        ) from error
+
+
+def _timings_file(order: Order, library: Library, gpu: Device | None) -> Path | None:
+    """Where TensorRT's measurements on the GPU at hand are kept; TensorRT-RTX measures nothing when it builds."""
+    if order.flavour != "tensorrt" or gpu is None:
+        return None
+    return order.folder / f"{file_name('timings', library.version, gpu.name)}.cache"

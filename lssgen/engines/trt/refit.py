@@ -22,21 +22,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lssgen.bundle import Probe
+from lssgen.engines.cuda import Device
 from lssgen.engines.trt.cache import Entry, damaged
-from lssgen.engines.trt.compiler import parse_errors
-from lssgen.engines.trt.fit import Need, misfits
 from lssgen.engines.trt.library import Library
-from lssgen.engines.trt.network import engine_model, load_graph
+from lssgen.engines.trt.need import Need, misfits
+from lssgen.engines.trt.network import load_graph, parse_errors
 from lssgen.errors import BuildError
+from lssgen.manifest import Probe
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 _MORE_ROUNDING = 1.5
-"""How much further a refitted engine may be from its graph than the built one is from its own: the same kernels round
-other numbers. The precision's own bound alone would let most lost biases pass. A refusal costs a build, what is let
-pass may cost pictures."""
+"""Factor by which a refitted engine may be further from its graph than the built one is from its own: the same
+kernels round other numbers. The precision's own bound alone would let most lost biases pass. A refusal costs a build,
+what is let pass may cost pictures."""
 
 _EXACT = 0.01
 """An engine's own error counts as at least this part of what its precision may show, or an exact one would forbid any
@@ -48,7 +48,7 @@ def structure_of(onnx: Path) -> str:
 
     Raises:
         BackendError: The `onnx` package is missing.
-        BuildError: The file is no ONNX graph.
+        BuildError: The file is not an ONNX graph.
     """
     model = load_graph(onnx)
     for tensor in model.graph.initializer:
@@ -56,13 +56,14 @@ def structure_of(onnx: Path) -> str:
     return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 
-def fixed_weights(library: Library, plan: Any, onnx: Path) -> str:
+def fixed_weights(library: Library, device: Device, plan: Path, onnx: Path) -> str:
     """Hash of the weights of a graph that its engine does not let go, by what the library says.
 
     Raises:
         BuildError: The engine cannot be loaded, or is not refittable.
     """
-    with library.listen() as log:
+    with device.turn, library.listen() as log:
+        device.choose()
         engine, refitter = _opened(library, plan)
         if engine is None or refitter is None:
             raise BuildError(f"its weights cannot be exchanged: {log.reason()}")
@@ -85,22 +86,23 @@ def allowed(probe: Probe) -> float:
     return _MORE_ROUNDING * max(probe.error, _EXACT * probe.bound)
 
 
-def refit(library: Library, donor: Entry, onnx: Path) -> Any:
-    """A plan with the weights of `onnx`; the donor stays what it is.
+def refit(library: Library, device: Device, donor: Entry, onnx: Path) -> Any:
+    """A plan with the weights of `onnx`, which has the buffer protocol; the donor stays what it is.
 
     Raises:
         BuildError: The library does not take them, or not all of them; names those.
     """
     if damaged(donor):
         raise BuildError(f"{donor.plan} is damaged")
-    with library.listen() as log:
-        engine, refitter = _opened(library, donor.plan.read_bytes())
+    with device.turn, library.listen() as log:
+        device.choose()
+        engine, refitter = _opened(library, donor.plan)
         if engine is None or refitter is None:
             raise BuildError(f"{donor.plan} cannot be refitted here: {log.reason()}")
         if _fixed(refitter.get_all_weights(), onnx) != donor.report.fixed_weights:
             raise BuildError("weights that were compiled in, and cannot be exchanged, are others now")
         parser: trt.OnnxParserRefitter = library.module.OnnxParserRefitter(refitter, library.logger)
-        taken = parser.refit_from_bytes(engine_model(onnx), str(onnx))
+        taken = parser.refit_from_file(str(onnx))
         if missing := refitter.get_missing_weights():
             raise BuildError(f"the weights {', '.join(missing)} are missing")
         if not taken:
@@ -113,9 +115,9 @@ def refit(library: Library, donor: Entry, onnx: Path) -> Any:
         return plan
 
 
-def _opened(library: Library, plan: Any) -> "tuple[trt.ICudaEngine | None, trt.Refitter | None]":
+def _opened(library: Library, plan: Path) -> "tuple[trt.ICudaEngine | None, trt.Refitter | None]":
     runtime: Any = library.module.Runtime(library.logger)
-    engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
+    engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None or not engine.refittable:
         return engine, None
     return engine, library.module.Refitter(engine, library.logger)

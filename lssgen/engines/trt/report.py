@@ -9,9 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lssgen.bundle import Probe
 from lssgen.engines.demand import Profile
+from lssgen.engines.memory import megabytes
+from lssgen.engines.trt.options import Bounds
 from lssgen.errors import BuildError
+from lssgen.manifest import Probe
 from lssgen.ports import Port
 
 _TYPE_BYTES = {"Float": 4, "Half": 2, "BFloat16": 2, "Int8": 1, "Int32": 4, "Int64": 8, "Bool": 1, "UInt8": 1, "FP8": 1}
@@ -48,7 +50,7 @@ class Unfused:
 
     Attributes:
         node: Name of its ONNX node.
-        profiles: In how many profiles.
+        profiles: Number of profiles in which it did.
         expected: True where no fused kernel exists for its type or head size.
     """
 
@@ -64,24 +66,24 @@ class Report:
     Attributes:
         graph: Name of the graph in the bundle.
         content: Hash of the graph and its weights.
-        backend, version: The library that built it.
+        backend, version: Library that built it.
         targets: Architectures it runs on: "sm89", ...
-        precision: Of the network inside.
-        options: Of the build.
-        profiles: What it was built for; a binding picks the one that holds its shapes.
-        inputs, outputs: The graph's ports.
-        seconds: Of the build, parsing included.
+        precision: Precision of the network inside.
+        options: Options of the build.
+        profiles: Sizes it was built for; a binding picks the profile that holds its shapes.
+        inputs, outputs: Ports of the graph.
+        seconds: Time of the build, parsing included.
         plan_bytes: Size of the file.
         plan_sha256: Hash of the file.
         weight_bytes: Device memory of the weights.
         activation_bytes: Scratch device memory of each profile.
-        attentions: How many the network has; each is compiled once a profile.
-        unfused: Those that did not become one kernel.
-        largest: The largest tensor between two layers: (bytes, ONNX node that makes it).
+        attentions: Number of attentions in the network; each is compiled once a profile.
+        unfused: Attentions that did not become one kernel.
+        largest: Largest tensor between two layers: (bytes, ONNX node that makes it).
         structure: Hash of the graph without its weights; empty where these cannot be exchanged.
         fixed_weights: Hash of the weights that cannot be exchanged all the same.
         refitted_from: Key of the engine that it is a copy of, with other weights; empty: it was built.
-        probes: How far it is from ONNX Runtime on the CPU, where it was run to see that.
+        probes: Comparisons with ONNX Runtime on the CPU, where it was run for them.
     """
 
     graph: str
@@ -108,9 +110,9 @@ class Report:
     probes: tuple[Probe, ...] = ()
 
     @property
-    def device_bytes(self) -> int:
-        """Device memory while it runs, without its inputs and outputs."""
-        return self.weight_bytes + max(self.activation_bytes, default=0)
+    def scratch_bytes(self) -> int:
+        """Scratch device memory that serves any of its profiles."""
+        return max(self.activation_bytes, default=0)
 
     def __str__(self) -> str:
         scratch = ", ".join(megabytes(size) for size in self.activation_bytes)
@@ -130,26 +132,13 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """What an engine may be; beyond it the build fails.
-
-    Attributes:
-        activation_bytes: Scratch memory of one profile.
-        unfused: How many attentions may stay unfused although a fused kernel exists for them.
-    """
-
-    activation_bytes: int = 12 * 2**30
-    unfused: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Layer:
     """A compiled layer.
 
     Attributes:
-        name: As logged; "_mha_" in it marks fused attention.
+        name: Name as logged; "_mha_" in it marks fused attention.
         nodes: ONNX nodes it came from.
-        output_bytes: Its largest output.
+        output_bytes: Size of its largest output.
     """
 
     name: str
@@ -216,11 +205,6 @@ def check(report: Report, bounds: Bounds) -> None:
                 f"{megabytes(bounds.activation_bytes)}; the largest tensor in it, {megabytes(largest)}, is made by "
                 f"node {node}. Use fp16 or bf16, a smaller resolution, or raise the bound with --max-scratch"
             )
-
-
-def megabytes(size: int) -> str:
-    """A number of bytes for people."""
-    return f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
 
 
 def onnx_nodes(metadata: str) -> tuple[str, ...]:

@@ -14,10 +14,10 @@ class Target:
 
     Attributes:
         name: "sm89": compute capability 8.9.
-        cards: Where it is found, for people.
+        cards: Cards that have it, for people.
         precisions: Networks that compile for it. Measured with TensorRT-RTX 1.7 where that builds for it.
-        usual: Whether it is meant when no target is named. NVIDIA advises a separate engine for Turing.
-        rtx: Whether TensorRT-RTX builds for it; TensorRT builds for the GPU it runs on, whichever that is.
+        usual: True if it is meant where no target is named. NVIDIA advises a separate engine for Turing.
+        rtx: True if TensorRT-RTX builds for it; TensorRT builds for the GPU it runs on, whichever that is.
     """
 
     name: str

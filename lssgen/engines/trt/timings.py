@@ -8,11 +8,11 @@ Source: NVIDIA's documentation of TensorRT, on timing caches and reproducible bu
 
 import logging
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lssgen.engines.trt.cache import locked, write_whole
+from lssgen.durable import locked, write_whole
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -26,9 +26,9 @@ def kept_timings(module: Any, config: "trt.IBuilderConfig", file: Path) -> Gener
 
     Args:
         module: The library's module.
-        config: Of the build.
-        file: Of this library version and this GPU; need not exist. Only a convenience: what cannot be read or written
-            costs time, and no build.
+        config: Configuration of the build.
+        file: File of this library version and this GPU; need not exist. Only a convenience: what cannot be read or
+            written costs time, and no build.
     """
     config.set_flag(module.BuilderFlag.EDITABLE_TIMING_CACHE)
     cache = _read(config, file)
@@ -37,7 +37,7 @@ def kept_timings(module: Any, config: "trt.IBuilderConfig", file: Path) -> Gener
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
     yield
-    with locked(file.with_suffix(".lock")):
+    with suppress(OSError), locked(file.with_suffix(".lock")):
         newest = _read(config, file)  # another process may have been here
         cache.combine(newest, False)
         write_whole(file, memoryview(cache.serialize()))

@@ -195,6 +195,8 @@ class Builder:
         session = ort.InferenceSession(network._onnx, providers=["CPUExecutionProvider"])
         profiles = [_axes(session, profile) for profile in config._profiles]
         streamed = BuilderFlag.WEIGHT_STREAMING in config._flags
+        if streamed and RtxBuilderFlag.REQUIRE_USER_ALLOCATION in config._flags:
+            raise RuleBrokenError("weight streaming allocates while it runs, and REQUIRE_USER_ALLOCATION forbids that")
         for line in (*[f"Total Activation Memory: {self._scratch} bytes"] * len(profiles), "Total Weights Memory: "):
             self._logger.log(4, f"{line}{self._weights} bytes" if line.endswith(": ") else line)
         said = plan(network._onnx, profiles, weights=self._weights, scratch=self._scratch, streamed=streamed)

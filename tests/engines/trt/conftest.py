@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import trt_double
 from cuda_double import CudaDouble
-from machine import Machine, Make
+from machine import Machine, Make, compile_here
 
 from lssgen.bundle import read_bundle
 from lssgen.engines import cuda as cuda_module
 from lssgen.engines.trt import library as trt_library
-from lssgen.engines.trt.compiler import BuildOptions
+from lssgen.engines.trt import make as trt_make
 from lssgen.engines.trt.library import Flavour, Library
+from lssgen.engines.trt.options import BuildOptions
 from lssgen.engines.trt.order import Order, build_engines
 
 
@@ -30,6 +31,7 @@ def make(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         cuda = CudaDouble(**device)
         devices.append(cuda)
         monkeypatch.setattr(cuda_module, "bindings", lambda: cuda)
+        monkeypatch.setattr(trt_make, "compile_apart", compile_here)
         library = Library(flavour, trt_double.module(cuda, rtx=flavour == "tensorrt-rtx"))
         monkeypatch.setitem(trt_library._libraries, flavour, library)
         bundle = read_bundle(copytree(toy, tmp_path / "bundle"))

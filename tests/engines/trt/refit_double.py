@@ -68,11 +68,10 @@ class OnnxParserRefitter:
     def num_errors(self) -> int:
         return 0
 
-    def refit_from_bytes(self, model: bytes, path: str | None = None) -> bool:
-        assert path is not None, "weights lie in files beside the graph"
-        if not set(self._refitter.get_all_weights()) <= outside(path) or not model:
+    def refit_from_file(self, model: str) -> bool:
+        if not set(self._refitter.get_all_weights()) <= outside(model):
             return False
-        self._refitter._given = path
+        self._refitter._given = model
         return True
 
 

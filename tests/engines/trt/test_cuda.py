@@ -1,6 +1,8 @@
 """The CUDA side, on a double in host memory that runs work as late as a GPU may."""
 
+import gc
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from cuda_double import CudaDouble
 
 from lssgen.engines import cuda as cuda_module
 from lssgen.engines.cuda import CudaBuffer, Device, bindings
-from lssgen.errors import BackendError, ShapeError
+from lssgen.errors import BackendError, EngineError, ShapeError
 
 
 @pytest.fixture
@@ -113,3 +115,128 @@ def test_the_real_package_without_a_driver_is_said_in_words() -> None:
         BackendError, match=r"no NVIDIA driver answers|the NVIDIA driver supports|the driver shows no GPU"
     ):
         Device()
+
+
+def test_every_thread_allocates_on_the_devices_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's choice of a GPU is each thread's own, and begins with the first."""
+    double = two_gpus(monkeypatch)
+    device = Device(1)
+    with ThreadPoolExecutor() as other:
+        buffer = other.submit(CudaBuffer, device, (1000,), np.float32).result()
+        other.submit(buffer.write, np.ones(1000, np.float32)).result()
+        np.testing.assert_array_equal(other.submit(buffer.read).result(), 1)
+    assert (double.used_on(0), double.used_on(1)) == (0, 4000)
+
+
+def test_two_devices_in_one_thread_keep_their_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    double = two_gpus(monkeypatch)
+    first, second = Device(0), Device(1)
+    buffers = [CudaBuffer(device, (256,), np.float32) for device in (first, second, first)]
+    for number, buffer in enumerate(buffers):
+        buffer.write(np.full(256, number, np.float32))
+    assert [buffer.read()[0] for buffer in buffers] == [0, 1, 2]
+    assert (double.used_on(0), double.used_on(1)) == (2048, 1024)
+    assert (first.allocated, second.allocated) == (2048, 1024)
+
+
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> CudaDouble:
+    double = CudaDouble(gpus=2)
+    monkeypatch.setattr(cuda_module, "bindings", lambda: double)
+    return double
+
+
+@pytest.mark.usefixtures("double")
+def test_threads_that_write_at_once_do_not_mix_their_numbers() -> None:
+    device = Device()
+    buffers = [CudaBuffer(device, (60_000,), np.float32) for _ in range(4)]
+
+    def work(number: int) -> bool:
+        mine = buffers[number]
+        for turn in range(20):
+            mine.write(np.full(60_000, 10 * turn + number, np.float32))
+            if not (mine.read() == 10 * turn + number).all():
+                return False
+        return True
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(work, range(4)))
+
+
+@pytest.mark.usefixtures("double")
+def test_a_mark_is_reached_when_the_work_before_it_is_done() -> None:
+    device = Device()
+    buffer = CudaBuffer(device, (8,), np.float32)
+    before = device.event()
+    buffer.write(np.zeros(8, np.float32))
+    mark = device.event()
+    assert (before.reached(), mark.reached()) == (True, False)
+    mark.wait()
+    assert mark.reached()
+    assert mark.seconds_since(before) == pytest.approx(1e-3)  # the double takes a millisecond for anything
+
+
+def test_out_of_memory_in_a_call_without_a_size_is_said_in_words(double: CudaDouble) -> None:
+    device, buffer = Device(), []
+    double.graphs_left = 0
+    buffer.append(CudaBuffer(device, (8,), np.float32))
+    with pytest.raises(BackendError, match=r"has no room for what cudaGraphInstantiate needs: 1074 of 1074 MB are"):
+        device.capture(lambda: buffer[0].write(np.zeros(8, np.float32)))
+
+
+def test_a_capture_that_fails_leaves_the_stream_as_it_was(double: CudaDouble) -> None:
+    device = Device()
+    buffer = CudaBuffer(device, (8,), np.float32)
+    double.capture_fails = "whatever the driver says"
+    with pytest.raises(EngineError, match="cudaStreamEndCapture failed: cudaErrorStreamCaptureInvalidated"):
+        device.capture(lambda: buffer.write(np.zeros(8, np.float32)))
+    assert double.errors_seen == 1  # nobody else is told of it
+    with pytest.raises(ZeroDivisionError):
+        device.capture(lambda: print(1 / 0))
+    buffer.write(np.ones(8, np.float32))
+    np.testing.assert_array_equal(buffer.read(), 1)
+
+
+def test_what_dies_during_a_capture_is_freed_after_it(double: CudaDouble) -> None:
+    device = Device()
+    kept, dying = CudaBuffer(device, (8,), np.float32), [CudaBuffer(device, (1000,), np.float32)]
+
+    def work() -> None:
+        kept.write(np.zeros(8, np.float32))
+        dying.clear()
+        assert double.used == 4256
+
+    graph = device.capture(work)
+    assert double.used == 256
+    graph.launch()
+
+
+@pytest.mark.usefixtures("double")
+def test_the_garbage_collector_rests_during_a_capture() -> None:
+    """What a library owns it frees by itself, and a collection may come at any line of Python."""
+    device = Device()
+    buffer = CudaBuffer(device, (8,), np.float32)
+    seen: list[bool] = []
+
+    def work() -> None:
+        buffer.write(np.zeros(8, np.float32))
+        seen.append(gc.isenabled())
+
+    device.capture(work)
+    assert (seen, gc.isenabled()) == ([False], True)
+
+
+@pytest.mark.usefixtures("double")
+def test_another_threads_work_waits_for_the_end_of_a_capture() -> None:
+    device = Device()
+    mine, yours = (CudaBuffer(device, (8,), np.float32) for _ in range(2))
+    with ThreadPoolExecutor() as other:
+
+        def work() -> None:
+            mine.write(np.zeros(8, np.float32))
+            writing.append(other.submit(yours.write, np.ones(8, np.float32)))
+            assert wait(writing, timeout=0.1).not_done
+
+        writing: list[Future[None]] = []
+        device.capture(work)
+        writing[0].result()
+    np.testing.assert_array_equal(yours.read(), 1)

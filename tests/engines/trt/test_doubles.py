@@ -1,5 +1,6 @@
 """The doubles forbid what they must; that they have nothing the real libraries lack is in `test_real_api`."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -7,20 +8,20 @@ import numpy as np
 import pytest
 import refit_double
 import trt_double
-from cuda_double import CudaDouble, RuleBrokenError
+from cuda_double import STREAMS, CopyKind, CudaDouble, RuleBrokenError, Status
 
 from lssgen.bundle import read_bundle
 from lssgen.engines.demand import Demand, profiles_of
-from lssgen.engines.trt.fit import Need
+from lssgen.engines.trt.need import Need
 
-STREAM = 7
+STREAM = STREAMS
 
 
 class Rig:
     """A decode engine on the double, and every call that running it takes."""
 
-    def __init__(self, toy: Path, *, streamed: bool = False) -> None:
-        self.cuda = CudaDouble()
+    def __init__(self, toy: Path, *, streamed: bool = False, gpus: int = 1) -> None:
+        self.cuda = CudaDouble(gpus=gpus)
         self.trt = trt_double.module(self.cuda)
         bundle = read_bundle(toy)
         profiles = profiles_of(bundle.manifest, Demand())["decode"]
@@ -44,7 +45,7 @@ class Rig:
 
     def profile(self) -> None:
         self.context.set_optimization_profile_async(0, STREAM)
-        self.cuda.cudaStreamSynchronize(STREAM)
+        self.cuda.drain()
 
     def memory(self) -> None:
         self.context.set_device_memory(self.scratch, 4096)
@@ -154,10 +155,56 @@ def test_a_graph_is_not_replayed_with_weights_that_have_moved(rig: Rig) -> None:
         rig.replay(graph)
 
 
-def test_nothing_is_allocated_during_a_capture(rig: Rig) -> None:
+@pytest.mark.parametrize("what", ["cudaMalloc", "cudaFree"])
+def test_memory_that_comes_or_goes_in_the_capturing_thread_makes_a_capture_invalid(rig: Rig, what: str) -> None:
+    rig.ready()
     rig.cuda.cudaStreamBeginCapture(STREAM, None)  # type: ignore[arg-type]
-    with pytest.raises(RuleBrokenError, match="cudaMalloc while the stream is captured"):
-        rig.cuda.cudaMalloc(16)
+    rig.context.execute_async_v3(STREAM)
+    argument = 16 if what == "cudaMalloc" else rig.latent
+    assert getattr(rig.cuda, what)(argument)[0] == Status.cudaErrorStreamCaptureUnsupported
+    assert rig.cuda.cudaStreamEndCapture(STREAM)[0] == Status.cudaErrorStreamCaptureInvalidated
+
+
+def test_another_thread_may_allocate_during_a_capture_but_its_work_must_not_get_in(rig: Rig) -> None:
+    rig.ready()
+    rig.cuda.cudaStreamBeginCapture(STREAM, None)  # type: ignore[arg-type]
+    with ThreadPoolExecutor() as other:
+        assert other.submit(rig.cuda.cudaMalloc, 16).result()[0] == Status.cudaSuccess
+        with pytest.raises(RuleBrokenError, match="work of another thread"):
+            other.submit(rig.context.execute_async_v3, STREAM).result()
+
+
+def test_every_thread_begins_with_the_first_gpu() -> None:
+    cuda = CudaDouble(gpus=2)
+    cuda.cudaSetDevice(1)
+    with ThreadPoolExecutor() as other:
+        address = other.submit(cuda.cudaMalloc, 512).result()[1]
+    assert (cuda.used_on(0), cuda.used_on(1)) == (512, 0)
+    with pytest.raises(RuleBrokenError, match="for stream 7 from a thread that has chosen GPU 1"):
+        cuda.cudaMemcpyAsync(address, address, 8, CopyKind.cudaMemcpyHostToDevice, STREAMS)
+
+
+def test_an_engine_is_used_on_its_gpu(toy: Path) -> None:
+    rig = Rig(toy, gpus=2)
+    rig.ready()
+    rig.cuda.cudaSetDevice(1)
+    with pytest.raises(RuleBrokenError, match="an engine of GPU 0"):
+        rig.execute()
+
+
+def test_kernels_that_stand_in_for_others_are_not_captured(toy: Path) -> None:
+    rig = Rig(toy)
+    config = rig.engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(trt_double.ExecutionContextAllocationStrategy.USER_MANAGED)
+    rig.context = rig.engine.create_execution_context(config)
+    with pytest.raises(RuleBrokenError, match="captured for ever"):
+        rig.ready().capture()
+
+
+def test_a_context_takes_memory_of_its_own(rig: Rig) -> None:
+    before = rig.cuda.used
+    rig.context = None
+    assert before - rig.cuda.used == rig.trt.faults.context_bytes
 
 
 def test_a_weight_budget_comes_before_any_context(toy: Path) -> None:

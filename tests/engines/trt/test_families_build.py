@@ -12,11 +12,12 @@ import pytest
 from factory import tiny_sd3
 from factory_families import tiny_cogview4, tiny_flux, tiny_sd, tiny_sdxl
 
-from lssgen.bundle import Bundle, Precision
+from lssgen.bundle import Bundle
 from lssgen.engines.trt.order import Order, build_engines
 from lssgen.engines.trt.report import Report
 from lssgen.export.config import ExportConfig
 from lssgen.export.export import export
+from lssgen.manifest import Precision
 
 pytest.importorskip("tensorrt_rtx", reason="the wheel tensorrt-rtx-cu13 is not installed")
 

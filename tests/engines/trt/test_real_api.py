@@ -6,7 +6,6 @@ pyright checks the same calls against the published stubs of TensorRT: the code 
 import ast
 import inspect
 import re
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,35 +14,39 @@ from types import ModuleType
 from typing import Any
 
 import builder_double
+import context_double
 import pytest
 import refit_double
 import trt_double
 from cuda_double import CudaDouble
 
 from lssgen.engines import cuda
-from lssgen.engines.trt import backend, compiler, engine, exam, library, refit, timings
+from lssgen.engines.trt import backend, compiler, context, engine, exam, library, network, refit, residence, timings
 
 RECEIVERS: dict[ModuleType, dict[str, str]] = {
-    compiler: {
-        "builder": "Builder", "config": "IBuilderConfig", "network": "INetworkDefinition", "parser": "OnnxParser",
-        "wanted": "IOptimizationProfile", "layer": "ILayer", "query": "ITensor", "error": "ParserError",
+    compiler: {"builder": "Builder", "config": "IBuilderConfig", "network": "INetworkDefinition",
+               "wanted": "IOptimizationProfile"},
+    network: {
+        "parser": "OnnxParser", "network": "INetworkDefinition", "layer": "IAttentionInputLayer", "query": "ITensor",
+        "attention": "IAttention", "error": "ParserError",
     },
+    context: {"engine": "ICudaEngine", "context": "IExecutionContext"},
     engine: {
-        "runtime": "Runtime", "engine": "ICudaEngine", "_awake": "ICudaEngine", "context": "IExecutionContext",
-        "_context": "IExecutionContext", "config": "IRuntimeConfig", "kernels": "IRuntimeCache",
-        "_kernels": "IRuntimeCache",
+        "_runtime": "Runtime", "engine": "ICudaEngine", "_engine": "ICudaEngine", "_context": "IExecutionContext",
+        "config": "IRuntimeConfig", "kernels": "IRuntimeCache", "_kernels": "IRuntimeCache",
     },
-    exam: {"runtime": "Runtime", "engine": "ICudaEngine", "context": "IExecutionContext"},
+    exam: {"runtime": "Runtime", "engine": "ICudaEngine"},
     refit: {
         "runtime": "Runtime", "engine": "ICudaEngine", "refitter": "Refitter", "parser": "OnnxParserRefitter",
     },
     timings: {"config": "IBuilderConfig", "cache": "ITimingCache"},
     backend: {},
+    residence: {},
     library: {},
 }  # fmt: skip
 """By module: the class of every object of the library, by the name that the code gives it."""
 
-ELSEWHERE = {"_engine", "_backend", "Severity"}
+ELSEWHERE = {"_owner", "_backend", "Severity"}
 """Objects of ours whose methods share a name with one of the library's; and an enumeration inside of ILogger."""
 
 
@@ -113,8 +116,24 @@ def test_every_attribute_of_the_librarys_objects_exists(rtx: Any) -> None:
     assert rtx.ICudaEngine.weight_streaming_budget_v2.fset is not None
 
 
+def test_every_name_that_the_code_asks_for_exists(rtx: Any) -> None:
+    """A misspelt `hasattr` is never true, and nobody hears of it."""
+    real = {name for cls in classes(rtx) for name in dir(cls)} | set(dir(rtx))
+    asked = {
+        node.args[1].value
+        for module in RECEIVERS
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("hasattr", "getattr")
+        and isinstance(node.args[1], ast.Constant)
+    }
+    assert asked > {"weights_loaded", "IAttention", "is_stream_capturable"}
+    assert asked <= real
+
+
 def test_what_the_library_calls_back_takes_what_it_passes(rtx: Any) -> None:
-    monitor = library.progress_monitor(rtx, lambda *_: None, threading.Event())
+    monitor = library.progress_monitor(rtx, lambda *_: None)
     logger = library._logger(rtx, lambda *_: None)
     for mine, theirs, names in (
         (monitor, rtx.IProgressMonitor, ("phase_start", "step_complete", "phase_finish")),
@@ -127,9 +146,10 @@ def test_what_the_library_calls_back_takes_what_it_passes(rtx: Any) -> None:
 
 DOUBLES: dict[str, type] = {
     "ILogger": trt_double.ILogger, "Runtime": trt_double.RtxRuntime, "ICudaEngine": trt_double.RtxEngine,
-    "IExecutionContext": trt_double.RtxContext, "IRuntimeConfig": trt_double.IRuntimeConfig,
-    "IRuntimeCache": trt_double.IRuntimeCache, "CudaGraphStrategy": trt_double.CudaGraphStrategy,
-    "ExecutionContextAllocationStrategy": trt_double.ExecutionContextAllocationStrategy,
+    "IExecutionContext": context_double.RtxContext, "IRuntimeConfig": context_double.IRuntimeConfig,
+    "IRuntimeCache": context_double.IRuntimeCache, "CudaGraphStrategy": context_double.CudaGraphStrategy,
+    "DynamicShapesKernelSpecializationStrategy": context_double.DynamicShapesKernelSpecializationStrategy,
+    "ExecutionContextAllocationStrategy": context_double.ExecutionContextAllocationStrategy,
     "Builder": builder_double.Builder, "IBuilderConfig": builder_double.IBuilderConfig,
     "INetworkDefinition": builder_double.INetworkDefinition, "OnnxParser": builder_double.OnnxParser,
     "IOptimizationProfile": builder_double.IOptimizationProfile, "ITimingCache": builder_double.ITimingCache,
@@ -194,9 +214,10 @@ def test_every_call_of_cuda_has_as_many_arguments_as_the_real_function() -> None
 
 
 RTX_ONLY = {
-    "ComputeCapability", "CudaGraphStrategy", "DISABLED", "REQUIRE_USER_ALLOCATION", "create_runtime_cache",
-    "cuda_graph_strategy", "defer_weights_loading", "load_weights", "num_compute_capabilities",
-    "set_compute_capability", "set_runtime_cache", "unload_weights", "weights_loaded",
+    "ComputeCapability", "CudaGraphStrategy", "DISABLED", "DynamicShapesKernelSpecializationStrategy", "EAGER",
+    "IAttentionInputLayer", "REQUIRE_USER_ALLOCATION", "attention", "create_runtime_cache",
+    "cuda_graph_strategy", "decomposable", "defer_weights_loading", "dynamic_shapes_kernel_specialization_strategy",
+    "load_weights", "num_compute_capabilities", "set_compute_capability", "set_runtime_cache", "unload_weights",
 }  # fmt: skip
 """What the code asks for with `hasattr`, or only where the library is TensorRT-RTX."""
 
@@ -244,7 +265,7 @@ def calls_of(module: ModuleType, trt: Any) -> Iterator[Call]:
 
 def public(double: type) -> dict[str, Any]:
     """What a class and its bases define under names without underscores."""
-    own = ("trt_double", "builder_double", "refit_double", "cuda_double")
+    own = ("trt_double", "context_double", "builder_double", "refit_double", "cuda_double")
     found = {n: v for layer in reversed(double.__mro__) if layer.__module__ in own for n, v in vars(layer).items()}
     return {name: value for name, value in found.items() if not name.startswith("_")}
 

@@ -17,17 +17,17 @@ from cuda_double import CudaDouble
 from machine import Machine, Make
 from safetensors.numpy import load_file, save_file
 
-from lssgen.bundle import MANIFEST, Bundle, Precision, Probe, manifest_json, read_bundle
-from lssgen.commands.engine_options import list_engines
+from lssgen.bundle import MANIFEST, Bundle, manifest_json, read_bundle
 from lssgen.engines import cuda as cuda_module
-from lssgen.engines.options import EngineOptions
-from lssgen.engines.registry import open_backend
+from lssgen.engines.demand import Demand
+from lssgen.engines.onnxruntime import OrtBackend, OrtOptions
 from lssgen.engines.trt.cache import Entry
-from lssgen.engines.trt.compiler import BuildOptions
 from lssgen.engines.trt.library import Flavour
+from lssgen.engines.trt.options import BuildOptions
 from lssgen.engines.trt.order import Order, build_engines
 from lssgen.engines.trt.refit import allowed, structure_of
 from lssgen.errors import BackendError, BuildError
+from lssgen.manifest import Precision, Probe
 
 STEP = """
 <ir_version: 10, opset_import: ["" : 22]>
@@ -63,7 +63,7 @@ def style(toy: Path, tmp_path: Path) -> Style:
         numbers.tofile(folder / step.data[0])
         manifest = replace(read_bundle(toy).manifest, graphs={"step": step}, tokenizers=())
         (folder / MANIFEST).write_bytes(manifest_json(manifest))
-        return read_bundle(folder)
+        return Bundle(folder, manifest)
 
     return made
 
@@ -94,24 +94,21 @@ def test_an_engine_of_other_weights_is_a_copy_with_these(
     assert second.report.probes[0].error <= second.report.probes[0].bound < first.report.probes[0].bound
 
 
-def test_the_list_says_what_was_refitted_from_what_and_how_well(machine: Machine, style: Style) -> None:
+def test_a_report_says_what_was_refitted_from_what_and_how_well(machine: Machine, style: Style) -> None:
     first, second = (built(machine, style(name, precision="fp16")) for name in "ab")
-    lines = list_engines(machine.order.folder).splitlines()
-    (line,) = [line for line in lines if line.startswith(second.key)]
-    assert f"; refitted from {first.key}; " in line
-    assert line.endswith(" from ONNX Runtime")
+    assert f"; refitted from {first.key}; " in str(second.report)
+    assert str(second.report).endswith(" from ONNX Runtime")
 
 
 def test_what_is_refitted_runs(machine: Machine, style: Style) -> None:
     built(machine, style("a"))
     machine.bundle = style("b")
-    (expected, ran) = (run(machine, engine) for engine in ("onnxruntime", ""))
+    expected, ran = run(machine, OrtBackend(OrtOptions(threads=1))), run(machine, machine.backend())
     np.testing.assert_array_equal(ran, expected)  # the double computes with ONNX Runtime
 
 
-def run(machine: Machine, engine: str) -> Any:
-    backend: Any = open_backend(engine, EngineOptions(threads=1)) if engine else machine.backend()
-    network = backend.load(machine.bundle.path("b.onnx"), name="step")
+def run(machine: Machine, backend: Any) -> Any:
+    network = backend.open(machine.bundle, Demand())["step"]
     ins, outs = (backend.empty((1, 4, 4, 4), "float32") for _ in range(2))
     ins.write(np.random.default_rng(0).standard_normal((1, 4, 4, 4)).astype(np.float32))
     network.bind({"latent": ins, "next_latent": outs})()
@@ -287,9 +284,8 @@ NETWORK = "transformer/diffusion_pytorch_model.safetensors"
 
 
 def exported(checkpoint: Path, folder: Path, *loras: Path) -> Path:
-    from lssgen.export.config import ExportConfig
+    from lssgen.export.config import ExportConfig, Lora
     from lssgen.export.export import export
-    from lssgen.export.lora import Lora
 
     added = tuple(Lora(path, 1.0) for path in loras)
     bundle = export(

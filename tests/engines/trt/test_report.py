@@ -10,10 +10,12 @@ from test_cache import report_of
 
 from lssgen.bundle import read_bundle
 from lssgen.engines.demand import Profile, fixed
-from lssgen.engines.trt.fit import Need, device_bytes, in_turn_bytes, io_bytes, misfits
-from lssgen.engines.trt.library import Log, open_library
+from lssgen.engines.memory import in_turn_bytes
+from lssgen.engines.trt.library import Log, require_library
+from lssgen.engines.trt.need import Need, device_bytes, io_bytes, misfits
+from lssgen.engines.trt.options import Bounds
 from lssgen.engines.trt.order import Order
-from lssgen.engines.trt.report import Attention, Bounds, Unfused, check, findings
+from lssgen.engines.trt.report import Attention, Unfused, check, findings
 from lssgen.engines.trt.targets import TARGETS, rtx_targets
 from lssgen.errors import BackendError, BuildError
 
@@ -142,8 +144,8 @@ def test_an_error_is_told_without_the_librarys_own_source_lines() -> None:
         "IBuilder::buildSerializedNetwork: Error Code 4: API Usage Error "
         "(Network has dynamic inputs (x), but no profile. In check at /_src/optimizer.cpp:12)"
     )
-    assert Log(errors=[line, "later"]).reason() == "Network has dynamic inputs (x), but no profile."
-    assert Log(errors=["plain  words"]).reason() == "plain words"
+    assert Log(0, errors=[line, "later"]).reason() == "Network has dynamic inputs (x), but no profile."
+    assert Log(0, errors=["plain  words"]).reason() == "plain words"
 
 
 @pytest.mark.parametrize("module", [None, ModuleType("tensorrt")])  # the second is what stubs alone look like
@@ -152,7 +154,7 @@ def test_a_library_that_is_not_installed_is_said_in_words(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     with pytest.raises(BackendError, match=r'needs the Python package tensorrt, .*pip install "lssgen\[tensorrt\]"'):
-        open_library("tensorrt")
+        require_library("tensorrt")
 
 
 def test_an_order_has_a_folder_of_its_own_below_the_users_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

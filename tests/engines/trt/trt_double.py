@@ -8,28 +8,39 @@ library would fail, compute nonsense or crash:
     a graph is captured after a plain execution of the same context, and replayed only while neither the context
         nor the weights have changed
     a budget for streamed weights is set before a context exists; streamed weights forbid a capture
+    a thread has chosen the GPU that the engine is on
+    kernels that TensorRT-RTX runs until the right ones are compiled are not captured
     nothing is used after its engine is gone
 
+What may go wrong on a GPU goes wrong where a test asks for it: `module` has fields for that.
+
 A plan of the double is a JSON text: the ONNX file, the profiles, the memory of weights and scratch. The building half
-is in `builder_double`, what exchanges weights in `refit_double`.
+is in `builder_double`, contexts are in `context_double`, what exchanges weights is in `refit_double`.
 """
 
 import json
 import weakref
+from dataclasses import dataclass, field
 from enum import IntEnum
-from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import builder_double
-import numpy as np
 import onnxruntime as ort
 import refit_double
+from context_double import (
+    CudaGraphStrategy,
+    DynamicShapesKernelSpecializationStrategy,
+    ExecutionContextAllocationStrategy,
+    IExecutionContext,
+    IHostMemory,
+    IRuntimeConfig,
+    RtxContext,
+)
 from cuda_double import CudaDouble, RuleBrokenError
 
-from lssgen.engines.trt.fit import Need
-from lssgen.ports import Array
+from lssgen.engines.trt.need import Need
 
 VERSION = "1.7.1.116"
 
@@ -39,17 +50,6 @@ def plan_of(onnx: Path, need: Need, *, weights: int, scratch: int) -> bytes:
     profiles = [{axis: [e.low, e.best, e.high] for axis, e in profile.axes.items()} for profile in need.profiles]
     streamed = bool(need.options.get("weight_streaming"))
     return builder_double.plan(str(onnx), profiles, weights=weights, scratch=scratch, streamed=streamed)
-
-
-class ExecutionContextAllocationStrategy(IntEnum):
-    STATIC = 0
-    ON_PROFILE_CHANGE = 1
-    USER_MANAGED = 2
-
-
-class CudaGraphStrategy(IntEnum):
-    DISABLED = 0
-    WHOLE_GRAPH_CAPTURE = 1
 
 
 class Severity(IntEnum):
@@ -67,57 +67,32 @@ class ILogger:
         raise NotImplementedError
 
 
-class IHostMemory(bytes):
-    """What serialisation returns; it has the buffer protocol."""
+@dataclass
+class Faults:
+    """What goes wrong, and what was done.
 
+    Attributes:
+        context_bytes: Device memory that a context takes for itself.
+        capturable: Whether TensorRT-RTX says that a stream may be captured.
+        shapes_contradict: True where shapes cannot be inferred.
+        loads: Graphs whose weights were brought to the device, one entry each time.
+    """
 
-class IRuntimeCache:
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self._kernels = 0
-
-    def _compile(self) -> None:
-        self._kernels += 1
-
-    def serialize(self) -> IHostMemory:
-        return IHostMemory(f"{self._device} {self._kernels}".encode())
-
-    def deserialize(self, blob: Any) -> bool:
-        device, _, kernels = bytes(blob).decode().rpartition(" ")
-        if device != self._device:
-            return False
-        self._kernels = int(kernels)
-        return True
-
-
-class IRuntimeConfig:
-    def __init__(self) -> None:
-        self.cuda_graph_strategy = CudaGraphStrategy.DISABLED
-        self._strategy = ExecutionContextAllocationStrategy.STATIC
-        self._cache: IRuntimeCache | None = None
-
-    def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
-        self._strategy = strategy
-
-    def get_execution_context_allocation_strategy(self) -> ExecutionContextAllocationStrategy:
-        return self._strategy
-
-    def create_runtime_cache(self) -> IRuntimeCache:
-        return IRuntimeCache("Double")
-
-    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
-        self._cache = cache
-        return True
-
-    def get_runtime_cache(self) -> IRuntimeCache | None:
-        return self._cache
+    context_bytes: int = 1000
+    capturable: bool = True
+    shapes_contradict: bool = False
+    loads: list[str] = field(default_factory=list)
 
 
 class ICudaEngine:
     """An engine, as both libraries have it."""
 
-    def __init__(self, cuda: CudaDouble, blob: bytes) -> None:
+    _logger: Any = None
+
+    def __init__(self, cuda: CudaDouble, faults: "Faults", blob: bytes) -> None:
         self._cuda = cuda
+        self._gpu = cuda.gpu
+        self._faults = faults
         self._blob = blob
         self._generation = 0
         self._weights: int | None = None
@@ -132,7 +107,13 @@ class ICudaEngine:
         if self._weights is not None:
             self._cuda.release(self._weights, "an engine's weights")
 
+    def _see_gpu(self) -> None:
+        if self._cuda.gpu != self._gpu:
+            raise RuleBrokenError(f"an engine of GPU {self._gpu} used by a thread that has chosen {self._cuda.gpu}")
+
     def _allocate(self) -> None:
+        self._see_gpu()
+        self._faults.loads.append(str(self._plan["onnx"]))
         status, address = self._cuda.cudaMalloc(max(1, self._budget))
         if status:
             raise MemoryError("no room for the weights")
@@ -172,18 +153,23 @@ class ICudaEngine:
             for corner in range(3)
         ]
 
-    def create_execution_context(self, runtime_config: Any = None) -> "IExecutionContext":
+    def create_execution_context(self, runtime_config: Any = None) -> "IExecutionContext | None":
         strategy = runtime_config
         if isinstance(runtime_config, IRuntimeConfig):
             strategy = runtime_config.get_execution_context_allocation_strategy()
             cache = runtime_config.get_runtime_cache()
             if cache is not None:
                 cache._compile()
+        self._see_gpu()
         if strategy != ExecutionContextAllocationStrategy.USER_MANAGED:
             raise RuleBrokenError("a context with memory of its own")
         if self._weights is None and self._plan["streamed"]:
             self._allocate()  # as much as the budget says
-        context = self._context_type(self)
+        status, memory = self._cuda.cudaMalloc(self._faults.context_bytes)
+        if status:
+            self._logger.log(Severity.ERROR, "Error Code 2: OutOfMemory (no room for a context)")
+            return None
+        context = self._context_type(self, memory, runtime_config)
         self._contexts.add(context)
         return context
 
@@ -224,144 +210,11 @@ class RtxEngine(ICudaEngine):
         return RtxContext
 
 
-class IExecutionContext:
-    def __init__(self, engine: ICudaEngine) -> None:
-        self._engine = engine
-        self._cuda = engine._cuda
-        self._profile: int | None = None
-        self._switched = False
-        self._memory: tuple[int, int] | None = None
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._addresses: dict[str, int] = {}
-        self._version = 0
-        self._ran: int | None = None
-
-    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
-        del stream_handle
-        if not 0 <= profile_index < len(self._engine._plan["profiles"]):
-            return False
-        self._profile = profile_index
-        self._changed()
-        self._shapes.clear()
-        self._switched = False
-
-        def arrive() -> None:
-            self._switched = True
-
-        self._cuda.put(arrive)
-        return True
-
-    def set_device_memory(self, memory: int, size: int) -> None:
-        if memory % 256 or size < self._engine.device_memory_size_v2:
-            raise RuleBrokenError(f"scratch of {size} bytes at {memory:#x}: misaligned or too small")
-        self._cuda.check(memory, size)
-        self._memory = (memory, size)
-        self._changed()
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        if self._profile is None:
-            raise RuleBrokenError(f"shape of {name} before a profile")
-        low, _, high = self._engine.get_tensor_profile_shape(name, self._profile)
-        if len(shape) != len(low) or not all(a <= s <= b for a, s, b in zip(low, shape, high, strict=True)):
-            return False
-        self._shapes[name] = tuple(shape)
-        self._changed()
-        return True
-
-    def infer_shapes(self) -> list[str]:
-        missing = [name for name in self._engine._inputs if name not in self._shapes]
-        if not missing:
-            axes = self._axes()
-            for name, value in self._engine._outputs.items():
-                self._shapes[name] = tuple(axes[size] if isinstance(size, str) else size for size in value.shape)
-        return missing
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes.get(name, (-1,))
-
-    def set_tensor_address(self, name: str, memory: int) -> bool:
-        if name not in self._shapes:
-            raise RuleBrokenError(f"address of {name} before its shape is known")
-        self._cuda.check(memory, prod(self._shapes[name]) * self._dtype(name).itemsize)
-        self._addresses[name] = memory
-        self._changed()
-        return True
-
-    def execute_async_v3(self, stream_handle: int) -> bool:
-        del stream_handle
-        self._see_ready()
-        capturing = self._cuda.recording is not None
-        if capturing and self._engine._plan["streamed"]:
-            raise RuleBrokenError("captured while weights are streamed")
-        if capturing and self._ran != self._version:
-            raise RuleBrokenError("captured before a plain execution with these shapes and addresses")
-        version, generation, alive = self._version, self._engine._generation, weakref.ref(self)
-        kept = None if capturing else self  # a graph does not keep its context alive
-
-        def run() -> None:
-            context = kept or alive()
-            if context is None:
-                raise RuleBrokenError("a graph was replayed after its context was gone")
-            if capturing and (context._version != version or context._engine._generation != generation):
-                raise RuleBrokenError("a graph was replayed after its context or its weights had changed")
-            context._compute()
-
-        self._cuda.put(run)
-        if not capturing:
-            self._ran = version
-        return True
-
-    def _see_ready(self) -> None:
-        if self._profile is None or not self._switched:
-            raise RuleBrokenError("executed before the profile had been switched; set it and synchronise")
-        if self._memory is None:
-            raise RuleBrokenError("executed without scratch memory")
-        if missing := sorted({*self._engine._inputs, *self._engine._outputs} - set(self._addresses)):
-            raise RuleBrokenError(f"executed without addresses of {missing}")
-        if self._engine._weights is None:
-            raise RuleBrokenError("executed without weights")
-
-    def _compute(self) -> None:
-        self._see_ready()
-        assert self._memory is not None
-        memory, size = self._memory
-        self._cuda.view(memory, (size,), np.uint8)[:] = 0xAA  # whoever keeps something there loses it
-        feed = {name: self._tensor(name).copy() for name in self._engine._inputs}
-        names = list(self._engine._outputs)
-        for name, value in zip(names, self._engine._session.run(names, feed), strict=True):
-            self._tensor(name)[...] = value
-
-    def _tensor(self, name: str) -> Array:
-        return self._cuda.view(self._addresses[name], self._shapes[name], self._dtype(name))
-
-    def _dtype(self, name: str) -> Any:
-        value = (self._engine._inputs | self._engine._outputs)[name]
-        kind = value.type.removeprefix("tensor(").removesuffix(")")
-        return np.dtype({"float": "float32", "double": "float64"}.get(kind, kind))
-
-    def _axes(self) -> dict[str, int]:
-        assert self._profile is not None
-        axes = {axis: extent[2] for axis, extent in self._engine._plan["profiles"][self._profile].items()}
-        for name, value in self._engine._inputs.items():
-            axes |= {
-                size: came for size, came in zip(value.shape, self._shapes[name], strict=True) if isinstance(size, str)
-            }
-        return axes
-
-    def _changed(self) -> None:
-        self._version += 1
-
-
-class RtxContext(IExecutionContext):
-    def is_stream_capturable(self, stream: int) -> bool:
-        del stream
-        return True
-
-
 class Runtime:
     """The real one finds its device in the CUDA context; this one is told in `module`."""
 
     _cuda: CudaDouble
+    _faults: "Faults"
     _engine_type = ICudaEngine
 
     def __init__(self, logger: ILogger) -> None:
@@ -369,7 +222,8 @@ class Runtime:
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
         try:
-            engine = self._engine_type(self._cuda, bytes(serialized_engine))
+            engine = self._engine_type(self._cuda, self._faults, bytes(serialized_engine))
+            engine._logger = self._logger
             self._settle(engine)
         except (ValueError, MemoryError) as error:
             message = f"IRuntime::deserializeCudaEngine: Error Code 1: Serialization ({error}. In read at plan.cpp:1)"
@@ -402,13 +256,16 @@ def module(cuda: CudaDouble, *, rtx: bool = True) -> Any:
         builder_double.ProfilingVerbosity, builder_double.LayerType, builder_double.Dims,
         builder_double.IProgressMonitor, builder_double.OnnxParser, refit_double.OnnxParserRefitter,
     )  # fmt: skip
+    faults = Faults()
     names: dict[str, Any] = {one.__name__: one for one in shared} | {
         "__version__": VERSION,
-        "Runtime": type("Runtime", (RtxRuntime if rtx else Runtime,), {"_cuda": cuda}),
+        "faults": faults,
+        "Runtime": type("Runtime", (RtxRuntime if rtx else Runtime,), {"_cuda": cuda, "_faults": faults}),
         "Builder": type("Builder", (builder_double.Builder,), {"_cuda": cuda, "_version": VERSION}),
         "Refitter": type("Refitter", (refit_double.Refitter,), {}),
         "BuilderFlag": builder_double.RtxBuilderFlag if rtx else builder_double.BuilderFlag,
     }
     if rtx:
-        names |= {"CudaGraphStrategy": CudaGraphStrategy, "ComputeCapability": builder_double.ComputeCapability}
+        for one in (CudaGraphStrategy, DynamicShapesKernelSpecializationStrategy, builder_double.ComputeCapability):
+            names[one.__name__] = one
     return SimpleNamespace(**names)

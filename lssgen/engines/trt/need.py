@@ -1,17 +1,15 @@
-"""Whether a built engine is the one that is needed, and how much device memory engines take: pure functions."""
+"""What engine is needed, whether a built one is it, and how much device memory engines take: pure functions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
 from lssgen.engines.demand import Profile
+from lssgen.engines.memory import in_turn_bytes
 from lssgen.engines.trt.report import Report
 from lssgen.ports import Port
-
-_SMALL_PART = 16
-"""A network of at most this part of the largest one is small: transitions, and a VAE beside a large step network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +21,8 @@ class Need:
         content: Hash of the graph and its weights; its precision is in the types inside.
         backend, version: The library; engines of another version are refused by it.
         targets: Architectures it must run on.
-        options: Of the build.
-        profiles: Sizes it must hold.
+        options: Options of the build.
+        profiles: Sizes it must hold, see `arranged`.
     """
 
     graph: str
@@ -34,6 +32,12 @@ class Need:
     targets: tuple[str, ...]
     options: Mapping[str, object]
     profiles: tuple[Profile, ...]
+
+
+def arranged(profiles: Iterable[Profile]) -> tuple[Profile, ...]:
+    """Profiles, each once, the smallest first: in one order however they were asked for, since they are in a key."""
+    known = {tuple(sorted(profile.axes.items())): profile for profile in profiles}
+    return tuple(known[axes] for axes in sorted(known, key=lambda axes: (prod(e.best for _, e in axes), axes)))
 
 
 def misfits(need: Need, report: Report) -> str:
@@ -53,33 +57,22 @@ def misfits(need: Need, report: Report) -> str:
     return ""
 
 
-def stays(size: int, largest: int) -> bool:
-    """Whether a network stays on the device in low-memory mode: a small one is not worth the largest one's way back."""
-    return size * _SMALL_PART <= largest
-
-
-def in_turn_bytes(weights: Sequence[int]) -> int:
-    """Device memory of weights in low-memory mode: those of the largest network, and of all that stay."""
-    largest = max(weights, default=0)
-    return largest + sum(size for size in weights if stays(size, largest))
-
-
 def device_bytes(reports: Sequence[Report], *, in_turn: bool) -> int:
-    """Device memory of a run, in bytes, predicted from the reports before anything is loaded.
+    """Device memory that engines take, in bytes, predicted from their reports.
 
     Args:
-        reports: Of all graphs of the run.
+        reports: Reports of all engines that are to be ready at the same time.
         in_turn: Weights of large networks are on the device in turn (low-memory mode), and weights that can be
             streamed stay on the host: the least that a run can do with.
 
     Returns:
-        Weights, scratch and the tensors between graphs. CUDA itself takes some 300 to 500 MB more.
+        Weights, scratch and the tensors between graphs. CUDA itself takes some 300 to 500 MB more, and so do execution
+        contexts, a few MB each, of which no report knows.
     """
     streamed = [in_turn and bool(report.options.get("weight_streaming")) for report in reports]
     weights = [0 if away else report.weight_bytes for away, report in zip(streamed, reports, strict=True)]
-    scratch = max((size for report in reports for size in report.activation_bytes), default=0)
-    tensors = sum(io_bytes(report) for report in reports)
-    return (in_turn_bytes(weights) if in_turn else sum(weights)) + scratch + tensors
+    scratch = max((report.scratch_bytes for report in reports), default=0)
+    return (in_turn_bytes(weights) if in_turn else sum(weights)) + scratch + sum(map(io_bytes, reports))
 
 
 def io_bytes(report: Report) -> int:
