@@ -2,9 +2,10 @@
 
 from lssgen.plan.cost import predicted_speedup, stage_flops
 from lssgen.plan.facts import Defaults, ModelFacts, NetworkCost, ScalingSpace
-from lssgen.plan.options import OWN_SOLVER, PlanOptions, SkipLayerGuidance
+from lssgen.plan.options import PlanOptions, SkipLayerGuidance
 from lssgen.plan.planner import make_plan
-from lssgen.plan.schedules import solver_names
+from lssgen.plan.sampling import OWN_SOLVER, solver_names
+from lssgen.plan.scheduler_choice import SchedulerChoice
 from lssgen.plan.table import ROW, Plan, Stage, Step
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Plan",
     "PlanOptions",
     "ScalingSpace",
+    "SchedulerChoice",
     "SkipLayerGuidance",
     "Stage",
     "Step",

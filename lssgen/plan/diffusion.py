@@ -3,6 +3,7 @@
 Source: diffusers' schedulers, whose numbers these are; Karras et al. 2022, arXiv 2206.00364 (EDM).
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from math import log, sqrt
 
@@ -10,78 +11,61 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lssgen.errors import PlanError
-from lssgen.plan.levels import Ask, Level
+from lssgen.plan.levels import Evaluation, Level, with_halves
 from lssgen.plan.schedules import BetaSchedule, EdmSchedule, Prediction
+from lssgen.plan.sigmas import betas, remaining, spread, timesteps_of
 
-_EXPLODING = ("euler", "euler-ancestral")  # work on x = z + sigma e; the others on image^2 + noise^2 = 1
+_HIGHEST = 2.0**12
+"""Sigma that stands for pure noise in tables."""
 
 
-def beta_asks(schedule: BetaSchedule, solver: str, steps: int) -> tuple[Ask, ...]:
-    """The evaluations of a full schedule on a beta table, spaced as the solver's diffusers class spaces them.
+def beta_evaluations(schedule: BetaSchedule, steps: int) -> tuple[Evaluation, ...]:
+    """The evaluations of a full schedule on a beta table, spaced as the scheduler's diffusers class spaces them.
 
     Returns:
         `steps` evaluations; PNDM's have the second one twice and are one more.
 
     Raises:
-        PlanError: More steps than the table, or than LCM was distilled for, has.
+        PlanError: More steps than the table, or than LCM was distilled for, has, or a level that the network's output
+            says nothing at.
     """
     if steps > schedule.train_steps:
         raise PlanError(
             f"{steps} steps do not fit: the model was trained with {schedule.train_steps} timesteps; ask for no more"
         )
-    remaining = _remaining(schedule)
-    if solver in _EXPLODING:
-        return _exploding(schedule, _timesteps(schedule, steps), remaining)
-    times = _lcm_timesteps(schedule, steps) if solver == "lcm" else _timesteps(schedule, steps, whole=True)
-    if solver == "dpm++2m":
-        times = _dpm_timesteps(schedule, steps)
-    if times[0] > schedule.train_steps - 1:
-        raise PlanError(
-            f"{steps} steps begin at timestep {times[0]:g}, beyond the model's last, {schedule.train_steps - 1} "
-            f"(steps_offset is {schedule.offset}); ask for fewer"
-        )
-    if solver == "pndm":
-        # Its warm-up evaluates the second timestep twice.
-        times = np.concatenate((times[:2], times[1:]))
-    levels = [_preserving(float(remaining[int(t)])) for t in times]
-    if solver in ("ddim", "pndm"):
-        below = [int(t) - schedule.train_steps // steps for t in times]
-        last = 1.0 if schedule.last_alpha_one else float(remaining[0])
-        ends = [_preserving(float(remaining[t]) if t >= 0 else last) for t in below]
-    else:
-        # LCM's last step and DPM-Solver's end on a clean picture.
-        ends = [*levels[1:], _preserving(1.0)]
-    return tuple(
-        _preserving_ask(at, to, float(t), schedule.prediction) for at, to, t in zip(levels, ends, times, strict=True)
-    )
+    left = _remaining(schedule)
+    by_sigma = schedule.walk in ("exploding", "preserving")
+    return _by_sigma(schedule, left, steps) if by_sigma else _by_timestep(schedule, left, steps)
 
 
-def most_steps(schedule: BetaSchedule, solver: str) -> int:
+def most_steps(schedule: BetaSchedule) -> int:
     """Longest schedule that there is: the table's timesteps, or those that LCM was distilled at."""
-    return schedule.origin_steps if solver == "lcm" else schedule.train_steps
+    return schedule.origin_steps if schedule.walk == "distilled" else schedule.train_steps
 
 
-def start_noise(schedule: BetaSchedule | EdmSchedule, solver: str, asks: tuple[Ask, ...]) -> float:
+def highest_sigma(schedule: BetaSchedule) -> float:
+    """Sigma of the training's last timestep."""
+    return min(_HIGHEST, float(_table(_remaining(schedule)[-1:])[0]))
+
+
+def start_noise(schedule: BetaSchedule | EdmSchedule, evaluations: tuple[Evaluation, ...]) -> float:
     """Standard deviation of the first stage's noise (diffusers' `init_noise_sigma`)."""
-    highest = asks[0].level.noise
+    highest = evaluations[0].level.noise
     if isinstance(schedule, EdmSchedule):
         return sqrt(schedule.sigma_max**2 + 1)
-    if solver in _EXPLODING:
+    if schedule.walk == "exploding":
         return sqrt(highest**2 + 1) if schedule.spacing == "leading" else highest
     return 1.0
 
 
-def edm_asks(schedule: EdmSchedule, steps: int) -> tuple[Ask, ...]:
-    """The evaluations of a full EDM schedule on the Karras grid; labels are ln(sigma) / 4."""
-    root = 1 / schedule.rho
-    top, bottom = schedule.sigma_max**root, schedule.sigma_min**root
-    ramp = np.linspace(0, 1, steps, dtype=np.float32)
-    sigmas = ((top + ramp * np.float32(bottom - top)) ** schedule.rho).astype(np.float32)
-    levels = [Level(1.0, s, s) for s in (*map(float, sigmas), 0.0)]
+def edm_evaluations(schedule: EdmSchedule, steps: int) -> tuple[Evaluation, ...]:
+    """The evaluations of a full EDM schedule; labels are ln(sigma) / 4."""
+    sigmas = _edm_sigmas(schedule, steps)
     data = schedule.sigma_data
     sign = 1 if schedule.prediction == "epsilon" else -1
-    return tuple(
-        Ask(
+
+    def evaluation(at: Level, to: Level) -> Evaluation:
+        return Evaluation(
             at,
             to,
             label=0.25 * log(at.noise),
@@ -89,18 +73,103 @@ def edm_asks(schedule: EdmSchedule, steps: int) -> tuple[Ask, ...]:
             image_x=data**2 / (at.noise**2 + data**2),
             image_f=sign * at.noise * data / sqrt(at.noise**2 + data**2),
         )
-        for at, to in pairwise(levels)
-    )
+
+    levels = [Level(1.0, s, s) for s in (*sigmas, sigmas[-1] if schedule.end == "last" else 0.0)]
+    return with_halves(levels, [evaluation(at, to) for at, to in pairwise(levels)], schedule.halves, evaluation)
+
+
+def _edm_sigmas(schedule: EdmSchedule, steps: int) -> list[float]:
+    root = 1 / schedule.rho
+    if schedule.sigma_rule == "exponential":
+        even = np.linspace(log(schedule.sigma_min), log(schedule.sigma_max), steps, dtype=np.float32)
+        return [float(sigma) for sigma in np.exp(even)[::-1]]
+    top, bottom = schedule.sigma_max**root, schedule.sigma_min**root
+    ramp = np.linspace(0, 1, steps, dtype=np.float32)
+    sigmas = ((top + ramp * np.float32(bottom - top)) ** schedule.rho).astype(np.float32)
+    return [float(sigma) for sigma in sigmas]
 
 
 def _remaining(schedule: BetaSchedule) -> NDArray[np.float32]:
-    """(train_steps,) share of the picture's variance that is left at each timestep (`alphas_cumprod`)."""
-    scaled = schedule.beta_schedule == "scaled_linear"
-    ends = (sqrt(schedule.beta_start), sqrt(schedule.beta_end)) if scaled else (schedule.beta_start, schedule.beta_end)
-    betas = np.linspace(*ends, schedule.train_steps, dtype=np.float32)
-    if scaled:
-        betas = betas**2
-    return np.cumprod((1 - betas).astype(np.float64)).astype(np.float32)
+    table = betas(schedule.beta_schedule, schedule.beta_start, schedule.beta_end, schedule.train_steps)
+    if schedule.trained:
+        table = np.asarray(schedule.trained, np.float32)
+    return remaining(table, zero_snr=schedule.zero_snr, faintest=schedule.walk in ("exploding", "preserving"))
+
+
+def _table(left: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sigma of each timestep."""
+    with np.errstate(divide="ignore"):  # of pure noise it is infinite
+        return np.sqrt((1 - left) / left)
+
+
+def _by_timestep(schedule: BetaSchedule, left: NDArray[np.float32], steps: int) -> tuple[Evaluation, ...]:
+    distilled = schedule.walk == "distilled"
+    times = _distilled_timesteps(schedule, steps) if distilled else _timesteps(schedule, steps, whole=True)
+    _see_first(schedule, steps, times)
+    if schedule.repeats_second:
+        times = np.concatenate((times[:2], times[1:]))
+    levels = [_preserving(float(left[int(t)])) for t in times]
+    if schedule.walk == "nominal":
+        # The nominal length of a step below, as published: where spacing rounds, that is not always the next timestep.
+        below = [int(t) - schedule.train_steps // steps for t in times]
+        last = 1.0 if schedule.last_alpha_one else float(left[0])
+        ends = [_preserving(float(left[t]) if t >= 0 else last) for t in below]
+    else:
+        ends = [*levels[1:], _preserving(1.0 if schedule.end == "clean" else float(left[0]))]
+    return tuple(
+        _preserving_evaluation(at, to, float(t), schedule.prediction)
+        for at, to, t in zip(levels, ends, times, strict=True)
+    )
+
+
+def _by_sigma(schedule: BetaSchedule, left: NDArray[np.float32], steps: int) -> tuple[Evaluation, ...]:
+    table = _table(left)
+    log_table = np.log(table)
+    preserving = schedule.walk == "preserving"
+    times = _later_timesteps(schedule, steps, log_table) if preserving else _timesteps(schedule, steps)
+    if preserving:
+        _see_first(schedule, steps, times)
+    sigmas = np.interp(times, np.arange(len(table)), table)
+    if schedule.sigma_rule != "default":
+        high, low = (table[-1], table[0]) if preserving else (sigmas[0], sigmas[-1])
+        ends = (schedule.sigma_max or float(high), schedule.sigma_min or float(low))
+        sigmas = spread(schedule.sigma_rule, *ends, steps)
+        times = timesteps_of(sigmas, log_table)
+        if schedule.rounds and schedule.sigma_rule in ("karras", "lu"):
+            times = np.round(times)
+    if preserving:
+        times = np.trunc(times)
+    last = {"clean": 0.0, "lowest": float(table[0]), "last": float(sigmas[-1])}[schedule.end]
+    rounded = [float(sigma) for sigma in (*sigmas.astype(np.float32), np.float32(last))]
+    return _at_sigmas(schedule, rounded, times, log_table)
+
+
+def _at_sigmas(
+    schedule: BetaSchedule, sigmas: Sequence[float], times: NDArray[np.floating], log_table: NDArray[np.float32]
+) -> tuple[Evaluation, ...]:
+    """Evaluations at all sigmas but the last, with the timesteps that the network is told."""
+
+    def evaluation(at: Level, to: Level, time: float | None = None) -> Evaluation:
+        told = float(timesteps_of(np.asarray([at.sigma]), log_table)[0]) if time is None else time
+        label = 0.25 * log(at.sigma) if schedule.continuous else told
+        if schedule.walk == "preserving":
+            return _preserving_evaluation(at, to, label, schedule.prediction)
+        return _exploding_evaluation(at, to, label, schedule.prediction)
+
+    if schedule.walk == "preserving":
+        levels = [Level(1 / sqrt(s**2 + 1), s / sqrt(s**2 + 1), s) for s in sigmas]
+    else:
+        levels = [Level(1.0, s, s) for s in sigmas]
+    found = [evaluation(at, to, float(t)) for at, to, t in zip(levels, levels[1:], times, strict=False)]
+    return with_halves(levels, found, schedule.halves, evaluation)
+
+
+def _see_first(schedule: BetaSchedule, steps: int, times: NDArray[np.floating]) -> None:
+    if times[0] > schedule.train_steps - 1:
+        raise PlanError(
+            f"{steps} steps begin at timestep {times[0]:g}, beyond the model's last, {schedule.train_steps - 1} "
+            f"(steps_offset is {schedule.offset}); ask for fewer"
+        )
 
 
 def _timesteps(schedule: BetaSchedule, steps: int, *, whole: bool = False) -> NDArray[np.floating]:
@@ -109,22 +178,26 @@ def _timesteps(schedule: BetaSchedule, steps: int, *, whole: bool = False) -> ND
     if schedule.spacing == "leading":
         return np.arange(steps)[::-1] * float(top // steps) + schedule.offset
     if schedule.spacing == "trailing":
-        return np.round(np.arange(top, 0, -top / steps)) - 1
+        return np.round(np.arange(top, 0, -top / steps))[:steps] - 1  # rounding may make one more of them
     even = np.linspace(0, top - 1, steps)[::-1]
     return np.round(even) if whole else even.astype(np.float32).astype(np.float64)
 
 
-def _dpm_timesteps(schedule: BetaSchedule, steps: int) -> NDArray[np.floating]:
-    """(steps,) as `_timesteps`, but of one step more, without the lowest: DPM-Solver's last step goes to 0 itself."""
+def _later_timesteps(schedule: BetaSchedule, steps: int, log_table: NDArray[np.float32]) -> NDArray[np.floating]:
+    """(steps,) as `_timesteps`, but of one step more, without the lowest: the last step goes to its end itself."""
     top = schedule.train_steps
+    if schedule.least_log_snr is not None:
+        top = int(np.count_nonzero(-log_table >= schedule.least_log_snr))
+    if top <= steps:
+        raise PlanError(f"{steps} steps do not fit: lambda_min_clipped leaves {top} timesteps; ask for fewer")
     if schedule.spacing == "leading":
         return np.arange(1, steps + 1)[::-1] * float(top // (steps + 1)) + schedule.offset
     if schedule.spacing == "trailing":
-        return _timesteps(schedule, steps)
+        return np.round(np.arange(top, 0, -schedule.train_steps / steps))[:steps] - 1
     return np.round(np.linspace(0, top - 1, steps + 1))[:0:-1]
 
 
-def _lcm_timesteps(schedule: BetaSchedule, steps: int) -> NDArray[np.floating]:
+def _distilled_timesteps(schedule: BetaSchedule, steps: int) -> NDArray[np.floating]:
     """(steps,) evenly picked timesteps out of those that the model was distilled at."""
     if steps > schedule.origin_steps:
         raise PlanError(
@@ -134,23 +207,22 @@ def _lcm_timesteps(schedule: BetaSchedule, steps: int) -> NDArray[np.floating]:
     return origin[np.floor(np.linspace(0, len(origin), steps, endpoint=False)).astype(int)]
 
 
-def _exploding(schedule: BetaSchedule, times: NDArray[np.floating], remaining: NDArray[np.float32]) -> tuple[Ask, ...]:
-    table = np.sqrt((1 - remaining) / remaining)
-    sigmas = np.interp(times, np.arange(len(table)), table).astype(np.float32)
-    levels = [Level(1.0, s, s) for s in (*map(float, sigmas), 0.0)]
-    asks: list[Ask] = []
-    for at, to, time in zip(levels, levels[1:], times, strict=False):
-        variance = at.noise**2 + 1
-        view = (1.0, -at.noise) if schedule.prediction == "epsilon" else (1 / variance, -at.noise / sqrt(variance))
-        asks.append(Ask(at, to, float(time), 1 / sqrt(variance), *view))
-    return tuple(asks)
+def _preserving(left: float) -> Level:
+    image, noise = sqrt(left), sqrt(1 - left)
+    return Level(image, noise, noise / image if image else _HIGHEST)
 
 
-def _preserving(remaining: float) -> Level:
-    image, noise = sqrt(remaining), sqrt(1 - remaining)
-    return Level(image, noise, noise / image)
-
-
-def _preserving_ask(at: Level, to: Level, time: float, prediction: Prediction) -> Ask:
+def _preserving_evaluation(at: Level, to: Level, time: float, prediction: Prediction) -> Evaluation:
+    if prediction == "epsilon" and not at.image:
+        raise PlanError(
+            f"timestep {time:g} holds nothing of the picture (rescale_betas_zero_snr), where a network that predicts "
+            "noise says nothing; choose a timestep spacing that starts below it, or --scheduler euler"
+        )
     view = (1 / at.image, -at.noise / at.image) if prediction == "epsilon" else (at.image, -at.noise)
-    return Ask(at, to, time, 1.0, *view)
+    return Evaluation(at, to, time, 1.0, *view)
+
+
+def _exploding_evaluation(at: Level, to: Level, time: float, prediction: Prediction) -> Evaluation:
+    variance = at.noise**2 + 1
+    view = (1.0, -at.noise) if prediction == "epsilon" else (1 / variance, -at.noise / sqrt(variance))
+    return Evaluation(at, to, time, 1 / sqrt(variance), *view)

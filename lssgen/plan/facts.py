@@ -13,18 +13,18 @@ class Defaults:
 
     Attributes:
         height, width: Picture size in pixels.
-        steps: `num_inference_steps`, the length of the full-resolution schedule.
+        num_inference_steps: Length of the full-resolution schedule.
         guidance_scale: 1 or less turns guidance off.
-        start_sigma: Where later stages start, in (0, 1]; a noise level or a share of the steps, see `ModelFacts.start`.
+        start_sigma: Start of later stages, in (0, 1]: a noise level or a share of the steps, see `ModelFacts.start`.
         min_resolution: Shortest side in pixels that a first stage may have.
         shorten: Give smaller stages fewer steps (`shorten_intermediate_steps`).
         base_height, base_width: Size at which a stage gets the full number of steps.
-        scaling_space: How a latent gets to the next size; "latent" where there is no trained upsampler.
+        scaling_space: Way of a latent to the next size; "latent" where there is no trained upsampler.
     """
 
     height: int
     width: int
-    steps: int
+    num_inference_steps: int
     guidance_scale: float
     start_sigma: float = 0.75
     min_resolution: int = 512
@@ -54,14 +54,14 @@ class ModelFacts:
     """A model as the plan sees it.
 
     Attributes:
-        name: For messages and tables.
+        name: Name for messages and tables.
         channels: Latent channels.
         cell_px: Pixels along one side of a latent cell (8 for every published VAE).
         align: A stage's latent sides are multiples of this many cells (the patch size of transformers, 1 for UNets).
-        oversize: What happens to a size that does not divide: "refuse", or "floor" with a note (FLUX).
+        oversize: Fate of a size that does not divide: "refuse", or "floor" with a note (FLUX).
         scheduler: Class name of the checkpoint's diffusers scheduler.
-        scheduler_config: Its scheduler_config.json.
-        start: What `start_sigma` means: a threshold on the "timestep", or the "fraction" of steps still taken.
+        scheduler_config: Contents of its scheduler_config.json.
+        start: Meaning of `start_sigma`: a threshold on the "timestep", or the "fraction" of steps still taken.
         guidance: "branches" are evaluated and combined; "embedded": the scale goes into the network; or "none".
         scaling_spaces: Transitions that the model can use.
         defaults: Values for everything the user leaves open.

@@ -12,20 +12,21 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lssgen.plan.levels import Ask, Level
+from lssgen.plan.levels import Evaluation, Level, with_halves
 from lssgen.plan.schedules import FlowSchedule
+from lssgen.plan.sigmas import spread
 
 Grid = Literal["range", "even", "labels"]
 
 
-def flow_asks(
+def flow_evaluations(
     schedule: FlowSchedule, grid: Grid, steps: int, shift: float, custom: tuple[float, ...] = ()
-) -> tuple[Ask, ...]:
+) -> tuple[Evaluation, ...]:
     """The evaluations of a full flow schedule.
 
     Args:
         schedule: The scheduler's configuration.
-        grid: Levels before the shift, see `ModelFacts.grid`.
+        grid: Levels before the shift, see `ModelFacts.grid`; a schedule with a grid of its own has that.
         steps: Length of the schedule, at least 1.
         shift: From `shift_for`.
         custom: Own levels in place of the grid, falling; they are resampled to `steps` entries.
@@ -33,25 +34,63 @@ def flow_asks(
     Returns:
         `steps` evaluations; labels are timesteps in 0 to `schedule.train_steps`.
     """
+    grid_levels, labels = _grid(schedule, grid, steps, custom)
+    sigmas = _spread(schedule, _stretched(schedule, _shifted(grid_levels, schedule, shift)))
+    if schedule.grid == "unipc" and abs(sigmas[0] - 1) < _NEARLY:
+        sigmas[0] -= _NEARLY
+    told = np.trunc(sigmas * schedule.train_steps) if schedule.grid else None
+    sigmas = sigmas.astype(np.float32)
+    if told is None:
+        told = sigmas * np.float32(schedule.train_steps) if labels is None else labels
+    levels = [_flow_level(float(s)) for s in (*sigmas, sigmas[-1] if schedule.end == "last" else 0.0)]
+
+    def evaluation(at: Level, to: Level, label: float | None = None) -> Evaluation:
+        time = at.sigma * schedule.train_steps if label is None else label
+        return Evaluation(at, to, label=time, c_in=1.0, image_x=1.0, image_f=-at.noise)
+
+    found = [evaluation(at, to, float(label)) for at, to, label in zip(levels, levels[1:], told, strict=False)]
+    return with_halves(levels, found, schedule.halves, evaluation)
+
+
+_NEARLY = 1e-6
+"""Picture that diffusers' UniPC leaves in pure noise, whose log-SNR it takes."""
+
+
+def _grid(
+    schedule: FlowSchedule, grid: Grid, steps: int, custom: tuple[float, ...]
+) -> tuple[NDArray[np.floating], NDArray[np.float32] | None]:
+    """Levels before the shift, and the timesteps that the network is told where they do not follow from the levels."""
     top = schedule.train_steps
     if custom:
-        grid_levels = _resampled(custom, steps)
-        labels = (grid_levels * np.float32(top)) if grid == "labels" else None
-    elif grid == "labels":
+        levels = _resampled(custom, steps)
+        return levels, (levels * np.float32(top)) if grid == "labels" else None
+    if schedule.grid == "unipc":
+        return np.linspace(1, 1 / top, steps + 1)[:-1], None
+    if schedule.grid == "dpm":
+        return (1 - np.linspace(1, 1 / top, steps + 1))[:0:-1], None
+    if grid == "labels":
+        # CogView4's pipeline casts its timesteps to whole numbers before it makes levels of them.
         labels = np.trunc(np.linspace(top, 1.0, steps)).astype(np.float32)
-        grid_levels = labels / np.float32(top)
-    elif grid == "even":
-        labels, grid_levels = None, np.linspace(1.0, 1 / steps, steps).astype(np.float32)
-    else:
-        # float64 up to the shift, which meets the smallest level for the second time: published numbers have it so.
-        labels, grid_levels = None, np.linspace(top, _smallest(schedule) * top, steps) / top
-    sigmas = _shifted(grid_levels, schedule, shift).astype(np.float32)
-    told = sigmas * np.float32(top) if labels is None else labels
-    levels = [_flow_level(float(s)) for s in (*sigmas, 0.0)]
-    return tuple(
-        Ask(at, to, label=float(label), c_in=1.0, image_x=1.0, image_f=-at.noise)
-        for at, to, label in zip(levels, levels[1:], told, strict=False)
-    )
+        return labels / np.float32(top), labels
+    if grid == "even":
+        return np.linspace(1.0, 1 / steps, steps).astype(np.float32), None
+    # float64 up to the shift, which meets the smallest level for the second time: published numbers have it so.
+    return np.linspace(top, _smallest(schedule) * top, steps) / top, None
+
+
+def _stretched(schedule: FlowSchedule, sigmas: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Levels that end at `schedule.terminal`, where it is given."""
+    if not schedule.terminal:
+        return sigmas
+    pictures = 1 - sigmas
+    return 1 - pictures / (pictures[-1] / (1 - schedule.terminal))
+
+
+def _spread(schedule: FlowSchedule, sigmas: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Levels between the same ends, spaced by a rule of sigmas where the schedule has one."""
+    if schedule.sigma_rule == "default":
+        return sigmas
+    return spread(schedule.sigma_rule, float(sigmas[0]), float(sigmas[-1]), len(sigmas))
 
 
 def shift_for(schedule: FlowSchedule, tokens: int, *, clamp: bool) -> float:

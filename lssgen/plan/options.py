@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isfinite
 from typing import Any, Literal, get_args
 
+from lssgen.choices import choice, refuse_outside
 from lssgen.errors import PlanError
 from lssgen.plan.facts import Defaults, ScalingSpace
+from lssgen.plan.sampling import OWN_SOLVER
+from lssgen.plan.scheduler_choice import SchedulerChoice, SigmaSchedule, TimestepSpacing
 
 SkipWindow = Literal["published", "stage", "first"]
 StartRule = Literal["published", "sigma"]
@@ -16,8 +18,25 @@ PndmStart = Literal["published", "aligned"]
 MOST_STEPS = 10_000
 """A plan has a row for every step, and no model knows more than 1000 levels."""
 
-OWN_SOLVER = "own"
-"""Value of `PlanOptions.solver` that stands for the checkpoint's own scheduler."""
+MOST_SIDE_PX = 65_536
+"""Pixels along a side. No model paints a sixteenth of it, and no common format of pictures takes more."""
+
+MOST_PIXELS = 2**28
+"""Pixels of a picture, those of 16384 x 16384."""
+
+MOST_GUIDANCE = 10_000
+"""Strength of guidance; ten or so is strong. Far beyond it, numbers leave what the networks compute in."""
+
+LEAST_SIGMA = 1e-6
+"""Smallest noise level of one's own: a float32 picture cannot tell less from none."""
+
+
+_PICTURE, _STAGES, _SOLVER = "what to paint", "stages", "solver"
+_SKIPPING, _REPAIRS = "skip-layer guidance", "repairs of published behaviour"
+_MODEL = "the model's own"
+_SIDE: dict[str, Any] = {"least": 1, "most": MOST_SIDE_PX}
+_SHARE: dict[str, Any] = {"least": 0, "most": 1}
+_STRENGTH: dict[str, Any] = {"least": -MOST_GUIDANCE, "most": MOST_GUIDANCE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,21 +46,48 @@ class SkipLayerGuidance:
     Attributes:
         scale: Weight of (positive - skip).
         start, stop: The window, as shares of the steps; both ends excluded.
-        window: What the shares refer to. "published": the stage's own step index against the requested number of
+        window: Range that the shares refer to. "published": the stage's own step index against the requested number of
             steps, so that the window opens anew in every stage. "stage": the step index against the length of the
             stage's schedule. "first": as published, in the first stage only.
     """
 
-    scale: float = 2.8
-    start: float = 0.01
-    stop: float = 0.2
-    window: SkipWindow = "published"
+    scale: float = choice(
+        2.8,
+        name="--skip-scale",
+        metavar="G",
+        help="weight of (positive - skip)",
+        group=_SKIPPING,
+        **_STRENGTH,
+    )
+    start: float = choice(
+        0.01,
+        name="--skip-start",
+        metavar="SHARE",
+        help="where it begins, as a share of the steps",
+        group=_SKIPPING,
+        **_SHARE,
+    )
+    stop: float = choice(
+        0.2,
+        name="--skip-stop",
+        metavar="SHARE",
+        help="where it ends, as a share of the steps",
+        group=_SKIPPING,
+        **_SHARE,
+    )
+    window: SkipWindow = choice(
+        "published",
+        name="--skip-window",
+        help="what the shares refer to: published (anew in every stage, of all steps), stage (of the stage's own "
+        "schedule) or first (as published, first stage only)",
+        group=_SKIPPING,
+    )
 
     def __post_init__(self) -> None:
-        if not (isfinite(self.scale) and 0 <= self.start < self.stop <= 1):
+        refuse_outside(self, PlanError)
+        if not 0 <= self.start < self.stop <= 1:
             raise PlanError(
-                f"skip-layer guidance needs a finite scale and 0 <= start < stop <= 1; got scale {self.scale}, "
-                f"start {self.start}, stop {self.stop}"
+                f"skip-layer guidance needs 0 <= start < stop <= 1; got start {self.start}, stop {self.stop}"
             )
         _one_of("the skip-layer window", self.window, get_args(SkipWindow))
 
@@ -54,23 +100,27 @@ class PlanOptions:
 
     Attributes:
         height, width: Picture size in pixels.
-        steps: Length of the full-resolution schedule (`num_inference_steps`).
+        num_inference_steps: Length of the full-resolution schedule.
         guidance_scale: 1 or less turns guidance off.
-        start_sigma: Where later stages start, in (0, 1]. 1 asks for a single stage.
+        start_sigma: Start of later stages, in (0, 1]; see `start_rule`. 1 asks for a single stage.
         min_resolution: Shortest side in pixels that a first stage may have.
         shorten: Give stages smaller than the base size fewer steps.
         base_height, base_width: Size in pixels at which a stage gets all steps.
-        scaling_space: How a latent gets to the next size.
-        strength: How far a run that starts from a picture goes away from it, in (0, 1]: where its first stage starts,
-            in the terms of `start_sigma`. Up to `start_sigma` the picture enters at the last stage, above it at the
-            first. 1 starts from pure noise.
-        true_guidance_scale: Classifier-free guidance with a negative prompt, above 1, for models whose
-            `guidance_scale` goes into the network or that have none (diffusers' `true_cfg_scale`).
-        solver: A name out of `solver_names`, or "own" for the checkpoint's scheduler.
+        scaling_space: Way of a latent to the next size.
+        strength: Distance that a run goes away from the picture it starts from, in (0, 1]: where its first stage
+            starts, in the terms of `start_sigma`. Up to `start_sigma` the picture enters at the last stage, above it
+            at the first. 1 starts from pure noise.
+        true_cfg_scale: Strength of classifier-free guidance with a negative prompt, above 1, for models whose
+            `guidance_scale` goes into the network or that have none.
+        scheduler: A scheduler in the place of the checkpoint's: a diffusers scheduler's folder or file, or a name.
+            None: the checkpoint's.
+        solver: A name out of `solver_names`, or "own" for the scheduler's.
+        timestep_spacing: Rule by which the timesteps of diffusion models are picked; "own" for the scheduler's.
+        sigma_schedule: Spacing of sigmas; "own" for the scheduler's, "default" for that of the timesteps.
         eta: Share of fresh noise in every DDIM step, in [0, 1].
         skip_layers: Skip-layer guidance; None turns it off.
         sigmas: Own noise levels for flow models, falling, in (0, 1], before the schedule's shift; their number
-            replaces `steps`. A stage with fewer steps takes as many levels, evenly spaced along the list.
+            replaces `num_inference_steps`. A stage with fewer steps takes as many levels, evenly spaced along the list.
         start_rule: "published": a threshold on the timestep for flow, a share of the steps for diffusion models.
             "sigma": the smallest level whose noise share noise / (image + noise), for data of unit size, is at least
             `start_sigma`, in every model; the stage is then noised to that level, whatever `injection` says.
@@ -78,51 +128,143 @@ class PlanOptions:
             the solver works with. They differ for CogView4 only.
         token_clamp: Treat pictures with more tokens than the schedule knows as if they had only so many
             (`max_image_seq_len`). diffusers does not, LSSGen does.
-        pndm: Where a later stage cuts PNDM's list of timesteps: as "published", which leaves the sample one step
+        pndm: Place where a later stage cuts PNDM's list of timesteps: as "published", which leaves the sample one step
             noisier than its label from the third evaluation on, or "aligned", with the second timestep repeated.
 
     Raises:
         PlanError: A value outside its range.
     """
 
-    height: int
-    width: int
-    steps: int
-    guidance_scale: float
-    start_sigma: float
-    min_resolution: int
-    shorten: bool
-    base_height: int
-    base_width: int
-    scaling_space: ScalingSpace
-    strength: float = 1.0
-    true_guidance_scale: float = 1.0
-    solver: str = OWN_SOLVER
-    eta: float = 0.0
-    skip_layers: SkipLayerGuidance | None = None
-    sigmas: tuple[float, ...] = ()
-    start_rule: StartRule = "published"
-    injection: Injection = "label"
-    token_clamp: bool = True
-    pndm: PndmStart = "published"
+    height: int = choice(help="picture height in pixels", metavar="PX", **_SIDE, group=_PICTURE, unset=_MODEL)
+    width: int = choice(help="picture width in pixels", metavar="PX", **_SIDE, group=_PICTURE, unset=_MODEL)
+    num_inference_steps: int = choice(
+        name="--steps",
+        aliases=("--num-inference-steps",),
+        help="steps of the full schedule",
+        metavar="N",
+        least=1,
+        most=MOST_STEPS,
+        group=_PICTURE,
+        unset=_MODEL,
+    )
+    guidance_scale: float = choice(
+        help="strength of guidance; 1 or less: none", metavar="G", group=_PICTURE, unset=_MODEL, **_STRENGTH
+    )
+    start_sigma: float = choice(
+        help="where later stages start, above 0; 1: a single stage", metavar="S", group=_STAGES, unset=_MODEL
+    )
+    min_resolution: int = choice(
+        help="shortest side a first stage may have", metavar="PX", **_SIDE, group=_STAGES, unset=_MODEL
+    )
+    shorten: bool = choice(help="give stages below the base size fewer steps", group=_STAGES, unset=_MODEL)
+    base_height: int = choice(
+        help="height at which a stage gets all steps", metavar="PX", **_SIDE, group=_STAGES, unset=_MODEL
+    )
+    base_width: int = choice(
+        help="width at which a stage gets all steps", metavar="PX", **_SIDE, group=_STAGES, unset=_MODEL
+    )
+    scaling_space: ScalingSpace = choice(
+        help="how a latent gets to the next size",
+        group=_STAGES,
+        unset="resnet, or latent where there is no trained upsampler",
+    )
+    strength: float = choice(
+        1.0,
+        help="where a run that starts from a picture starts, as --start-sigma",
+        metavar="S",
+        group=_STAGES,
+        unset="1, or 0.75 where a run gets a picture and no mask",
+    )
+    true_cfg_scale: float = choice(
+        1.0,
+        name="--true-guidance-scale",
+        aliases=("--true-cfg-scale",),
+        help="classifier-free guidance against a negative prompt, for models with embedded guidance; 1 or less: none",
+        metavar="G",
+        group=_PICTURE,
+        **_STRENGTH,
+    )
+    solver: str = choice(
+        OWN_SOLVER,
+        help="own: the checkpoint's; or another one that fits, such as dpm++2m (lssgen-plan lists them)",
+        metavar="NAME",
+        group=_SOLVER,
+    )
+    scheduler: SchedulerChoice | None = choice(
+        None,
+        help="a diffusers scheduler's folder or file, or a name such as euler, unipc or dpm++2m-karras (lssgen-plan "
+        "lists them)",
+        metavar="FOLDER|FILE|NAME",
+        group=_SOLVER,
+        unset="the checkpoint's",
+    )
+    timestep_spacing: TimestepSpacing = choice(
+        "own",
+        help="how timesteps are picked: own (as the scheduler says), or leading, trailing or linspace; models made for "
+        "few steps want trailing",
+        group=_SOLVER,
+    )
+    sigma_schedule: SigmaSchedule = choice(
+        "own",
+        help="how noise levels are spread: own (as the scheduler says), default (as the timesteps), karras, "
+        "exponential or beta",
+        group=_SOLVER,
+    )
+    eta: float = choice(0.0, help="share of fresh noise in DDIM steps, 0 to 1", metavar="E", group=_SOLVER)
+    skip_layers: SkipLayerGuidance | None = choice(
+        None,
+        name="--skip-layer-guidance",
+        help="a third branch with some layers left out; so does any of the next four",
+        group=_SKIPPING,
+        unset="off",
+    )
+    sigmas: tuple[float, ...] = choice(
+        (),
+        help="own noise levels for flow models, before the shift, falling from at most 1",
+        metavar="S,S,...",
+        group=_SOLVER,
+        unset="the schedule's",
+    )
+    start_rule: StartRule = choice(
+        "published",
+        help="meaning of --start-sigma: published (timestep, or share of the steps) or sigma (noise share)",
+        group=_REPAIRS,
+    )
+    injection: Injection = choice(
+        "label",
+        help="noise level of a later stage's start: label (published) or sigma; differs for CogView4",
+        group=_REPAIRS,
+    )
+    token_clamp: bool = choice(
+        True,
+        help="stop FLUX's shift from growing above 1024 x 1024 px (published), or let it grow as diffusers does",
+        group=_REPAIRS,
+    )
+    pndm: PndmStart = choice("published", help="how later stages cut PNDM's list of timesteps", group=_REPAIRS)
 
     @classmethod
     def from_defaults(cls, defaults: Defaults, **given: Any) -> "PlanOptions":
-        """The defaults, with what the user gave in their place. A value of None counts as not given."""
+        """The defaults, with what the user gave in their place.
+
+        A value of None counts as not given; skip_layers may be True, for its own defaults, or False, and scheduler the
+        text that `SchedulerChoice.from_text` reads.
+        """
         values: dict[str, Any] = {name: getattr(defaults, name) for name in Defaults.__dataclass_fields__}
         values.update((name, value) for name, value in given.items() if value is not None)
+        if isinstance(asked := values.get("skip_layers"), bool):
+            values["skip_layers"] = SkipLayerGuidance() if asked else None
+        if isinstance(named := values.get("scheduler"), str):
+            values["scheduler"] = SchedulerChoice.from_text(named)
         return cls(**values)
 
     def __post_init__(self) -> None:
-        for name in ("height", "width", "steps", "min_resolution", "base_height", "base_width"):
-            value: int = getattr(self, name)
-            if value < 1:
-                raise PlanError(f"{name} is {value}; it must be at least 1")
+        refuse_outside(self, PlanError)
+        if self.height * self.width > MOST_PIXELS:
+            raise PlanError(
+                f"a picture of {self.width} x {self.height} px was asked for; ask for {MOST_PIXELS:,} pixels at most"
+            )
         if self.requested_steps > MOST_STEPS:
             raise PlanError(f"{self.requested_steps} steps were asked for; ask for {MOST_STEPS} at most")
-        for name in ("guidance_scale", "true_guidance_scale"):
-            if not isfinite(scale := getattr(self, name)):
-                raise PlanError(f"{name} is {scale}; it must be a finite number")
         if not 0 < self.start_sigma <= 1:
             raise PlanError(
                 f"start_sigma is {self.start_sigma:g}; it must lie above 0 and be at most 1 "
@@ -133,19 +275,24 @@ class PlanOptions:
         if not 0 <= self.eta <= 1:
             raise PlanError(f"eta is {self.eta:g}; it must lie in 0 to 1")
         _one_of("scaling_space", self.scaling_space, get_args(ScalingSpace))
+        _one_of("timestep_spacing", self.timestep_spacing, get_args(TimestepSpacing))
+        _one_of("sigma_schedule", self.sigma_schedule, get_args(SigmaSchedule))
         _one_of("start_rule", self.start_rule, get_args(StartRule))
         _one_of("injection", self.injection, get_args(Injection))
         _one_of("pndm", self.pndm, get_args(PndmStart))
         levels = self.sigmas
-        if not all(0 < s <= 1 for s in levels) or any(above <= below for above, below in pairwise(levels)):
+        falling = all(above > below for above, below in pairwise(levels))
+        if not falling or not all(LEAST_SIGMA <= level <= 1 for level in levels):
+            shown = ", ".join(f"{level:g}" for level in levels[:5]) + ", ..." * (len(levels) > 5)
             raise PlanError(
-                f"custom sigmas must fall from level to level and lie above 0 and at most at 1; got {levels}"
+                f"custom sigmas must fall from level to level and lie above 0, at {LEAST_SIGMA:g} or more, and "
+                f"at most at 1; got {shown}"
             )
 
     @property
     def requested_steps(self) -> int:
-        """Number of steps of the full schedule: of `sigmas` where they are given, else `steps`."""
-        return len(self.sigmas) or self.steps
+        """Number of steps of the full schedule: of `sigmas` where they are given, else `num_inference_steps`."""
+        return len(self.sigmas) or self.num_inference_steps
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

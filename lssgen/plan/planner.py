@@ -6,14 +6,15 @@ from typing import Literal
 import numpy as np
 
 from lssgen.errors import PlanError
-from lssgen.plan.diffusion import beta_asks, edm_asks, most_steps, start_noise
+from lssgen.plan.diffusion import beta_evaluations, edm_evaluations, highest_sigma, most_steps, start_noise
 from lssgen.plan.facts import ModelFacts
-from lssgen.plan.flow import flow_asks, shift_for
+from lssgen.plan.flow import flow_evaluations, shift_for
 from lssgen.plan.geometry import StageSize, size_notes, stage_sizes
-from lssgen.plan.levels import Ask
+from lssgen.plan.levels import Evaluation
 from lssgen.plan.options import PlanOptions, SkipLayerGuidance
-from lssgen.plan.schedules import BetaSchedule, EdmSchedule, FlowSchedule, Schedule, schedule_for, solver_for
-from lssgen.plan.solvers import dpmpp_2m, first_order, lcm, pndm
+from lssgen.plan.sampling import sampling_of, with_choice
+from lssgen.plan.schedules import BetaSchedule, EdmSchedule, FlowSchedule, Sampling, Schedule
+from lssgen.plan.solvers import Course
 from lssgen.plan.table import Plan, Stage, Step
 
 
@@ -23,8 +24,15 @@ class _Run:
 
     facts: ModelFacts
     options: PlanOptions
-    solver: str
-    schedule: Schedule
+    sampling: Sampling
+
+    @property
+    def solver(self) -> str:
+        return self.sampling.name
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.sampling.schedule
 
 
 def make_plan(facts: ModelFacts, options: PlanOptions) -> Plan:
@@ -39,8 +47,8 @@ def make_plan(facts: ModelFacts, options: PlanOptions) -> Plan:
 
     Source: LSSGen, arXiv 2507.16154, and the behaviour of its published pipelines.
     """
-    solver = solver_for(facts, options.solver)
-    run = _Run(facts, options, solver, schedule_for(facts, solver))
+    own, facts = facts, chosen_facts(facts, options)
+    run = _Run(facts, options, sampling_of(facts))
     _check(run)
     sizes = stage_sizes(facts, options)
     entered = sizes if options.strength > options.start_sigma else sizes[-1:]
@@ -50,8 +58,23 @@ def make_plan(facts: ModelFacts, options: PlanOptions) -> Plan:
         stages=stages,
         cell_px=facts.cell_px,
         scaling_space=options.scaling_space,
-        notes=(*size_notes(facts, options, sizes), *_level_notes(run, stages)),
+        notes=(*size_notes(facts, options, sizes), *_level_notes(run, stages), *_sampling_notes(run, own, stages)),
         single_stage_passes=sum(len(step.guidance) for step in alone.steps),
+    )
+
+
+def chosen_facts(facts: ModelFacts, options: PlanOptions) -> ModelFacts:
+    """The model with the scheduler that the options choose.
+
+    Raises:
+        PlanError: It does not fit.
+    """
+    return with_choice(
+        facts,
+        scheduler=options.scheduler,
+        solver=options.solver,
+        timestep_spacing=options.timestep_spacing,
+        sigma_schedule=options.sigma_schedule,
     )
 
 
@@ -61,7 +84,7 @@ def _most_steps(run: _Run) -> int:
     Smaller stages get fewer steps, so a run may ask for more than any single schedule holds.
     """
     asked = run.options.requested_steps
-    return min(asked, most_steps(run.schedule, run.solver)) if isinstance(run.schedule, BetaSchedule) else asked
+    return min(asked, most_steps(run.schedule)) if isinstance(run.schedule, BetaSchedule) else asked
 
 
 def _check(run: _Run) -> None:
@@ -76,11 +99,11 @@ def _check(run: _Run) -> None:
         raise PlanError(f"eta is {options.eta:g}, but only the ddim solver takes it; this run uses {run.solver}")
     if options.sigmas and not isinstance(run.schedule, FlowSchedule):
         raise PlanError(
-            f"custom sigmas fit flow models only, and {facts.name} is none; choose steps, start_sigma or a solver"
+            f"custom sigmas fit flow models only, and {facts.name} is not one; choose steps, start_sigma or a solver"
         )
-    if options.true_guidance_scale > 1 and facts.guidance == "branches":
+    if options.true_cfg_scale > 1 and facts.guidance == "branches":
         raise PlanError(
-            f"true_guidance_scale is {options.true_guidance_scale:g}, but {facts.name} has classifier-free guidance "
+            f"true_cfg_scale is {options.true_cfg_scale:g}, but {facts.name} has classifier-free guidance "
             "already; set guidance_scale instead"
         )
     if options.skip_layers is not None and facts.guidance != "branches":
@@ -90,20 +113,22 @@ def _check(run: _Run) -> None:
 
 
 def _stage(run: _Run, size: StageSize, *, first: bool) -> Stage:
-    asks = _asks(run, size)
-    cut: tuple[Ask, ...] = ()
+    evaluations = _evaluations(run, size)
+    cut: tuple[Evaluation, ...] = ()
     whole = first and run.options.strength == 1
     if whole:
-        image, noise = 0.0, _first_noise(run, asks)
+        image, noise = 0.0, _first_noise(run, evaluations)
     else:
-        start = _start(run, asks, size, "strength" if first else "start_sigma")
-        cut, asks = asks[:start], asks[start:]
-        image, noise = _mix(run, asks[0])
-    if run.solver == "pndm" and run.options.pndm == "aligned" and not whole and len(asks) > 1:
-        asks = (*asks[:2], *asks[1:])
+        start = _start(run, evaluations, size, "strength" if first else "start_sigma")
+        cut, evaluations = evaluations[:start], evaluations[start:]
+        image, noise = _mix(run, evaluations[0])
+    if run.solver == "pndm" and run.options.pndm == "aligned" and not whole and len(evaluations) > 1:
+        # PNDM's warm-up needs its second timestep twice; the full schedule's repetition was cut off with its beginning.
+        evaluations = (*evaluations[:2], *evaluations[1:])
+    evaluations = run.sampling.solver.expanded(evaluations)
     steps = tuple(
         replace(step, guidance=_guidance(run, index, size, first=first))
-        for index, step in enumerate(_rows(run, asks, cut))
+        for index, step in enumerate(_rows(run, evaluations, cut))
     )
     return Stage(
         height=size.height,
@@ -112,29 +137,31 @@ def _stage(run: _Run, size: StageSize, *, first: bool) -> Stage:
         schedule_steps=size.steps,
         image=image,
         noise=noise,
-        levels=tuple((ask.to.image, ask.to.noise) for ask in asks),
+        levels=tuple((evaluation.to.image, evaluation.to.noise) for evaluation in evaluations),
     )
 
 
-def _asks(run: _Run, size: StageSize) -> tuple[Ask, ...]:
+def _evaluations(run: _Run, size: StageSize) -> tuple[Evaluation, ...]:
     """The full schedule of a stage."""
     match run.schedule:
         case FlowSchedule() as schedule:
             patch = run.facts.patch
             tokens = (size.height // patch) * (size.width // patch)
             shift = shift_for(schedule, tokens, clamp=run.options.token_clamp)
-            return flow_asks(schedule, run.facts.grid, size.steps, shift, run.options.sigmas)
+            return flow_evaluations(schedule, run.facts.grid, size.steps, shift, run.options.sigmas)
         case BetaSchedule() as schedule:
-            return beta_asks(schedule, run.solver, size.steps)
+            return beta_evaluations(schedule, size.steps)
         case EdmSchedule() as schedule:
-            return edm_asks(schedule, size.steps)
+            return edm_evaluations(schedule, size.steps)
 
 
-def _first_noise(run: _Run, asks: tuple[Ask, ...]) -> float:
-    return 1.0 if isinstance(run.schedule, FlowSchedule) else start_noise(run.schedule, run.solver, asks)
+def _first_noise(run: _Run, evaluations: tuple[Evaluation, ...]) -> float:
+    return 1.0 if isinstance(run.schedule, FlowSchedule) else start_noise(run.schedule, evaluations)
 
 
-def _start(run: _Run, asks: tuple[Ask, ...], size: StageSize, option: Literal["start_sigma", "strength"]) -> int:
+def _start(
+    run: _Run, evaluations: tuple[Evaluation, ...], size: StageSize, option: Literal["start_sigma", "strength"]
+) -> int:
     """Index of the first evaluation of a stage that starts from a picture, where `option` says how noisy.
 
     Raises:
@@ -142,58 +169,69 @@ def _start(run: _Run, asks: tuple[Ask, ...], size: StageSize, option: Literal["s
     """
     wanted: float = getattr(run.options, option)
     if run.options.start_rule == "sigma":
-        data = run.schedule.sigma_data if isinstance(run.schedule, EdmSchedule) else 1.0
-        shares = [ask.level.noise / (ask.level.image * data + ask.level.noise) for ask in asks]
-        noisy = [index for index, share in enumerate(shares) if share >= wanted]
+        noisy = [share >= wanted for share in _noise_shares(run, evaluations)]
     elif run.facts.start == "fraction":
-        left = int(size.steps * wanted)
-        if left < 1:
-            raise PlanError(
-                f"{option} {wanted:g} leaves no step out of {size.steps} in the stage of "
-                f"{_px(run, size)}: ask for more steps or a higher {option}"
-            )
-        return size.steps - left
+        return _start_by_steps(run, size, option, wanted)
     else:
-        assert not isinstance(run.schedule, EdmSchedule), "EDM's labels are logarithms, not timesteps"
-        threshold = np.float32(wanted * run.schedule.train_steps)
-        noisy = [index for index, ask in enumerate(asks) if np.float32(ask.label) >= threshold]
-    if not noisy:
+        noisy = _noisy_by_label(run, evaluations, wanted)
+    if not any(noisy):
         raise PlanError(
             f"no level of the schedule in the stage of {_px(run, size)} is as noisy as {option} {wanted:g}: "
             "lower it, or give sigmas that start higher"
         )
-    return noisy[-1]
+    return max(index for index, enough in enumerate(noisy) if enough)
 
 
-def _mix(run: _Run, ask: Ask) -> tuple[float, float]:
+def _noise_shares(run: _Run, evaluations: tuple[Evaluation, ...]) -> list[float]:
+    """Noise over noise and picture at each evaluation, in [0, 1]: what sigma is for flow, for every kind of level."""
+    # EDM's pictures have a standard deviation of sigma_data, all others one of about 1.
+    data = run.schedule.sigma_data if isinstance(run.schedule, EdmSchedule) else 1.0
+    levels = [evaluation.level for evaluation in evaluations]
+    return [level.noise / (level.image * data + level.noise) for level in levels]
+
+
+def _start_by_steps(run: _Run, size: StageSize, option: str, wanted: float) -> int:
+    """The published rule of SD and SDXL: `wanted` is the share of the stage's steps that is left.
+
+    Raises:
+        PlanError: None is left.
+    """
+    left = int(size.steps * wanted)
+    if left < 1:
+        raise PlanError(
+            f"{option} {wanted:g} leaves no step out of {size.steps} in the stage of "
+            f"{_px(run, size)}: ask for more steps or a higher {option}"
+        )
+    return size.steps - left
+
+
+def _noisy_by_label(run: _Run, evaluations: tuple[Evaluation, ...], wanted: float) -> list[bool]:
+    """The published rule of flow models: timesteps from `wanted` of the training's on."""
+    assert not isinstance(run.schedule, EdmSchedule), "EDM's labels are logarithms, not timesteps"
+    # Both sides in float32, as published: a timestep on the threshold is decided by its last bit.
+    threshold = np.float32(wanted * run.schedule.train_steps)
+    return [bool(np.float32(evaluation.label) >= threshold) for evaluation in evaluations]
+
+
+def _mix(run: _Run, evaluation: Evaluation) -> tuple[float, float]:
     """Weights of the upsampled picture and of fresh noise at the start of a later stage."""
     by_label = run.options.injection == "label" and run.options.start_rule == "published"
-    if isinstance(run.schedule, FlowSchedule) and by_label:
-        noise = float(np.float32(ask.label) / np.float32(run.schedule.train_steps))
+    if isinstance(run.schedule, FlowSchedule) and by_label and not run.schedule.grid:
+        noise = float(np.float32(evaluation.label) / np.float32(run.schedule.train_steps))
         return 1 - noise, noise
-    return ask.level.image, ask.level.noise
+    return evaluation.level.image, evaluation.level.noise
 
 
-def _rows(run: _Run, asks: tuple[Ask, ...], cut: tuple[Ask, ...]) -> tuple[Step, ...]:
-    match run.solver:
-        case "pndm":
-            return pndm(asks, cut)
-        case "dpm++2m":
-            return dpmpp_2m(asks)
-        case "euler-ancestral":
-            return first_order(asks, eta=1.0)
-        case "lcm":
-            assert isinstance(run.schedule, BetaSchedule)
-            return lcm(asks, timestep_scaling=run.schedule.timestep_scaling)
-        case _:
-            return first_order(asks, eta=run.options.eta)
+def _rows(run: _Run, evaluations: tuple[Evaluation, ...], cut: tuple[Evaluation, ...]) -> tuple[Step, ...]:
+    tuning = replace(run.sampling.tuning, eta=run.options.eta)
+    return run.sampling.solver.rows(Course(evaluations, cut), tuning)
 
 
 def _guidance(run: _Run, index: int, size: StageSize, *, first: bool) -> tuple[tuple[str, float], ...]:
     """Branches that a step evaluates, and their weights."""
     options = run.options
-    scale = options.guidance_scale if run.facts.guidance == "branches" else options.true_guidance_scale
-    if scale <= 1:
+    scale = options.guidance_scale if run.facts.guidance == "branches" else options.true_cfg_scale
+    if scale <= 1:  # as diffusers has it: at 1 the other branch has no weight, and below it is not evaluated either
         return (("positive", 1.0),)
     skip = options.skip_layers
     if skip is None or not _skips(skip, index, size, options, first=first):
@@ -203,7 +241,7 @@ def _guidance(run: _Run, index: int, size: StageSize, *, first: bool) -> tuple[t
 
 def _skips(skip: SkipLayerGuidance, index: int, size: StageSize, options: PlanOptions, *, first: bool) -> bool:
     whole = size.steps if skip.window == "stage" else options.requested_steps
-    inside = whole * skip.start < index < whole * skip.stop
+    inside = whole * skip.start < index < whole * skip.stop  # both ends open, as in diffusers' SD3 pipeline
     return inside and (first or skip.window != "first")
 
 
@@ -220,5 +258,34 @@ def _level_notes(run: _Run, stages: tuple[Stage, ...]) -> tuple[str, ...]:
     )
 
 
+_FEW = 1 / 2
+"""Share of the training's highest sigma from which on a schedule is thought to start at pure noise."""
+
+
+def _sampling_notes(run: _Run, own: ModelFacts, stages: tuple[Stage, ...]) -> tuple[str, ...]:
+    """What a user should know about the schedule, one sentence each."""
+    notes: list[str] = []
+    first, schedule = stages[0].steps[0].sigma, run.schedule
+    highest = highest_sigma(schedule) if isinstance(schedule, BetaSchedule) else 1.0
+    if run.options.strength == 1 and not isinstance(schedule, EdmSchedule) and first < _FEW * highest:
+        remedy = "--timestep-spacing trailing starts" if isinstance(schedule, BetaSchedule) else "let sigmas start"
+        notes.append(
+            f"The first step takes pure noise for a noise level of {first:.3g}, far below the training's highest, "
+            f"{highest:.3g}; {remedy} there."
+        )
+    if any(stage.image == 0 for stage in stages[1:]):
+        notes.append(
+            "A later stage starts from pure noise, so that what the stages before it painted is lost: its schedule has "
+            "no level between that and start_sigma; ask for more steps or a lower start_sigma."
+        )
+    before, after = (facts.scheduler_config.get("prediction_type", "epsilon") for facts in (own, run.facts))
+    if isinstance(schedule, BetaSchedule) and before != after:
+        notes.append(
+            f"The chosen scheduler takes the network's output for {after}, the checkpoint's own for {before}; of the "
+            "two, only one can be right."
+        )
+    return tuple(notes)
+
+
 def _px(run: _Run, size: StageSize) -> str:
-    return f"{size.height * run.facts.cell_px} x {size.width * run.facts.cell_px} px"
+    return f"{size.width * run.facts.cell_px} x {size.height * run.facts.cell_px} px"

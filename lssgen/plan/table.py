@@ -27,7 +27,7 @@ class Step:
     """One network evaluation and the move it makes.
 
     Attributes:
-        label: What the network is told about the noise (the timestep, in the network's own units).
+        label: Number that tells the network the noise (the timestep, in the network's own units).
         sigma: Noise level of x, in the schedule's own terms: 1 is pure noise for flow models.
         next_sigma: Noise level of x'.
         keep: Weight of x in x'.
@@ -67,8 +67,9 @@ class Step:
         if len(blend) != 1 + history:
             raise PlanError(
                 f"this step blends {len(self.blend)} estimates, but the exported step graph keeps {1 + history}; "
-                "choose a solver with a shorter memory"
+                "choose a solver with a shorter memory (docs/schedulers.md), or export again"
             )
+        # None and 0 are one to the graph; they differ in whether the runtime draws.
         numbers = (self.label, self.c_in, self.h_x, self.h_f, self.keep, self.noise or 0.0, *blend)
         return np.asarray(numbers, np.float32)
 
@@ -83,7 +84,7 @@ class Stage:
 
     Attributes:
         height, width: Latent size in cells.
-        steps: In order, down to a clean latent.
+        steps: Steps in order, down to a clean latent.
         schedule_steps: Length of the stage's full schedule, before its noisiest part was cut off.
         image, noise: Weights of the transition.
         levels: (image, noise) weights in the latent that each step leaves; inpainting mixes what it keeps at these.
@@ -102,11 +103,11 @@ class Stage:
 
     def __post_init__(self) -> None:
         if not self.steps:
-            raise PlanError(f"stage of {self.height} x {self.width} cells has no steps")
+            raise PlanError(f"stage of {self.width} x {self.height} cells has no steps")
         for index, step in enumerate(self.steps):
             if len(step.blend) > 1 + index:
                 raise PlanError(
-                    f"step {index} of a {self.height} x {self.width} stage blends {len(step.blend)} estimates, but "
+                    f"step {index} of a {self.width} x {self.height} stage blends {len(step.blend)} estimates, but "
                     f"only {1 + index} exist by then: history does not cross stages"
                 )
 
@@ -121,10 +122,10 @@ class Plan:
     """A whole run as numbers: nothing in it needs a tensor, an engine or a model.
 
     Attributes:
-        stages: Smallest first; each is twice as large as the one before in both axes.
+        stages: Stages, smallest first; each is twice as large as the one before in both axes.
         cell_px: Pixels along one side of a latent cell.
-        scaling_space: How a latent gets to the next size: "resnet", "latent" or "pixel".
-        notes: What the user should know, one sentence each (a floored size, a quirk that applies).
+        scaling_space: Way of a latent to the next size: "resnet", "latent" or "pixel".
+        notes: Sentences that the user should read (a floored size, a quirk that applies).
         single_stage_passes: Network passes, guidance branches counted, of the same run in one stage at the full size
             with all steps; what `predicted_speedup` compares with.
     """

@@ -8,7 +8,7 @@ import numpy as np
 
 from lssgen.plan import Defaults, ModelFacts, NetworkCost, Stage, Step
 
-DEFAULTS = Defaults(height=1024, width=1024, steps=50, guidance_scale=5.0)
+DEFAULTS = Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=5.0)
 LINEAR_COST = NetworkCost(fixed=0, per_cell=1, per_cell_pair=0)
 BETAS = {
     "beta_start": 0.00085,

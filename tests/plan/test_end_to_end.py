@@ -70,7 +70,14 @@ def test_final_latents_are_the_published_ones(
     alias: str, given: dict[str, Any], kind: str, golden: tuple[float, ...]
 ) -> None:
     facts = ALIASES[alias].facts()
-    asked = {"height": 128, "width": 192, "min_resolution": 64, "base_height": 128, "base_width": 128, "steps": 12}
+    asked = {
+        "height": 128,
+        "width": 192,
+        "min_resolution": 64,
+        "base_height": 128,
+        "base_width": 128,
+        "num_inference_steps": 12,
+    }
     options = PlanOptions.from_defaults(facts.defaults, **asked, shorten=True, scaling_space="latent", **given)
     extra = {"": lambda _: 0.0, "sizes": size_term, "places": place_term}[kind]
     plan = make_plan(facts, replace(options, start_sigma=0.75))

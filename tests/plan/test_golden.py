@@ -14,7 +14,13 @@ def plan_for(facts: ModelFacts, **given: object) -> Plan:
 
 def single(facts: ModelFacts, size: int, steps: int, **given: object) -> list[float]:
     """Noise levels of a run in one stage."""
-    given = {"height": size, "width": size, "steps": steps, "min_resolution": size, "shorten": False} | given
+    given = {
+        "height": size,
+        "width": size,
+        "num_inference_steps": steps,
+        "min_resolution": size,
+        "shorten": False,
+    } | given
     return sigmas(plan_for(facts, **given).stages[0])
 
 
@@ -38,19 +44,19 @@ def test_flow_levels_are_the_published_ones(
 @pytest.mark.parametrize(
     ("alias", "given", "cut", "sigma"),
     [
-        ("flux-dev", {"steps": 50}, 25, 0.7595109),
-        ("flux-dev", {"steps": 28}, 14, 0.7595109),
-        ("flux-dev", {"steps": 50, "start_sigma": 0.667}, 30, 0.6780),
-        ("flux-dev", {"steps": 50, "start_sigma": 0.5}, 37, 0.5260),
-        ("flux-dev", {"steps": 50, "start_sigma": 0.3}, 44, 0.3010),
-        ("flux-schnell", {"steps": 4}, 1, 0.75),
-        ("sd3", {"steps": 40}, 19, 0.7605586),
-        ("sd3", {"steps": 28}, 13, 0.7647),
-        ("sd3", {"steps": 50}, 24, 0.7587),
-        ("cogview4", {"steps": 50}, 12, 0.9092172),
-        ("cogview4", {"steps": 50, "start_rule": "sigma"}, 25, 0.7574),
-        ("sdxl", {"steps": 50, "min_resolution": 512}, 13, 3.6306546),
-        ("playground", {"steps": 50, "min_resolution": 512}, 13, 15.78735),
+        ("flux-dev", {"num_inference_steps": 50}, 25, 0.7595109),
+        ("flux-dev", {"num_inference_steps": 28}, 14, 0.7595109),
+        ("flux-dev", {"num_inference_steps": 50, "start_sigma": 0.667}, 30, 0.6780),
+        ("flux-dev", {"num_inference_steps": 50, "start_sigma": 0.5}, 37, 0.5260),
+        ("flux-dev", {"num_inference_steps": 50, "start_sigma": 0.3}, 44, 0.3010),
+        ("flux-schnell", {"num_inference_steps": 4}, 1, 0.75),
+        ("sd3", {"num_inference_steps": 40}, 19, 0.7605586),
+        ("sd3", {"num_inference_steps": 28}, 13, 0.7647),
+        ("sd3", {"num_inference_steps": 50}, 24, 0.7587),
+        ("cogview4", {"num_inference_steps": 50}, 12, 0.9092172),
+        ("cogview4", {"num_inference_steps": 50, "start_rule": "sigma"}, 25, 0.7574),
+        ("sdxl", {"num_inference_steps": 50, "min_resolution": 512}, 13, 3.6306546),
+        ("playground", {"num_inference_steps": 50, "min_resolution": 512}, 13, 15.78735),
     ],
 )
 def test_the_last_stage_starts_where_the_published_one_does(
@@ -80,7 +86,9 @@ def test_cogview4_takes_half_as_many_steps_where_its_sigma_is_the_threshold() ->
 
 def test_cogview4_labels_are_whole_and_unshifted() -> None:
     for size, steps, labels in ((512, 25, (1000, 958, 916, 875)), (1024, 50, (1000, 979, 959, 938))):
-        stage = plan_for(flow_facts("labels"), height=size, width=size, steps=steps, min_resolution=size).stages[0]
+        stage = plan_for(
+            flow_facts("labels"), height=size, width=size, num_inference_steps=steps, min_resolution=size
+        ).stages[0]
         assert tuple(step.label for step in stage.steps)[:4] == labels
         assert stage.steps[-1].label == 1
 
@@ -115,8 +123,8 @@ def test_later_stages_of_sd_start_at_a_share_of_the_steps(scheduler: str, label:
         ("flux-dev", {}, [25, 25]),
         ("flux-krea", {}, [25, 25]),
         ("flux-schnell", {}, [2, 3]),
-        ("sd3", {"steps": 40, "shorten": True}, [20, 21]),
-        ("sd3.5-medium", {"steps": 40, "shorten": True}, [20, 21]),
+        ("sd3", {"num_inference_steps": 40, "shorten": True}, [20, 21]),
+        ("sd3.5-medium", {"num_inference_steps": 40, "shorten": True}, [20, 21]),
         ("cogview4", {"shorten": True}, [25, 38]),
         ("sdxl", {}, [50]),
         ("sdxl", {"min_resolution": 512}, [50, 37]),

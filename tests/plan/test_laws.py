@@ -11,6 +11,7 @@ from rows import flow_facts, run_steps, sigmas
 from lssgen.errors import PlanError
 from lssgen.models.aliases import ALIASES
 from lssgen.plan import Plan, PlanOptions, make_plan, predicted_speedup, solver_names
+from lssgen.plan.solvers import SOLVERS
 
 PUBLISHED = [alias for alias in ALIASES.values() if not alias.local]
 
@@ -18,20 +19,22 @@ options = st.fixed_dictionaries(
     {
         "height": st.integers(1, 40).map(lambda blocks: blocks * 64) | st.integers(8, 3000),
         "width": st.integers(1, 40).map(lambda blocks: blocks * 64) | st.integers(8, 3000),
-        "steps": st.integers(1, 60) | st.sampled_from([500, 998, 999, 1000, 1001]),
+        "num_inference_steps": st.integers(1, 60) | st.sampled_from([500, 998, 999, 1000, 1001]),
         "start_sigma": st.floats(0.01, 1.0),
         "min_resolution": st.sampled_from([64, 128, 256, 512, 1024]),
         "shorten": st.booleans(),
         "start_rule": st.sampled_from(["published", "sigma"]),
+        "timestep_spacing": st.sampled_from(["own", "own", "leading", "trailing", "linspace"]),
+        "sigma_schedule": st.sampled_from(["own", "own", "default", "karras", "exponential", "beta"]),
     }
 )
 
 
 @settings(max_examples=300, deadline=None)
-@given(alias=st.sampled_from(PUBLISHED), asked=options, number=st.integers(0, 5))
+@given(alias=st.sampled_from(PUBLISHED), asked=options, number=st.integers(0, 20))
 def test_every_plan_keeps_the_laws_of_stages_or_is_refused(alias, asked, number) -> None:
     facts = alias.facts()
-    names = solver_names(facts.scheduler)
+    names = solver_names(facts)
     asked["solver"] = names[number % len(names)]
     try:
         plan = make_plan(facts, PlanOptions.from_defaults(facts.defaults, **asked))
@@ -39,10 +42,14 @@ def test_every_plan_keeps_the_laws_of_stages_or_is_refused(alias, asked, number)
         assert len(str(error)) > 30  # noqa: PT017 - a refusal is one of the two outcomes
         return
     check_sizes(plan, facts.align, asked)
+    solver = SOLVERS[asked["solver"]]
     for index, stage in enumerate(plan.stages):
+        assert stage.history <= solver.memory
+        assert len(stage.steps) <= solver.evaluations * stage.schedule_steps + (asked["solver"] == "pndm")
+        assert solver.draws or asked["solver"] == "dpm" or all(step.noise is None for step in stage.steps)
         levels = sigmas(stage)
         assert all(above >= below for above, below in pairwise(levels))
-        assert 1 <= len(stage.steps) <= stage.schedule_steps + 1
+        assert len(stage.levels) == len(stage.steps) >= 1
         assert (stage.image == 0) == (index == 0 or stage.noise == 1)
         for step in stage.steps:
             assert sum(weight for _, weight in step.guidance) == pytest.approx(1)
@@ -76,21 +83,28 @@ def test_a_stage_is_added_whenever_the_short_side_doubles(size: int, stages: int
 )
 def test_small_stages_are_shortened_by_the_binary_logarithm_of_their_area(height: int, width: int, steps: int) -> None:
     facts = flow_facts("range")
-    asked = {"height": height, "width": width, "steps": 10, "shorten": True, "min_resolution": min(height, width)}
+    asked = {
+        "height": height,
+        "width": width,
+        "num_inference_steps": 10,
+        "shorten": True,
+        "min_resolution": min(height, width),
+    }
     (stage,) = make_plan(facts, PlanOptions.from_defaults(facts.defaults, **asked)).stages
     assert stage.schedule_steps == steps
 
 
 @pytest.mark.parametrize("grid", ["range", "even", "labels"])
-@pytest.mark.parametrize("solver", ["euler", "dpm++2m"])
+@pytest.mark.parametrize("solver", [name for name, solver in SOLVERS.items() if "flow" in solver.kinds])
 def test_a_perfect_flow_network_ends_every_stage_on_its_picture(grid: str, solver: str) -> None:
     facts = flow_facts(grid)
-    asked = {"steps": 12, "solver": solver, "injection": "sigma"}
+    asked = {"num_inference_steps": 12, "solver": solver, "injection": "sigma"}
     plan = make_plan(facts, PlanOptions.from_defaults(facts.defaults, **asked))
     picture, noise = 0.7, -1.3
     for stage in plan.stages:
         x = stage.image * picture + stage.noise * noise
-        assert run_steps(stage.steps, x, lambda x, step: (x - picture) / step.sigma) == pytest.approx(picture)
+        end = run_steps(stage.steps, x, lambda x, step: (x - picture) / step.sigma, lambda: 0.4)
+        assert end == pytest.approx(picture)
 
 
 def test_custom_sigmas_replace_the_grid_and_are_thinned_out_in_shortened_stages() -> None:

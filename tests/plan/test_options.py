@@ -17,8 +17,8 @@ def skipping(plan: Plan) -> list[list[int]]:
 
 
 def test_what_is_not_given_comes_from_the_defaults() -> None:
-    options = PlanOptions.from_defaults(DEFAULTS, steps=7, height=None)
-    assert (options.steps, options.height, options.guidance_scale) == (7, 1024, 5.0)
+    options = PlanOptions.from_defaults(DEFAULTS, num_inference_steps=7, height=None)
+    assert (options.num_inference_steps, options.height, options.guidance_scale) == (7, 1024, 5.0)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_what_is_not_given_comes_from_the_defaults() -> None:
 )
 def test_the_skip_window_opens_where_its_rule_says(window: str, expected: list[list[int]]) -> None:
     skip = SkipLayerGuidance(window=window)
-    assert skipping(plan_for(flow_facts("range"), steps=40, shorten=True, skip_layers=skip)) == expected
+    assert skipping(plan_for(flow_facts("range"), num_inference_steps=40, shorten=True, skip_layers=skip)) == expected
 
 
 def test_skip_layer_guidance_adds_a_branch_and_moves_its_weight_to_the_positive_one() -> None:
@@ -48,7 +48,7 @@ def test_skip_layer_guidance_rests_without_classifier_free_guidance() -> None:
 def test_embedded_guidance_evaluates_one_branch_and_true_guidance_two() -> None:
     facts = flow_facts("even")
     assert plan_for(facts).stages[0].steps[0].guidance == (("positive", 1.0),)
-    both = plan_for(facts, true_guidance_scale=4.0).stages[0].steps[0].guidance
+    both = plan_for(facts, true_cfg_scale=4.0).stages[0].steps[0].guidance
     assert both == (("negative", -3.0), ("positive", 4.0))
 
 
@@ -57,17 +57,11 @@ def test_start_sigma_one_runs_a_single_stage() -> None:
     assert (stage.height, len(stage.steps), stage.noise) == (128, 50, 1.0)
 
 
-def test_flux_sizes_are_rounded_down_with_a_note_even_in_a_single_stage() -> None:
-    facts = flow_facts("even")
-    for start in (0.75, 1.0):
-        plan = plan_for(facts, height=1040, width=1100, start_sigma=start)
-        assert (plan.height_px, plan.width_px) == (1024, 1088)
-        assert "1024 x 1088 px, not 1040 x 1100" in plan.notes[0]
-
-
-def test_sizes_are_checked_for_all_stages_even_if_only_one_runs() -> None:
-    with pytest.raises(Exception, match="multiples of 32"):
-        plan_for(flow_facts("range"), height=1040, start_sigma=1.0)
+@pytest.mark.parametrize(("start", "size"), [(0.75, (1024, 1088)), (1.0, (1040, 1088))])
+def test_flux_sizes_are_rounded_down_with_a_note_for_the_stages_that_run(start: float, size: tuple[int, int]) -> None:
+    plan = plan_for(flow_facts("even"), height=1040, width=1100, start_sigma=start)
+    assert (plan.height_px, plan.width_px) == size
+    assert f"1088 x {size[0]} px, not 1100 x 1040" in plan.notes[0]
 
 
 def test_a_run_that_cannot_be_staged_says_so() -> None:
@@ -140,11 +134,18 @@ def test_the_first_noise_of_sd_is_not_put_on_the_noise_of_later_stages() -> None
 
 def test_speed_up_counts_stages_steps_and_branches() -> None:
     facts = flow_facts("range")  # a cost of 1 per cell
-    plan = plan_for(facts, steps=40, shorten=True)
+    plan = plan_for(facts, num_inference_steps=40, shorten=True)
     assert predicted_speedup(plan, facts) == pytest.approx(40 / (20 / 4 + 21))
-    with_skip = plan_for(facts, steps=40, shorten=True, skip_layers=SkipLayerGuidance())
+    with_skip = plan_for(facts, num_inference_steps=40, shorten=True, skip_layers=SkipLayerGuidance())
     assert predicted_speedup(with_skip, facts) == pytest.approx((2 * 40 + 7) / ((2 * 20 + 7) / 4 + 2 * 21 + 7))
 
 
 def test_attention_makes_small_stages_cheaper_still() -> None:
     assert NetworkCost(fixed=1, per_cell=2, per_cell_pair=3).flops(10) == 1 + 20 + 300
+
+
+def test_trailing_timesteps_are_as_many_as_were_asked_for() -> None:
+    """In 998 steps of 1000 / 998, rounding makes a 999th, whose label would be -1."""
+    facts = diffusion_facts("EulerDiscreteScheduler", timestep_spacing="trailing")
+    (stage,) = plan_for(facts, num_inference_steps=998, start_sigma=1.0).stages
+    assert (len(stage.steps), stage.steps[-1].label) == (998, 0)
