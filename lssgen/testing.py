@@ -10,14 +10,32 @@ are also that page's reference.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 
-from lssgen.bundle import MANIFEST, Bundle, Graph, Manifest, SizePort, SkipLayers, Source, Tokens, manifest_json
-from lssgen.engines.base import Binding, Buffer, check_buffers
+from lssgen.bundle import MANIFEST, Bundle, manifest_json
+from lssgen.engines.base import Binding, Buffer, HostMark, Mark, check_buffers, see_graph
+from lssgen.engines.demand import Demand
 from lssgen.errors import EngineError, ShapeError
+from lssgen.manifest import (
+    Feed,
+    Graph,
+    GuidanceWeights,
+    Latent,
+    Manifest,
+    Mix,
+    Noise,
+    Quantity,
+    Row,
+    Runs,
+    Source,
+    State,
+    Text,
+    Tokens,
+)
 from lssgen.plan.facts import ModelFacts
 from lssgen.ports import Array, Port
 
@@ -27,11 +45,27 @@ Function = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """A Python function with ports."""
+    """A Python function with ports.
+
+    Attributes:
+        inputs, outputs: Its ports.
+        run: The function.
+        runs, feeds: Occasion and sources of its inputs, as in `lssgen.manifest.Graph`.
+    """
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     run: Function
+    runs: Runs
+    feeds: Mapping[str, Feed] = field(default_factory=dict[str, Feed])
+
+    @property
+    def axes(self) -> Mapping[str, Quantity]:
+        """As in `lssgen.manifest.Graph`: an axis counts what it is called, and every other name counts tokens."""
+        named = {axis for port in (*self.inputs, *self.outputs) for axis in port.shape if isinstance(axis, str)}
+        alone = {"batch": "one"} if self.runs in ("prompt", "end", "start") else {}
+        counted = {axis: axis if axis in get_args(Quantity) else "tokens" for axis in sorted(named)}
+        return {axis: cast(Quantity, alone.get(axis, what)) for axis, what in counted.items()}
 
 
 class FakeBuffer:
@@ -64,7 +98,7 @@ class FakeEngine:
         self._name = name
         self._network = network
         self._calls = calls
-        self._closed = False
+        self.closed = False
 
     @property
     def name(self) -> str:
@@ -85,7 +119,7 @@ class FakeEngine:
             raise ShapeError(f"{self._name} was given buffers of another backend")
 
         def run() -> None:
-            if self._closed:
+            if self.closed:
                 raise EngineError(f"{self._name} was closed")
             self._calls.append(self._name.rpartition("/")[2])
             given = {port.name: tied[port.name].array for port in self.inputs}
@@ -101,33 +135,72 @@ class FakeEngine:
 
         return run
 
+
+class FakeEngines:
+    """The networks of a bundle behind the `Engines` protocol.
+
+    Attributes:
+        demands: Demands, in the order in which they came.
+    """
+
+    def __init__(self, backend: "FakeBackend", bundle: Bundle, demand: Demand) -> None:
+        self._backend = backend
+        self._bundle = bundle
+        self._loaded: dict[str, FakeEngine] = {}
+        self.demands: list[Demand] = []
+        self.require(demand)
+
+    def __getitem__(self, graph: str) -> FakeEngine:
+        return self._loaded[graph]
+
+    def require(self, demand: Demand) -> None:
+        self.demands.append(demand)
+        for graph in demand.graphs or self._bundle.manifest.graphs:
+            see_graph(self._bundle, graph)
+            if graph not in self._loaded:
+                name = f"{self._bundle.manifest.facts.name}/{graph}"
+                self._loaded[graph] = self._backend.engine(name, self._backend.networks[graph])
+
     def close(self) -> None:
-        self._closed = True
+        for engine in self._loaded.values():
+            engine.closed = True
+        self._loaded.clear()
 
 
 class FakeBackend:
-    """Runs Python functions; `load` looks them up by the name of the graph.
+    """Runs Python functions; `open` looks them up by the names of the bundle's graphs.
 
     Attributes:
+        networks: Networks by name of the graph.
         calls: Names of the graphs that ran, in order.
-        buffers: How many buffers were made.
+        buffers: Number of buffers that were made.
+        opened: Every bundle that was opened.
     """
 
     def __init__(self, networks: Mapping[str, Network]) -> None:
-        self._networks = networks
+        self.networks = networks
         self.calls: list[str] = []
         self.buffers = 0
+        self.opened: list[FakeEngines] = []
 
     @property
     def name(self) -> str:
         return "fake"
 
-    def load(self, graph: Path, *, name: str) -> FakeEngine:
-        return FakeEngine(name, self._networks[graph.stem], self.calls)
+    def open(self, bundle: Bundle, demand: Demand) -> FakeEngines:
+        self.opened.append(FakeEngines(self, bundle, demand))
+        return self.opened[-1]
+
+    def engine(self, name: str, network: Network) -> FakeEngine:
+        """The engine of a network; a subclass may give another one."""
+        return FakeEngine(name, network, self.calls)
 
     def empty(self, shape: Sequence[int], dtype: Any) -> FakeBuffer:
         self.buffers += 1
         return FakeBuffer(shape, dtype)
+
+    def mark(self) -> Mark:
+        return HostMark()
 
     def describe(self) -> Mapping[str, object]:
         return {"backend": self.name}
@@ -139,13 +212,18 @@ class Ask:
 
     Attributes:
         u: (batch, C, height, width) scaled latent.
-        label: The timestep.
+        labels: (batch, 1, 1, 1) timestep of every picture.
         extra: The step's other inputs for this branch, (batch, ...) by port.
     """
 
     u: Array
-    label: float
+    labels: Array
     extra: Mapping[str, Array]
+
+    @property
+    def label(self) -> float:
+        """Timestep of the first picture; in an ordinary run, that of all."""
+        return float(self.labels.flat[0])
 
 
 Denoiser = Callable[[Ask], Array]
@@ -157,64 +235,73 @@ def step_network(
     channels: int = 4,
     history: int = 3,
     text: Mapping[str, tuple[int | str, ...]] = {"text": (1,)},
-    sizes: Sequence[SizePort] = (),
-    layers: int = 0,
+    extra: Sequence[tuple[Port, Feed]] = (),
 ) -> Network:
     """The step graph around a denoiser.
 
     Args:
         denoiser: The network; called once a branch.
-        channels: Latent channels.
+        channels: Number of latent channels.
         history: Estimates carried from step to step.
         text: Shape of the text conditioning for one picture, by port.
-        sizes: Size ports.
-        layers: Number of layer gates; 0 for none. They reach the denoiser as `extra["layer_gates"]`, (layers,).
+        extra: Further inputs, and where their values come from. Where the first axis is "branches", the denoiser gets
+            its branch's part as `extra[name]`, else the whole.
     """
     latent = ("batch", channels, "height", "width")
-    floats = {
-        "latent": latent,
-        "history": (history, *latent),
-        "noise": latent,
-        "row": (7 + history,),
-        "guidance_weights": ("branches",),
-        **({"layer_gates": ("branches", layers)} if layers else {}),
-        **{size.port: ("branches", "batch", len(size.values)) for size in sizes},
-        **{port: ("branches", "batch", *shape) for port, shape in text.items()},
-    }
-    branched = [*text, *(size.port for size in sizes), *(["layer_gates"] if layers else [])]
+    state = Port("history", "float32", (history, *latent))
+    fed: list[tuple[Port, Feed]] = [
+        (Port("latent", "float32", latent), State(output="next_latent", start="latent")),
+        (state, State(output="next_history")),
+        (Port("noise", "float32", latent), Noise()),
+        (Port("row", "float32", ("batch", 7 + history)), Row()),
+        (Port("guidance_weights", "float32", ("branches", "batch")), GuidanceWeights()),
+        *((Port(name, "float32", ("branches", "batch", *shape)), Text(output=name)) for name, shape in text.items()),
+        *extra,
+    ]
+    further = [port for port, _ in fed[5:]]
 
     def run(given: Mapping[str, Array]) -> Mapping[str, Array]:
         x = given["latent"]
-        label, c_in, h_x, h_f, keep, noise, *blend = given["row"]
+        columns = given["row"].T[:, :, None, None, None]
+        labels, c_in, h_x, h_f, keep, noise = columns[:6]
         f = np.zeros_like(x)
         for branch, weight in enumerate(given["guidance_weights"]):
-            extra = {port: given[port][branch] for port in branched}
-            f = f + weight * denoiser(Ask(u=c_in * x, label=float(label), extra=extra))
+            seen = {p.name: given[p.name][branch] if p.shape[0] == "branches" else given[p.name] for p in further}
+            f = f + weight[:, None, None, None] * denoiser(Ask(u=c_in * x, labels=labels, extra=seen))
         estimates = np.concatenate([(h_x * x + h_f * f)[None], given["history"]])
-        moved = keep * x + np.tensordot(np.asarray(blend), estimates, 1) + noise * given["noise"]
+        moved = keep * x + (columns[6:] * estimates).sum(0) + noise * given["noise"]
         return {"next_latent": moved, "next_history": estimates[:-1]}
 
     return Network(
-        inputs=tuple(Port(name, "float32", shape) for name, shape in floats.items()),
-        outputs=(Port("next_latent", "float32", latent), Port("next_history", "float32", (history, *latent))),
+        inputs=tuple(port for port, _ in fed),
+        outputs=(Port("next_latent", "float32", latent), Port("next_history", "float32", state.shape)),
         run=run,
+        runs="stage",
+        feeds={port.name: feed for port, feed in fed},
     )
 
 
 def transition_network(*, channels: int = 4, posterior: bool = False) -> Network:
     """The transition graph around bicubic interpolation; with `posterior`, the port that pixel transitions have."""
     before, after = ("batch", channels, "height", "width"), ("batch", channels, "next_height", "next_width")
-    shapes = {"latent": before, "noise": after, "mix": (2,), **({"posterior_noise": after} if posterior else {})}
+    fed: dict[str, tuple[tuple[int | str, ...], Feed]] = {
+        "latent": (before, Latent()),
+        "noise": (after, Noise()),
+        "mix": (("batch", 2), Mix()),
+        **({"posterior_noise": (after, Noise(of="posterior"))} if posterior else {}),
+    }
 
     def run(given: Mapping[str, Array]) -> Mapping[str, Array]:
-        image, noise = given["mix"]
+        image, noise = given["mix"].T[:, :, None, None, None]
         up = bicubic_double(given["latent"]) + 0.01 * given.get("posterior_noise", np.float32(0))
         return {"next_latent": image * up + noise * given["noise"]}
 
     return Network(
-        inputs=tuple(Port(name, "float32", shape) for name, shape in shapes.items()),
+        inputs=tuple(Port(name, "float32", shape) for name, (shape, _) in fed.items()),
         outputs=(Port("next_latent", "float32", after),),
         run=run,
+        runs="transition",
+        feeds={name: feed for name, (_, feed) in fed.items()},
     )
 
 
@@ -243,6 +330,7 @@ def text_network(
         inputs=(Port("ids", "int64", ("batch", "tokens")),),
         outputs=(Port("text", "float32", ("batch", 1)),),
         run=lambda given: {"text": encode(given["ids"])},
+        runs="prompt",
     )
 
 
@@ -257,6 +345,7 @@ def decode_network(*, channels: int = 4, cell_px: int = 8) -> Network:
         inputs=(Port("latent", "float32", ("batch", channels, "height", "width")),),
         outputs=(Port("picture", "uint8", ("batch", "picture_height", "picture_width", 3)),),
         run=run,
+        runs="end",
     )
 
 
@@ -277,6 +366,7 @@ def encode_network(*, channels: int = 4, cell_px: int = 8) -> Network:
         ),
         outputs=(Port("latent", "float32", ("batch", channels, "height", "width")),),
         run=run,
+        runs="start",
     )
 
 
@@ -285,12 +375,12 @@ class FakeModel:
     """What a fake bundle is made from; `networks` has the graphs that a run needs.
 
     Attributes:
-        facts: What the plan knows.
-        networks: By name of the graph; see docs/bundle.md.
+        facts: Model as the plan sees it.
+        networks: Networks by name of the graph; see docs/bundle.md.
         words: Vocabulary of the word-level tokenizer; unknown words are 1, and 0 fills up.
         length: Tokens of a prompt.
-        history: As `step_network` has it.
-        size_ports, skip_layers, empty_negative: As in `Manifest`.
+        history: Number of estimates that `step_network` carries.
+        empty_negative, resolutions: Fields of `Manifest`.
     """
 
     facts: ModelFacts
@@ -298,8 +388,6 @@ class FakeModel:
     words: Sequence[str] = ("a", "red", "blue", "circle", "square")
     length: int = 8
     history: int = 3
-    size_ports: tuple[SizePort, ...] = ()
-    skip_layers: SkipLayers | None = None
     empty_negative: Any = "encode"
     resolutions: tuple[tuple[int, int], ...] = field(default=())
 
@@ -317,8 +405,15 @@ def fake_bundle(folder: Path, model: FakeModel) -> Bundle:
             precision="fp32",
             inputs=network.inputs,
             outputs=network.outputs,
+            runs=network.runs,
+            axes=network.axes,
+            feeds=network.feeds,
         )
-    (folder / "tokenizer.json").write_bytes(_tokenizer_json(model.words))
+    tokenizer = _tokenizer_json(model.words)
+    (folder / "tokenizer.json").write_bytes(tokenizer)
+    rules = Tokens(
+        port="ids", file="tokenizer.json", sha256=sha256(tokenizer).hexdigest(), length=model.length, pad_id=0
+    )
     manifest = Manifest(
         lssgen="test",
         family="fake",
@@ -327,9 +422,7 @@ def fake_bundle(folder: Path, model: FakeModel) -> Bundle:
         resolutions=model.resolutions,
         history=model.history,
         graphs=graphs,
-        tokenizers=(Tokens(port="ids", file="tokenizer.json", length=model.length, pad_id=0),),
-        size_ports=model.size_ports,
-        skip_layers=model.skip_layers,
+        tokenizers=(rules,),
         empty_negative=model.empty_negative,
     )
     (folder / MANIFEST).write_bytes(manifest_json(manifest))

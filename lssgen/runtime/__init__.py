@@ -2,6 +2,6 @@
 
 from lssgen.runtime.options import Options
 from lssgen.runtime.pipeline import Pipeline, load
-from lssgen.runtime.results import Picture, Progress, Result
+from lssgen.runtime.results import Picture, Preview, Progress, Result
 
-__all__ = ["Options", "Picture", "Pipeline", "Progress", "Result", "load"]
+__all__ = ["Options", "Picture", "Pipeline", "Preview", "Progress", "Result", "load"]

@@ -1,33 +1,49 @@
-"""Which sizes a run needs, for backends that compile for sizes."""
+"""What a run needs of its bundle: graphs, sizes, batches and branches, for the door to the engines."""
 
-from lssgen.bundle import Manifest
 from lssgen.engines.demand import Demand, branch_counts
+from lssgen.manifest import Manifest, Picture
+from lssgen.plan import Plan
 from lssgen.runtime.options import Request
 
 
-def demand_of(manifest: Manifest, request: Request, *, prompts: int) -> Demand:
+def demand_of(
+    manifest: Manifest, request: Request, *, prompts: int, previews: bool = False, starts: bool = False
+) -> Demand:
     """What a run's graphs must be compiled for.
 
     Where the sizes that a bundle is usually compiled for suffice they are asked for, so that runs share their engines.
 
     Args:
-        manifest: Of the bundle.
+        manifest: Manifest of the bundle.
         request: The run.
-        prompts: How many are painted one after another, `request.batch` pictures at a time.
+        prompts: Number of prompts that are painted one after another, `request.batch` pictures at a time.
+        previews: True where the picture of every stage is shown.
+        starts: True where the run starts from a picture.
     """
-    whole, rest = divmod(prompts * request.num_images, request.batch)
-    batches = {request.batch} if whole else set[int]()
-    if rest:
-        batches.add(rest)
-    if prompts > 1 and any(tokens.pad_to == "longest" for tokens in manifest.tokenizers):
-        batches = set(range(1, request.batch + 1))  # only prompts of one length are painted together
     branches = {len(step.guidance) for stage in request.plan.stages for step in stage.steps}
     cell = request.plan.cell_px
     sizes = tuple((stage.height * cell, stage.width * cell) for stage in request.plan.stages)
     double = (2 * sizes[-1][0], 2 * sizes[-1][1])  # where it is usual too, pictures usually do not end here
     usual = set(sizes) <= set(manifest.resolutions) and double not in manifest.resolutions
     return Demand(
-        batches=tuple(sorted(batches)) or (request.batch,),
+        graphs=graphs_of(manifest, request.plan, starts=starts),
+        batches=_batches(manifest, request, prompts),
         branches=() if branches <= set(branch_counts(manifest)) else tuple(sorted(branches)),
         resolutions=() if usual else sizes,
+        previews=previews,
     )
+
+
+def graphs_of(manifest: Manifest, plan: Plan, *, starts: bool) -> tuple[str, ...]:
+    """Names of the graphs that a run calls, in their order."""
+    reads = starts or any(isinstance(feed, Picture) and feed.read_as == "latent" for feed in manifest.feeds(Picture))
+    between = (f"transition_{plan.scaling_space}",) if len(plan.stages) > 1 else ()
+    return ("text", *(("encode",) if reads else ()), "step", *between, "decode")
+
+
+def _batches(manifest: Manifest, request: Request, prompts: int) -> tuple[int, ...]:
+    """Every number of pictures that are painted together."""
+    if prompts > 1 and any(tokens.pad_to == "longest" for tokens in manifest.tokenizers):
+        return tuple(range(1, request.batch + 1))  # only prompts of one length are painted together
+    whole, rest = divmod(prompts * request.num_images, request.batch)
+    return tuple(sorted({*([request.batch] if whole else []), *([rest] if rest else [])})) or (request.batch,)

@@ -3,24 +3,30 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TypedDict, cast
+from typing import TypedDict, cast, get_args
 
 from lssgen.bundle import Bundle
-from lssgen.errors import PlanError
-from lssgen.plan import Plan, PlanOptions, ScalingSpace, SkipLayerGuidance, make_plan
-from lssgen.plan.options import Injection, PndmStart, StartRule
+from lssgen.choices import choice, refuse_outside
+from lssgen.engines.demand import MOST_BATCH
+from lssgen.errors import PlanError, PromptError
+from lssgen.manifest import Gates, GuidanceRescale, Sizes
+from lssgen.plan import Plan, PlanOptions, ScalingSpace, SchedulerChoice, SkipLayerGuidance, make_plan
+from lssgen.plan.options import MOST_SIDE_PX, Injection, PndmStart, StartRule
+from lssgen.plan.scheduler_choice import SigmaSchedule, TimestepSpacing
+from lssgen.runtime.kinds import refuse_other_kinds
 from lssgen.runtime.noise import check_seed
+from lssgen.runtime.weighting import Weighting
 
 
 class Options(TypedDict, total=False):
     """Keywords of a run, in diffusers' words; what is left out has the default of `Request` or of the bundle.
 
-    The first block is explained by `Request`, the others by `lssgen.plan.PlanOptions`, which has `steps` for
-    `num_inference_steps` and `true_guidance_scale` for `true_cfg_scale`. `skip_layers` is skip-layer guidance;
-    True takes the numbers of the checkpoint's authors.
+    The first block is that of `Request`, the other of `lssgen.plan.PlanOptions`; both explain them. `skip_layers` may
+    also be True, which is `SkipLayerGuidance()`, or False, and `scheduler` the text of a folder, file or name.
     """
 
     negative_prompt: str | None
+    prompt_weighting: Weighting
     seed: int
     num_images: int
     batch: int
@@ -43,6 +49,9 @@ class Options(TypedDict, total=False):
     scaling_space: ScalingSpace
     skip_layers: bool | SkipLayerGuidance
     solver: str
+    scheduler: str | SchedulerChoice | None
+    timestep_spacing: TimestepSpacing
+    sigma_schedule: SigmaSchedule
     eta: float
     sigmas: tuple[float, ...]
     start_rule: StartRule
@@ -51,11 +60,14 @@ class Options(TypedDict, total=False):
     pndm: PndmStart
 
 
-STRENGTH = 0.75
-"""Of a run that starts from a picture without a mask: as noisy as the later stages of the paper's runs start."""
+MOST_PICTURES = 100_000
+"""Pictures of a run; more are several runs."""
 
-PLAN_WORDS = {"num_inference_steps": "steps", "true_cfg_scale": "true_guidance_scale"}
-"""Where diffusers and the plan have different words for the same thing."""
+STRENGTH = 0.75
+"""Strength of a run that starts from a picture without a mask: where the later stages of the paper's runs start."""
+
+_TOLD = "what SDXL and CogView4 are told"
+_OWN = "each stage's own"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +76,11 @@ class Request:
 
     Attributes:
         plan: Stages and steps.
-        plan_options: What the plan was made from.
-        negative_prompt: What the pictures should not show. None: not given, which is the empty text to most models and
-            zeros to SDXL (`Manifest.empty_negative`); an empty one is encoded like any other.
+        plan_options: Choices that the plan was made from.
+        negative_prompt: Text of what the pictures should not show. None: not given, which is the empty text to most
+            models and zeros to SDXL (`Manifest.empty_negative`); an empty one is encoded like any other.
+        prompt_weighting: Rules by which marks in a prompt weigh its words, "a1111" or "comfyui"; "none" reads them as
+            text. See `lssgen.runtime.weighting`.
         seed: Picture i of the run is painted with seed + i.
         num_images: Pictures of every prompt.
         batch: Pictures painted at the same time; changes speed and memory, not the pictures.
@@ -79,21 +93,41 @@ class Request:
 
     plan: Plan
     plan_options: PlanOptions
-    negative_prompt: str | None = None
-    seed: int = 0
-    num_images: int = 1
-    batch: int = 1
-    guidance_rescale: float = 0.0
-    original_size: tuple[int, int] | None = None
-    target_size: tuple[int, int] | None = None
-    crops_coords_top_left: tuple[int, int] = (0, 0)
+    negative_prompt: str | None = choice(
+        None,
+        help='what the pictures should not show; "" is encoded, while SDXL hears zeros where none is given',
+        unset="none",
+    )
+    prompt_weighting: Weighting = choice(
+        "none",
+        help="weigh the words of prompts by (red:1.3) and such, as this program does; none: marks are plain text",
+    )
+    seed: int = choice(0, help="picture i is painted with seed + i", metavar="N", least=0, most=2**64 - 1)
+    num_images: int = choice(1, help="pictures of every prompt", metavar="N", least=1, most=MOST_PICTURES)
+    batch: int = choice(
+        1, help="pictures painted at the same time; does not change them", metavar="N", least=1, most=MOST_BATCH
+    )
+    guidance_rescale: float = choice(0.0, help="0 to 1, for models that offer it", metavar="PHI")
+    original_size: tuple[int, int] | None = choice(
+        None, help="size of the picture before it was cropped", group=_TOLD, unset=_OWN, most=MOST_SIDE_PX
+    )
+    target_size: tuple[int, int] | None = choice(None, help="size after that", group=_TOLD, unset=_OWN)
+    crops_coords_top_left: tuple[int, int] = choice(
+        (0, 0),
+        name="--crop-left-top",
+        metavar="LEFTxTOP",
+        help="pixels cut off there",
+        group=_TOLD,
+        most=MOST_SIDE_PX,
+    )
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "batch"):
-            value: int = getattr(self, name)
-            if value < 1:
-                raise PlanError(f"{name} is {value}; it must be at least 1")
+        refuse_outside(self, PlanError)
+        if self.prompt_weighting not in (known := get_args(Weighting)):
+            raise PlanError(f"prompt_weighting is {self.prompt_weighting!r}; it must be one of {', '.join(known)}")
         check_seed(self.seed)
+        if (self.negative_prompt or "") != (self.negative_prompt or "").encode(errors="replace").decode():
+            raise PromptError("the negative prompt holds what is not text (a lone half of a surrogate pair)")
         if not 0 <= self.guidance_rescale <= 1:
             raise PlanError(f"guidance_rescale is {self.guidance_rescale:g}; it must lie in 0 to 1")
         for name, least in (("original_size", 1), ("target_size", 1), ("crops_coords_top_left", 0)):
@@ -114,25 +148,24 @@ def request_from_options(bundle: Bundle, options: Options) -> Request:
         PlanError: An unknown keyword, a value outside its range, or something the bundle has no graph for.
     """
     refuse_unknown(options)
-    manifest = bundle.manifest
-    own = {name: value for name, value in options.items() if name in Request.__dataclass_fields__}
-    given = {PLAN_WORDS.get(name, name): value for name, value in options.items() if name not in own}
-    given["skip_layers"] = _skip_layers(bundle, options.get("skip_layers", False))
-    plan_options = PlanOptions.from_defaults(manifest.facts.defaults, **given)
-    request = Request(plan=make_plan(manifest.facts, plan_options), plan_options=plan_options, **own)  # pyright: ignore[reportArgumentType]
+    refuse_other_kinds(options, Options)
+    facts = bundle.manifest.facts
+    given = {name: value for name, value in options.items() if value is not None}  # None counts as not given
+    own = {name: value for name, value in given.items() if name in Request.__dataclass_fields__}
+    planned = {name: value for name, value in given.items() if name not in own}
+    plan_options = PlanOptions.from_defaults(facts.defaults, **planned)
+    request = Request(plan=make_plan(facts, plan_options), plan_options=plan_options, **own)  # pyright: ignore[reportArgumentType]
     _refuse_what_is_missing(bundle, request)
     return request
 
 
 def options_from_request(request: Request) -> Options:
     """Every choice as keywords: the same request comes out of `request_from_options` again."""
-    choices: dict[str, object] = {}
-    for word in Options.__annotations__:
-        holder = request if word in Request.__dataclass_fields__ else request.plan_options
-        choices[word] = getattr(holder, PLAN_WORDS.get(word, word))
-    if request.plan_options.skip_layers is None:
-        choices["skip_layers"] = False
-    return cast(Options, choices)
+    choices = {
+        word: getattr(request if word in Request.__dataclass_fields__ else request.plan_options, word)
+        for word in Options.__annotations__
+    }
+    return cast(Options, {**choices, "skip_layers": choices["skip_layers"] or False})
 
 
 def refuse_unknown(words: Iterable[str], known: Iterable[str] = Options.__annotations__) -> None:
@@ -142,23 +175,35 @@ def refuse_unknown(words: Iterable[str], known: Iterable[str] = Options.__annota
         if word not in known:
             near = get_close_matches(word, known, 1)
             advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            raise PlanError(f"unknown option {word!r}; {advice}")
+            raise PlanError(f"unknown option {word[:40]!r}; {advice}")
 
 
-def _skip_layers(bundle: Bundle, asked: bool | SkipLayerGuidance) -> SkipLayerGuidance | None:
-    skip = bundle.manifest.skip_layers
-    if asked is False:
-        return None
-    if skip is None:
+def _refuse_weighting(bundle: Bundle, weighting: Weighting) -> None:
+    heard = [rules for rules in bundle.manifest.tokenizers if rules.heard is not None]
+    if weighting == "none":
+        return
+    if not heard:
         raise PlanError(
-            f"bundle {bundle.folder} was exported without layer gates, so it has no skip-layer guidance; "
-            "export it with --skip-layers"
+            f"bundle {bundle.folder} does not say where single tokens are heard, so words cannot be weighed: leave "
+            "prompt_weighting at none, or export the model again"
         )
-    return SkipLayerGuidance(scale=skip.scale, start=skip.start, stop=skip.stop) if asked is True else asked
+    if weighting == "comfyui" and any(rules.pad_to == "longest" for rules in heard):
+        raise PlanError(
+            "prompt_weighting 'comfyui' compares every token with the empty prompt's, but "
+            f"{bundle.manifest.facts.name} fills prompts up to their own length, so that the empty one has fewer: use "
+            "a1111 or none"
+        )
+
+
+def refuse_too_many(pictures: int) -> None:
+    """Raise PlanError if a run would have more pictures than `MOST_PICTURES`."""
+    if pictures > MOST_PICTURES:
+        raise PlanError(f"{pictures:,} pictures were asked for; ask for {MOST_PICTURES:,} a run at most")
 
 
 def _refuse_what_is_missing(bundle: Bundle, request: Request) -> None:
     manifest, plan = bundle.manifest, request.plan
+    _refuse_weighting(bundle, request.prompt_weighting)
     if len(plan.stages) > 1 and f"transition_{plan.scaling_space}" not in manifest.graphs:
         spaces = [name.removeprefix("transition_") for name in manifest.graphs if name.startswith("transition_")]
         raise PlanError(
@@ -166,13 +211,18 @@ def _refuse_what_is_missing(bundle: Bundle, request: Request) -> None:
             f"{', '.join(spaces) or 'single-stage runs'}; choose one of these, or export again"
             + (" with --upsampler" if plan.scaling_space == "resnet" else "")
         )
+    if request.plan_options.skip_layers is not None and not manifest.feeds(Gates):
+        raise PlanError(
+            f"bundle {bundle.folder} was exported without layer gates, so it has no skip-layer guidance; "
+            "export it with --skip-layers"
+        )
     for stage in plan.stages:
         for step in stage.steps:
             step.row(manifest.history)
     told = (request.original_size, request.target_size, request.crops_coords_top_left)
-    if told != (None, None, (0, 0)) and not manifest.size_ports:
+    if told != (None, None, (0, 0)) and not manifest.feeds(Sizes):
         raise PlanError(
             f"{manifest.facts.name} is not told sizes; leave out original_size, target_size and crops_coords_top_left"
         )
-    if request.guidance_rescale and "guidance_rescale" not in {p.name for p in manifest.graphs["step"].inputs}:
+    if request.guidance_rescale and not manifest.feeds(GuidanceRescale):
         raise PlanError(f"{manifest.facts.name} has no guidance_rescale; leave it out")

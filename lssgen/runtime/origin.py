@@ -1,5 +1,7 @@
 """Pictures to start from: reading, fitting to the run's size, masks, and putting the untouched part back."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from lssgen import images
 from lssgen.errors import PromptError
 from lssgen.plan import Plan
 from lssgen.runtime.sampler import Origin
@@ -28,18 +31,51 @@ class Start:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """Read a picture, turned as its camera says.
+    """Read a picture as RGB, turned as its camera says; see `lssgen.images`.
 
     Raises:
         PromptError: The file cannot be read as a picture.
     """
+    with _as_prompt_errors():
+        return images.read_picture(path)
+
+
+def read_mask(path: Path) -> Image.Image:
+    """Read a mask as grey, white where to paint.
+
+    Raises:
+        PromptError: The file cannot be read as a picture, or is drawn in its transparency.
+    """
+    with _as_prompt_errors():
+        return images.read_mask(path)
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """A picture of any kind as RGB.
+
+    Raises:
+        PromptError: Its pixels are not levels of grey or colour.
+    """
+    with _as_prompt_errors():
+        return images.as_rgb(picture)
+
+
+def as_mask(picture: Image.Image) -> Image.Image:
+    """A mask of any kind as grey.
+
+    Raises:
+        PromptError: Its pixels are not levels of grey or colour, or it is drawn in its transparency.
+    """
+    with _as_prompt_errors():
+        return images.as_mask(picture)
+
+
+@contextmanager
+def _as_prompt_errors() -> Generator[None]:
     try:
-        with Image.open(path) as image:
-            return _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
-    except PromptError:
-        raise
-    except Exception as error:  # of a damaged file, Pillow's formats raise SyntaxError, ValueError and more
-        raise PromptError(f"picture {path} cannot be read: {error}") from error
+        yield
+    except images.PictureError as error:
+        raise PromptError(str(error)) from error
 
 
 def start_from(plan: Plan, picture: Image.Image, mask: Image.Image | None) -> Start:
@@ -51,11 +87,11 @@ def start_from(plan: Plan, picture: Image.Image, mask: Image.Image | None) -> St
         mask: White where it may change, black where it stays; None: all of it may change.
 
     Raises:
-        PromptError: The mask has another size than the picture, or is black all over; or one of them has pixels that
-            are no levels of grey or colour.
+        PromptError: The mask has another size than the picture, or is black all over, or is drawn in its
+            transparency; or one of them has pixels that are not levels of grey or colour.
     """
     size = (plan.width_px, plan.height_px)
-    fitted = ImageOps.fit(_eight_bits(picture).convert("RGB"), size, Image.Resampling.LANCZOS)
+    fitted = ImageOps.fit(as_rgb(picture), size, Image.Resampling.LANCZOS)
     if mask is None:
         return Start(fitted, np.ones((plan.height_px, plan.width_px), np.float32))
     if mask.size != picture.size:
@@ -63,20 +99,11 @@ def start_from(plan: Plan, picture: Image.Image, mask: Image.Image | None) -> St
             f"the mask is {mask.width} x {mask.height} px, the picture it belongs to {picture.width} x "
             f"{picture.height} px; both must have the same size"
         )
-    repaint = np.asarray(ImageOps.fit(_eight_bits(mask).convert("L"), size, Image.Resampling.BOX), np.float32)
+    repaint = np.asarray(ImageOps.fit(as_mask(mask), size, Image.Resampling.BOX), np.float32)
     repaint /= np.float32(255)
     if not repaint.any():
         raise PromptError("the mask is black all over, so nothing would be painted; white is where to paint")
     return Start(fitted, repaint)
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Scale a picture of 16 bits, which Pillow would cut off at 255."""
-    if picture.mode == "F":
-        raise PromptError("a picture of floating-point pixels has no known white; give one of 8 or 16 bits a channel")
-    if not picture.mode.startswith("I"):
-        return picture
-    return Image.fromarray(np.rint(np.clip(np.asarray(picture), 0, 65535) / 257).astype(np.uint8))
 
 
 def origin_of(workspace: Workspace, plan: Plan, start: Start) -> Origin:

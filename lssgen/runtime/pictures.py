@@ -6,15 +6,17 @@ and, in PNG, in a text chunk named "parameters" besides.
 """
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from errno import EISDIR
 from io import BytesIO
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+import filelock
 from PIL import Image, PngImagePlugin
 
+from lssgen.durable import check_writable, clear_folder, locked, write_whole
 from lssgen.errors import PromptError
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -37,8 +39,8 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 </rdf:Description></rdf:RDF></x:xmpmeta>
 <?xpacket end="w"?>"""
 
-_JPEG_HEADER = b"http://ns.adobe.com/xap/1.0/\x00"
-_JPEG_LIMIT = 65535 - 2  # a JPEG segment counts its bytes, the count included, in 16 bits
+_JPEG_LIMIT = 65535 - 2 - len(b"http://ns.adobe.com/xap/1.0/\x00")
+"""Largest packet, in bytes: a JPEG segment counts its bytes, the count included, in 16 bits, and begins with a name."""
 
 
 def write_picture(image: Image.Image, path: Path, parameters: Mapping[str, object]) -> None:
@@ -52,26 +54,21 @@ def write_picture(image: Image.Image, path: Path, parameters: Mapping[str, objec
     name, settings = FORMATS[path.suffix.lower()]
     text = json.dumps(parameters)  # plain ASCII, which PNG text and XML both take
     packet = _packet(text)
-    extras: dict[str, object]
-    if name == "PNG":
+    extras: dict[str, object] = {"xmp": packet}
+    if name == "PNG":  # Pillow takes xmp= for the other two only
         chunks = PngImagePlugin.PngInfo()
         chunks.add_itxt("XML:com.adobe.xmp", packet.decode())
         chunks.add_text("parameters", text)
         extras = {"pnginfo": chunks}
-    elif name == "JPEG":
-        if len(_JPEG_HEADER) + len(packet) > _JPEG_LIMIT:
-            packet = _packet("{}")  # the mark stays; the parameters are in run.json too
-        size = 2 + len(_JPEG_HEADER) + len(packet)
-        extras = {"extra": b"\xff\xe1" + size.to_bytes(2) + _JPEG_HEADER + packet}
-    else:
-        extras = {"xmp": packet}
+    elif name == "JPEG" and len(packet) > _JPEG_LIMIT:
+        extras = {"xmp": _packet("{}")}  # the mark stays; the parameters are in run.json too
     file = BytesIO()
     image.save(file, name, **settings, **extras)
     write_file(path, file.getvalue())
 
 
 def refuse_unwritable(path: Path) -> None:
-    """See, before the work, that a file can be written; leaves nothing.
+    """See, before the work, that a file can be written; leaves nothing but its folder.
 
     Raises:
         PromptError: It cannot.
@@ -79,28 +76,42 @@ def refuse_unwritable(path: Path) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(EISDIR, "it is a folder")
-        trial = path.with_name(f".{path.name}.{os.getpid()}.trial")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        trial.touch()
-        trial.unlink()
+        check_writable(path.parent)
     except OSError as error:
         raise PromptError(f"{path} cannot be written: {error.strerror}; choose another place") from error
 
 
+LOCK = ".lock"
+"""Name of the file that the run holds that writes into a folder."""
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Generator[None]:
+    """Be the only run that writes into a folder of pictures, which is made where it does not exist.
+
+    Raises:
+        PromptError: Another run writes there, or the folder cannot be written.
+    """
+    try:
+        with locked(folder / LOCK, wait=False):
+            clear_folder(folder)
+            yield
+    except filelock.Timeout as error:
+        raise PromptError(
+            f"another run is writing pictures into {folder}; wait for it, or choose another folder"
+        ) from error
+    except OSError as error:
+        raise PromptError(f"{folder} cannot be written: {error.strerror}; choose another place") from error
+
+
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file in one rename: whole, or as it was before.
+    """Write a file that is whole, or as it was before.
 
     Raises:
         PromptError: It cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, content)
     except OSError as error:
         raise PromptError(f"{path} cannot be written: {error.strerror}; choose another place") from error
 

@@ -1,41 +1,66 @@
 """A bundle, ready to paint: prompts in, pictures out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock, get_ident
 from time import perf_counter
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Unpack
-from warnings import warn
 
 import numpy as np
 from PIL import Image
 
 from lssgen import paths
-from lssgen.bundle import Bundle, read_bundle, verify
-from lssgen.engines.base import Backend, Engine
+from lssgen.bundle import Bundle, read_bundle
+from lssgen.bundle import verify as verify_bundle
+from lssgen.engines.base import Backend, Engines
+from lssgen.engines.demand import Demand
 from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import open_backend
-from lssgen.errors import BundleError, EngineError, PromptError
+from lssgen.errors import BackendError, EngineError, NonFiniteError, PromptError
 from lssgen.plan import Plan
 from lssgen.ports import Array
+from lssgen.runtime.canvases import Canvas, in_batches, with_noise
+from lssgen.runtime.conditions import Pictures, condition_values, see_pictures
+from lssgen.runtime.demand import demand_of
+from lssgen.runtime.kinds import see_kinds
 from lssgen.runtime.noise import check_seed
-from lssgen.runtime.options import STRENGTH, Options, Request, request_from_options
+from lssgen.runtime.options import STRENGTH, Options, Request, refuse_too_many, request_from_options
 from lssgen.runtime.origin import Start, origin_of, pasted, start_from
-from lssgen.runtime.results import BatchTimes, OnProgress, Painting, Picture, Progress, Result, StepCounter
-from lssgen.runtime.sampler import Batch, Floats, sample
-from lssgen.runtime.text import PromptWarning, TextEncoder
+from lssgen.runtime.results import (
+    BatchTimes,
+    OnPreview,
+    OnProgress,
+    Painting,
+    Picture,
+    Preview,
+    Progress,
+    Result,
+    StepCounter,
+)
+from lssgen.runtime.sampler import Batch, Floats, Listeners, sample
+from lssgen.runtime.text import TextEncoder, prompts_of, warn
+from lssgen.runtime.weighting import read_literally
 from lssgen.runtime.workspace import Geometry, ToldSizes, Workspace, stack_each
+from lssgen.runtime.workspaces import Workspaces
+from lssgen.verification import Verify, see_whole
+
+KEEP_BYTES = 2**30
+"""Memory of the buffers that a pipeline keeps for later runs, beyond those of the run at hand."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Order:
-    """One picture to paint, how many tokens its prompts take, and (C, h, w) noise of its stages if that is given."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What all batches of a run share."""
 
-    prompt: str
-    seed: int
-    lengths: tuple[int, ...]
-    noise: tuple[Floats, ...] = ()
+    request: Request
+    start: Start | None
+    conditions: Pictures
+    demand: Demand
+    counter: StepCounter
+    on_preview: OnPreview | None
 
 
 def _silent(progress: Progress) -> None:
@@ -45,23 +70,34 @@ def _silent(progress: Progress) -> None:
 class Pipeline:
     """A bundle on a backend.
 
-    Graphs are loaded when they are first needed and stay loaded; `close`, or leaving a `with` block, frees them.
-    Buffers stay too, for the next run of the same shape. Not for several threads at a time.
+    Engines are opened when they are first needed and stay; `close`, or leaving a `with` block, frees them. Buffers
+    stay too, for later runs of the same shapes.
+
+    Threads may share a pipeline: their runs take turns, batch by batch. A call from inside `on_step` or `on_preview`
+    is refused, since the run that it interrupts has the buffers.
 
     Args:
-        bundle: From `lssgen.bundle.read_bundle`.
-        backend: From `lssgen.engines.registry.open_backend`.
+        bundle: Bundle from `lssgen.bundle.read_bundle`.
+        backend: Backend from `lssgen.engines.registry.open_backend`.
+        batches: Numbers of pictures that engines are compiled for whatever a run asks for, so that runs share them.
+        keep_bytes: Memory of buffers to keep for later runs; those that were not used for longest go first.
 
     Raises:
         BundleError: A tokenizer cannot be read.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: Backend, *, batches: Sequence[int] = (), keep_bytes: int = KEEP_BYTES
+    ) -> None:
         self.bundle = bundle
         self.backend = backend
-        self._engines: dict[str, Engine] = {}
-        self._text = TextEncoder(bundle, backend, self._graph)
-        self._workspace: Workspace | None = None
+        self._batches = frozenset(batches)
+        self._engines: Engines | None = None
+        self._met: set[Demand] = set()
+        self._text = TextEncoder(bundle, backend)
+        self._workspaces = Workspaces(self._workspace, keep_bytes)
+        self._lock = Lock()
+        self._painter: int | None = None
 
     def __call__(
         self,
@@ -69,8 +105,10 @@ class Pipeline:
         *,
         init_image: Image.Image | None = None,
         mask_image: Image.Image | None = None,
+        conditions: Pictures = MappingProxyType({}),
         noise: Sequence[Floats] = (),
         on_step: OnProgress = _silent,
+        on_preview: OnPreview | None = None,
         **options: Unpack[Options],
     ) -> Result:
         """Paint `num_images` pictures of every prompt.
@@ -79,19 +117,28 @@ class Pipeline:
             prompt: One or several.
             init_image: Start from this picture instead of from noise alone; `strength` says how far to go from it.
             mask_image: Paint only where this picture, of the same size, is white.
+            conditions: Pictures that the network takes as inputs (a control picture), by the manifest's names.
             noise: Standard normal numbers that the stages begin with in place of those of the seeds, smallest stage
                 first, (pictures, C, h, w) float32 each. Noise that a solver or a transition through pixels draws is
                 not among them.
-            on_step: Told about every step that is done; what it raises stops the run.
+            on_step: Told about every step that the device has done; what it raises stops the run within a step.
+            on_preview: Given the pictures of every stage but the last, decoded at the stage's own size.
             options: See `Options`.
 
         Raises:
             PlanError: The run cannot be carried out as asked; nothing was loaded.
             PromptError: A prompt, a picture or the noise cannot be used.
-            EngineError: A graph cannot be loaded or run, or gave NaN.
+            EngineError: A graph cannot be loaded or run, or gave NaN; or the pipeline is called while it calls back.
         """
         parts = self.paint(
-            prompt, init_image=init_image, mask_image=mask_image, noise=noise, on_step=on_step, **options
+            prompt,
+            init_image=init_image,
+            mask_image=mask_image,
+            conditions=conditions,
+            noise=noise,
+            on_step=on_step,
+            on_preview=on_preview,
+            **options,
         )
         return Result.joined(list(parts))
 
@@ -103,41 +150,73 @@ class Pipeline:
         """
         return request_from_options(self.bundle, options).plan
 
+    def prepare(self, *, previews: bool = False, starts: bool = False, **options: Unpack[Options]) -> None:
+        """Build what is missing and load what runs like this need, so that the first of them does not wait.
+
+        Args:
+            previews: True where the runs are given `on_preview`.
+            starts: True where they start from pictures.
+            options: See `Options`.
+
+        Raises:
+            PlanError: The run cannot be carried out as asked.
+            EngineError: A graph cannot be built or loaded.
+        """
+        request = request_from_options(self.bundle, options)
+        demand = self._demand(request, 1, previews=previews, starts=starts)
+        with self._turn():
+            self._ready(demand)
+
     def paint(
         self,
         prompt: str | Sequence[str],
         *,
         init_image: Image.Image | None = None,
         mask_image: Image.Image | None = None,
+        conditions: Pictures = MappingProxyType({}),
         noise: Sequence[Floats] = (),
         on_step: OnProgress = _silent,
+        on_preview: OnPreview | None = None,
         **options: Unpack[Options],
     ) -> Painting:
-        """As calling the pipeline, but hands out every batch as soon as it is painted.
+        """As calling the pipeline, but hands out every batch as soon as it is painted, and keeps none.
 
         What is wrong with the arguments is raised by this call, not when the first batch is asked for.
         """
-        if init_image is not None and mask_image is None:
-            options = {"strength": STRENGTH, **options}
+        see_kinds(init_image, mask_image, on_step, on_preview)
+        if init_image is not None and mask_image is None and options.get("strength") is None:
+            options = {**options, "strength": STRENGTH}
         request = request_from_options(self.bundle, options)
         start = self._start(request, init_image, mask_image)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            raise PromptError("no prompt was given; give at least one, which may be empty")
+        see_pictures(self.bundle.manifest, conditions)
+        prompts = prompts_of(prompt)
         if request.negative_prompt and "negative" not in request.branches:
-            warn("the negative prompt has no effect: guidance is off in this run", PromptWarning, stacklevel=2)
+            warn("the negative prompt has no effect: guidance is off in this run")
+        if said := read_literally([*prompts, request.negative_prompt or ""], request.prompt_weighting):
+            warn(said)
+        refuse_too_many(len(prompts) * request.num_images)
         check_seed(request.seed + len(prompts) * request.num_images - 1)
-        orders = _with_noise(self._orders(prompts, request), noise, request.plan, self.bundle.manifest.facts.channels)
-        batches = list(_batches(orders, request.batch))
-        counter = StepCounter(request.plan, len(batches), on_step)
-        return Painting(request, (self._batch(request, start, orders, counter) for orders in batches))
+        canvases = self._canvases(prompts, request)
+        canvases = with_noise(canvases, noise, request.plan, self.bundle.manifest.facts.channels)
+        batches = list(in_batches(canvases, request.batch))
+        run = _Run(
+            request=request,
+            start=start,
+            conditions=conditions,
+            demand=self._demand(request, len(prompts), previews=on_preview is not None, starts=start is not None),
+            counter=StepCounter(request.plan, len(batches), on_step),
+            on_preview=on_preview,
+        )
+        return Painting(request, (self._batch(run, batch) for batch in batches))
 
     def close(self) -> None:
-        """Free everything; the pipeline loads its graphs again if it is used again."""
-        self._workspace = None
-        for engine in self._engines.values():
-            engine.close()
-        self._engines.clear()
+        """Free everything; the pipeline opens its engines again if it is used again."""
+        with self._turn():
+            self._workspaces.clear()
+            self._met.clear()
+            if self._engines is not None:
+                self._engines.close()
+            self._engines = None
 
     def __enter__(self) -> "Pipeline":
         return self
@@ -145,29 +224,57 @@ class Pipeline:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _graph(self, name: str) -> Engine:
-        if name not in self._engines:
-            manifest = self.bundle.manifest
-            if name not in manifest.graphs:
-                raise BundleError(f"bundle {self.bundle.folder} has no graph {name!r}; export the model again")
-            try:
-                path = self.bundle.path(manifest.graphs[name].file)
-                self._engines[name] = self.backend.load(path, name=f"{manifest.facts.name}/{name}")
-            except EngineError:
-                verify(self.bundle)  # raises if the reason is a file that is not what was exported
-                raise
-        return self._engines[name]
+    @contextmanager
+    def _turn(self) -> Generator[None]:
+        """One caller at a time has the device.
 
-    def _orders(self, prompts: Sequence[str], request: Request) -> list[_Order]:
+        Raises:
+            EngineError: This thread has it already.
+        """
+        if self._painter == get_ident():
+            raise EngineError(
+                "this pipeline is in the middle of a run, which is calling back; use it when the run has ended, or "
+                "load the bundle a second time"
+            )
+        with self._lock:
+            self._painter = get_ident()
+            try:
+                yield
+            finally:
+                self._painter = None
+
+    def _demand(self, request: Request, prompts: int, *, previews: bool, starts: bool) -> Demand:
+        own = demand_of(self.bundle.manifest, request, prompts=prompts, previews=previews, starts=starts)
+        return replace(own, batches=tuple(sorted({*own.batches, *self._batches})))
+
+    def _ready(self, demand: Demand) -> Engines:
+        """The engines, which hold what is demanded."""
+        try:
+            if self._engines is None:
+                self._engines = self.backend.open(self.bundle, demand)
+            elif demand not in self._met:
+                self._engines.require(demand)
+        except EngineError:
+            verify_bundle(self.bundle)  # raises if the reason is a file that is not what was exported
+            raise
+        self._met.add(demand)
+        return self._engines
+
+    def _workspace(self, geometry: Geometry) -> Workspace:
+        assert self._engines is not None, "a batch opens the engines before it asks for buffers"
+        return Workspace(self.bundle.manifest, self.backend, self._engines, geometry)
+
+    def _canvases(self, prompts: Sequence[str], request: Request) -> list[Canvas]:
         negative = self._negative(request)
-        orders: list[_Order] = []
+        canvases: list[Canvas] = []
         for prompt in prompts:
-            lengths = self._text.lengths(prompt)
+            lengths = self._text.lengths(prompt, request.prompt_weighting)
             if negative is not None:  # all branches go through the network together, so they fill up to the longest
-                lengths = tuple(map(max, lengths, self._text.lengths(negative)))
+                others = self._text.lengths(negative, request.prompt_weighting)
+                lengths = tuple(map(max, lengths, others))
             for _ in range(request.num_images):
-                orders.append(_Order(prompt, request.seed + len(orders), lengths))
-        return orders
+                canvases.append(Canvas(len(canvases), prompt, request.seed + len(canvases), lengths))
+        return canvases
 
     def _negative(self, request: Request) -> str | None:
         """The text that the negative branch hears; None where there is no such branch, or where it hears zeros."""
@@ -184,98 +291,120 @@ class Pipeline:
             raise PromptError(f"bundle {self.bundle.folder} has no graph 'encode', so no run can start from a picture")
         return None if picture is None else start_from(request.plan, picture, mask)
 
-    def _batch(self, request: Request, start: Start | None, orders: Sequence[_Order], counter: StepCounter) -> Result:
-        began = perf_counter()
-        for name in (*_graphs_of(request.plan), *(["encode"] if start else [])):
-            self._graph(name)
-        loaded = perf_counter()
-        text = self._conditioning(request, orders)
-        encoded = perf_counter()
-        workspace = self._fitting_workspace(request, text["positive"])
+    def _batch(self, run: _Run, canvases: Sequence[Canvas]) -> Result:
+        with self._turn():
+            began = perf_counter()
+            engines = self._ready(run.demand)
+            loaded = perf_counter()
+            text = self._conditioning(engines, run.request, canvases)
+            encoded = perf_counter()
+            geometry = _geometry(run.request, text["positive"])
+            result = self._painted_with_room(run, canvases, geometry, text)
+            self._workspaces.trim()
+            (times,) = result.times
+            whole = replace(times, load=loaded - began, text=encoded - loaded, total=perf_counter() - began)
+            return replace(result, times=(whole,))
+
+    def _painted_with_room(
+        self, run: _Run, canvases: Sequence[Canvas], geometry: Geometry, text: Mapping[str, Mapping[str, Array]]
+    ) -> Result:
+        """A batch. Where the device is full, other sizes' buffers may be in the way: it begins again without them."""
+        done = run.counter.done
+        try:
+            return self._painted(run, canvases, geometry, text)
+        except NonFiniteError:
+            verify_bundle(self.bundle)  # damaged weights do this too
+            raise
+        except BackendError:
+            if not self._workspaces.keep_only(geometry):
+                raise
+        run.counter.done = done
+        return self._painted(run, canvases, geometry, text)
+
+    def _painted(
+        self, run: _Run, canvases: Sequence[Canvas], geometry: Geometry, text: Mapping[str, Mapping[str, Array]]
+    ) -> Result:
+        request, start = run.request, run.start
+        workspace = self._workspaces.get(geometry)
         batch = Batch(
-            seeds=tuple(order.seed for order in orders),
+            seeds=tuple(canvas.seed for canvas in canvases),
             text=text,
             guidance_scale=request.plan_options.guidance_scale,
             guidance_rescale=request.guidance_rescale,
+            pictures=condition_values(workspace, request.plan, run.conditions),
             origin=origin_of(workspace, request.plan, start) if start else None,
-            noise=tuple(np.stack(stage) for stage in zip(*(order.noise for order in orders), strict=True)),
+            noise=tuple(np.stack(stage) for stage in zip(*(canvas.noise for canvas in canvases), strict=True)),
         )
-        latents, stages = sample(workspace, request.plan, batch, history=self.bundle.manifest.history, on_step=counter)
+
+        def show(stage: int, latents: Floats) -> None:
+            if run.on_preview is not None:
+                images = tuple(Image.fromarray(workspace.decode(stage, latent)) for latent in latents)
+                shown = Preview(stage=stage, stages=len(geometry.sizes), first=canvases[0].number, images=images)
+                run.on_preview(shown)
+
+        hear = Listeners(step=run.counter, stage=show)
+        latents, stages = sample(workspace, request.plan, batch, history=self.bundle.manifest.history, hear=hear)
         sampled = perf_counter()
+        painted = [workspace.decode(len(stages) - 1, latent) for latent in latents]
         pictures = tuple(
             Picture(
-                image=Image.fromarray(pasted(workspace.decode(latent), start) if start else workspace.decode(latent)),
+                image=Image.fromarray(pasted(pixels, start) if start else pixels),
                 latent=latent,
-                prompt=order.prompt,
+                prompt=canvas.prompt,
                 negative_prompt=request.negative_prompt,
-                seed=order.seed,
+                seed=canvas.seed,
             )
-            for order, latent in zip(orders, latents, strict=True)
+            for canvas, latent, pixels in zip(canvases, latents, painted, strict=True)
         )
-        ended = perf_counter()
-        times = BatchTimes(
-            pictures=len(orders),
-            load=loaded - began,
-            text=encoded - loaded,
-            stages=tuple(stages),
-            decode=ended - sampled,
-            total=ended - began,
-        )
+        decode = perf_counter() - sampled
+        times = BatchTimes(pictures=len(canvases), load=0.0, text=0.0, stages=tuple(stages), decode=decode, total=0.0)
         return Result(pictures=pictures, request=request, times=(times,))
 
-    def _conditioning(self, request: Request, orders: Sequence[_Order]) -> dict[str, Mapping[str, Array]]:
+    def _conditioning(
+        self, engines: Engines, request: Request, canvases: Sequence[Canvas]
+    ) -> dict[str, Mapping[str, Array]]:
         """(batch, ...) text conditioning, by branch and port."""
-        text: dict[str, Mapping[str, Array]] = {
-            "positive": stack_each([self._text.encode(order.prompt, order.lengths) for order in orders])
-        }
+
+        def heard(prompts: Sequence[str]) -> dict[str, Array]:
+            said = zip(prompts, canvases, strict=True)
+            rules = request.prompt_weighting
+            return stack_each([self._text.encode(engines["text"], one, canvas.lengths, rules) for one, canvas in said])
+
+        text: dict[str, Mapping[str, Array]] = {"positive": heard([canvas.prompt for canvas in canvases])}
         negative = self._negative(request)
         if negative is not None:
-            text["negative"] = stack_each([self._text.encode(negative, order.lengths) for order in orders])
+            text["negative"] = heard([negative] * len(canvases))
         elif "negative" in request.branches:
             text["negative"] = {port: np.zeros_like(value) for port, value in text["positive"].items()}
         return text
-
-    def _fitting_workspace(self, request: Request, text: Mapping[str, Array]) -> Workspace:
-        """The workspace of the last run if it fits, else a new one in its place."""
-        plan = request.plan
-        geometry = Geometry(
-            sizes=tuple((stage.height, stage.width) for stage in plan.stages),
-            batch=len(next(iter(text.values()))),
-            text=tuple((port, value.shape[1:]) for port, value in text.items()),
-            scaling_space=plan.scaling_space,
-            told=ToldSizes(
-                original=request.original_size, target=request.target_size, crop=request.crops_coords_top_left
-            ),
-        )
-        if self._workspace is None or self._workspace.geometry != geometry:
-            self._workspace = None  # free the old one first
-            self._workspace = Workspace(self.bundle.manifest, self.backend, self._graph, geometry)
-        return self._workspace
 
 
 def load(
     bundle: str | Path,
     *,
     engine: str = "onnxruntime",
-    threads: int = 0,
-    device_id: int = 0,
-    low_memory: bool = False,
+    batches: Sequence[int] = (),
+    verify: Verify = "once",
+    **options: Unpack[EngineOptions],
 ) -> Pipeline:
     """Open a bundle for painting.
 
     Args:
         bundle: Its folder, or the name of one below LSSGEN_HOME/bundles.
         engine: Where to run, see `lssgen.engines.registry.ENGINES`.
-        threads: CPU threads; 0 leaves it to the engine.
-        device_id: Which GPU, for engines that run on one.
-        low_memory: Load text encoders, network and VAE in turn, and free each.
+        batches: Numbers of pictures to compile engines for, whatever the first run paints together.
+        verify: When to compare every file with its hash: "always", "once" on a machine, which reads a new or changed
+            bundle whole, or "never".
+        options: Options of that engine: threads, low_memory, device_id, tf32, engines (folder of compiled ones), refit,
+            weight_streaming, max_scratch, allow_unfused; see `lssgen.engines.options` and `lssgen.engines.trt.options`.
 
     Raises:
         BundleError: No bundle there, or a damaged one.
-        BackendError: The engine is unknown, or its library, driver or device is missing.
+        BackendError: The engine is unknown, has no such option, or its library, driver or device is missing.
     """
-    options = EngineOptions(threads=threads, device_id=device_id, low_memory=low_memory)
-    return Pipeline(read_bundle(find_bundle(bundle)), open_backend(engine, options))
+    opened = read_bundle(find_bundle(bundle))
+    see_whole(opened, verify)
+    return Pipeline(opened, open_backend(engine, **options), batches=batches)
 
 
 def find_bundle(bundle: str | Path) -> Path:
@@ -284,35 +413,14 @@ def find_bundle(bundle: str | Path) -> Path:
     return named if not Path(bundle).exists() and named.exists() else Path(bundle)
 
 
-def _graphs_of(plan: Plan) -> tuple[str, ...]:
-    """Names of the graphs that a run of the plan calls."""
-    between = (f"transition_{plan.scaling_space}",) if len(plan.stages) > 1 else ()
-    return ("text", "step", *between, "decode")
-
-
-def _with_noise(orders: list[_Order], noise: Sequence[Floats], plan: Plan, channels: int) -> list[_Order]:
-    """Give every picture its part of the noise, if there is any.
-
-    Raises:
-        PromptError: It does not fit the run's stages and pictures.
-    """
-    if not len(noise):
-        return orders
-    given = [np.asarray(stage, np.float32) for stage in noise]
-    wanted = [(len(orders), channels, stage.height, stage.width) for stage in plan.stages]
-    if [stage.shape for stage in given] != wanted or not all(np.isfinite(stage).all() for stage in given):
-        came = ", ".join(str(stage.shape) for stage in given)
-        raise PromptError(
-            f"noise of the shapes {came} was given; this run takes finite numbers of the shapes "
-            f"{', '.join(map(str, wanted))}, one array a stage"
-        )
-    return [replace(order, noise=tuple(stage[index] for stage in given)) for index, order in enumerate(orders)]
-
-
-def _batches(orders: Sequence[_Order], most: int) -> Iterator[Sequence[_Order]]:
-    """Runs of at most so many neighbours whose prompts take equally many tokens."""
-    begin = 0
-    for end in range(1, len(orders) + 1):
-        if end == len(orders) or end - begin == most or orders[end].lengths != orders[begin].lengths:
-            yield orders[begin:end]
-            begin = end
+def _geometry(request: Request, text: Mapping[str, Array]) -> Geometry:
+    """What a batch needs room for; `text` has (batch, ...) arrays by output of the text graph."""
+    plan = request.plan
+    told = ToldSizes(original=request.original_size, target=request.target_size, crop=request.crops_coords_top_left)
+    return Geometry(
+        sizes=tuple((stage.height, stage.width) for stage in plan.stages),
+        batch=len(next(iter(text.values()))),
+        text=tuple((port, value.shape[1:]) for port, value in text.items()),
+        scaling_space=plan.scaling_space,
+        told=told,
+    )

@@ -4,27 +4,35 @@
     DIR/run.json                  the settings that all folders share
     DIR/00000/metadata.jsonl      line 0 of the file
     DIR/00000/samples/0000.png    its pictures; picture i of every prompt is painted with seed + i
-    DIR/00000/result.json         time in seconds without loading, number of pictures, batch size; written last
+    DIR/00000/result.json         time in seconds without loading, number of pictures, batch size, size and hash of
+                                  every picture; written last
+    DIR/.lock                     held by the run that writes there
 
-A folder with a result is complete. A run that is started again paints the incomplete ones.
+A folder with a result, and with the pictures that the result tells of, is complete. A run that is started again paints
+the others.
 
 Source: the layout that GenEval (Ghosh et al. 2023, arXiv:2310.11513) evaluates.
 """
 
+import codecs
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Literal
 
 import msgspec
 
+from lssgen.bundle import sha256_of
 from lssgen.errors import PlanError, PromptError
+from lssgen.jsons import JsonError, NoFileError, convert_json, decode_json, read_bytes, read_json, read_object
 from lssgen.runtime.options import Options, request_from_options
-from lssgen.runtime.pictures import write_file, write_picture
+from lssgen.runtime.pictures import LOCK, locked_folder, write_file, write_picture
 from lssgen.runtime.pipeline import Pipeline
 from lssgen.runtime.record import RECORD, RunRecord, parameters_of, read_record, record_of, write_record
-from lssgen.runtime.results import OnProgress, Result
+from lssgen.runtime.results import BatchTimes, OnProgress, Result
+from lssgen.runtime.text import see_prompt
 
 RESULT, METADATA, SAMPLES = "result.json", "metadata.jsonl", "samples"
 
@@ -58,19 +66,18 @@ def read_prompt_file(
         PromptError: The file cannot be read, has no prompts, or has a bad line that is not to be skipped.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"prompt file {path} cannot be read: {error}") from error
+        data = read_bytes(path)
+    except NoFileError as error:
+        raise PromptError(f"prompt file {path} {error}") from error
     lines: list[PromptLine] = []
     wrong: list[str] = []
-    for number, line in enumerate(text.split("\n")):  # not splitlines: JSON text may hold U+2028 and its like
-        if not line.strip():
+    for number, line in enumerate(data.split(b"\n")):
+        if not line.strip() or line == codecs.BOM_UTF8:
             continue
         try:
-            metadata = msgspec.json.decode(line, type=dict[str, object])
-            lines.append(PromptLine(number, msgspec.convert(metadata["prompt"], str), metadata))
-        except (msgspec.MsgspecError, KeyError) as error:
-            reason = 'it has no "prompt"' if isinstance(error, KeyError) else str(error)
+            lines.append(_line(number, line))
+        except (JsonError, PromptError) as error:
+            reason = str(error)
             wrong.append(
                 f'line {number + 1} of {path} is not a JSON object such as {{"prompt": "a red circle"}}: {reason}'
             )
@@ -81,8 +88,48 @@ def read_prompt_file(
     return tuple(lines), tuple(wrong)
 
 
+def _line(number: int, line: bytes) -> PromptLine:
+    metadata = decode_json(line, dict[str, object])
+    if "prompt" not in metadata:
+        raise JsonError('it has no "prompt"')
+    prompt = convert_json(metadata["prompt"], str)
+    see_prompt(prompt)
+    return PromptLine(number, prompt, metadata)
+
+
+class SampleRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture that was written.
+
+    Attributes:
+        file: Path below the prompt's folder.
+        bytes, sha256: Size and hash of the file.
+    """
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """result.json: a prompt's folder is complete.
+
+    Attributes:
+        time: Seconds for all of its pictures, without loading.
+        n_sample: Number of pictures.
+        batch_size: Pictures at a time.
+        batches: Times, batch by batch.
+        samples: Its pictures.
+    """
+
+    time: float
+    n_sample: int
+    batch_size: int
+    batches: tuple[BatchTimes, ...]
+    samples: tuple[SampleRecord, ...]
+
+
 class PromptFolders:
-    """The folders of a prompt file.
+    """The folders of a prompt file; a context manager, which holds the lock of the folder around them.
 
     Args:
         pipeline: Paints.
@@ -92,7 +139,7 @@ class PromptFolders:
 
     Raises:
         PlanError: The folder holds pictures that were made with other settings, which the message names.
-        PromptError: It holds something else, or cannot be written.
+        PromptError: It holds something else, cannot be written, or another run writes into it.
     """
 
     def __init__(self, pipeline: Pipeline, folder: Path, options: Options, suffix: str) -> None:
@@ -101,16 +148,25 @@ class PromptFolders:
         self._options = options
         self._suffix = suffix
         self._request = request_from_options(pipeline.bundle, options)
+        self._lock = locked_folder(folder)
 
-    def begin(self) -> None:
+    def __enter__(self) -> "PromptFolders":
         """See that the settings are those of earlier runs into the folder, and note them there."""
-        record = record_of(self._pipeline, self._request, finished=False)
-        path = self._folder / RECORD
-        if path.exists():
-            _refuse_other_settings(self._folder, read_record(path), record)
-        elif self._folder.is_dir() and any(self._folder.iterdir()):
-            raise PromptError(f"{self._folder} holds files, but no {RECORD}; choose a new or empty folder")
-        write_record(record, path)
+        self._lock.__enter__()
+        try:
+            self._begin()
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Note that every folder is complete, if nothing was raised."""
+        try:
+            if kind is None:
+                self._note(finished=True)
+        finally:
+            self._lock.__exit__(kind, error, at)
 
     def missing(self, lines: Sequence[PromptLine]) -> list[PromptLine]:
         """The lines whose folders are not complete.
@@ -136,51 +192,79 @@ class PromptFolders:
             (place / RESULT).unlink(missing_ok=True)
             write_file(place / METADATA, json.dumps(line.metadata).encode() + b"\n")
             results: list[Result] = []
-            count = 0
+            samples: list[SampleRecord] = []
             for result in self._pipeline.paint(line.prompt, on_step=on_step, **self._options):
                 for picture in result.pictures:
-                    write_picture(picture.image, self._sample(line, count), parameters_of(picture, result.request))
-                    count += 1
+                    path = place / self._sample(len(samples))
+                    write_picture(picture.image, path, parameters_of(picture, result.request))
+                    samples.append(_sample_record(path, place))
                 results.append(result)
             whole = Result.joined(results)
-            outcome = {
-                "time": sum(times.total - times.load for times in whole.times),
-                "n_sample": len(whole.pictures),
-                "batch_size": self._request.batch,
-                "batches": whole.times,
-            }
+            outcome = Outcome(
+                time=sum(times.total - times.load for times in whole.times),
+                n_sample=len(samples),
+                batch_size=self._request.batch,
+                batches=whole.times,
+                samples=tuple(samples),
+            )
             write_file(place / RESULT, msgspec.json.format(msgspec.json.encode(outcome), indent=2) + b"\n")
             yield line, whole
 
-    def end(self) -> None:
-        """Note that every folder is complete."""
-        write_record(record_of(self._pipeline, self._request, finished=True), self._folder / RECORD)
+    def _begin(self) -> None:
+        path = self._folder / RECORD
+        if path.exists():
+            _refuse_other_settings(self._folder, read_record(path), self._record(finished=False))
+        elif any(entry.name != LOCK for entry in self._folder.iterdir()):
+            raise PromptError(f"{self._folder} holds files, but no {RECORD}; choose a new or empty folder")
+        self._note(finished=False)
+
+    def _note(self, *, finished: bool) -> None:
+        write_record(self._record(finished=finished), self._folder / RECORD)
+
+    def _record(self, *, finished: bool) -> RunRecord:
+        return record_of(self._pipeline, self._request, finished=finished, suffix=self._suffix)
 
     def _complete(self, line: PromptLine) -> bool:
+        """Whether the folder has its result, and every picture that the result tells of is what was written."""
         place = self._folder / line.folder
-        if not (place / RESULT).exists():
-            return False
         try:
-            made_from = json.loads((place / METADATA).read_bytes())
-        except (OSError, ValueError) as error:
-            raise PromptError(
-                f"{place / METADATA} cannot be read: {error}; remove {place} to paint it again"
-            ) from error
+            outcome = read_json(place / RESULT, Outcome)
+        except JsonError:  # no result, half of one, or one without hashes: painted again
+            return False
+        self._refuse_another_prompt(place, line)
+        wanted = {self._sample(index) for index in range(self._request.num_images)}
+        return {sample.file for sample in outcome.samples} == wanted and all(
+            _unchanged(place, sample) for sample in outcome.samples
+        )
+
+    def _refuse_another_prompt(self, place: Path, line: PromptLine) -> None:
+        try:
+            made_from = read_object(place / METADATA)
+        except JsonError as error:
+            raise PromptError(f"{place / METADATA} {error}; remove {place} to paint it again") from error
         if made_from != line.metadata:
             raise PromptError(
                 f"{place} was made from {made_from}, but line {line.number + 1} of the prompt file is now "
                 f"{dict(line.metadata)}; choose another folder, or remove this one"
             )
-        return all(self._sample(line, index).exists() for index in range(self._request.num_images))
 
-    def _sample(self, line: PromptLine, index: int) -> Path:
-        return self._folder / line.folder / SAMPLES / f"{index:04d}{self._suffix}"
+    def _sample(self, index: int) -> str:
+        return f"{SAMPLES}/{index:04d}{self._suffix}"
+
+
+def _sample_record(path: Path, place: Path) -> SampleRecord:
+    return SampleRecord(file=path.relative_to(place).as_posix(), bytes=path.stat().st_size, sha256=sha256_of(path))
+
+
+def _unchanged(place: Path, sample: SampleRecord) -> bool:
+    path = place / sample.file
+    return path.is_file() and path.stat().st_size == sample.bytes and sha256_of(path) == sample.sha256
 
 
 def _refuse_other_settings(folder: Path, before: RunRecord, now: RunRecord) -> None:
     def settings(record: RunRecord) -> dict[str, object]:
         bundle, engine = record.bundle.get("manifest_sha256"), record.backend.get("backend")
-        return {**record.configuration, "bundle": bundle, "engine": engine}
+        return {**record.configuration, "bundle": bundle, "engine": engine, "format": record.suffix}
 
     old, new = settings(before), msgspec.json.decode(msgspec.json.encode(settings(now)))
     differing = [f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in new if old.get(name) != new[name]]

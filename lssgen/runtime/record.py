@@ -1,6 +1,7 @@
 """run.json: everything about a run that another run, or a benchmark, may want to know."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +12,9 @@ import msgspec
 
 from lssgen.bundle import MANIFEST, sha256_of
 from lssgen.errors import PromptError
-from lssgen.plan import Plan, SkipLayerGuidance
+from lssgen.files import as_text
+from lssgen.jsons import JsonError, NoFileError, convert_json, read_json, read_object
+from lssgen.plan import Plan, SchedulerChoice, SkipLayerGuidance
 from lssgen.runtime.options import Options, Request, options_from_request, refuse_unknown
 from lssgen.runtime.pictures import write_file
 from lssgen.runtime.pipeline import Pipeline
@@ -33,14 +36,17 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         lssgen: Version that ran.
-        written: When, in UTC.
+        written: Time of writing, in UTC.
         finished: False if the run was stopped before its end.
         configuration: Every choice, in the words of `Options`; `--config` takes it again.
         bundle: Folder, and sha256 of the manifest, which holds the hashes of the graphs.
-        backend: What the backend says about itself.
+        backend: Facts that the backend tells about itself.
         plan: Stages and steps.
-        start: sha256 of the picture that the run starts from and of its mask, by file name.
-        pictures: Those that were written.
+        suffix: Format of the pictures, ".png".
+        start: sha256 of the picture that the run starts from, of its mask and of the pictures that condition it, by
+            file name.
+        prompts: All prompts of the run, in their order; empty where a prompt file has them.
+        pictures: Pictures that were written.
         times: Seconds, batch by batch.
     """
 
@@ -51,7 +57,9 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     bundle: Mapping[str, str]
     backend: Mapping[str, object]
     plan: Plan
+    suffix: str = ".png"
     start: Mapping[str, str] = {}
+    prompts: Sequence[str] = ()
     pictures: Sequence[PictureRecord] = ()
     times: Sequence[BatchTimes] = ()
 
@@ -61,7 +69,9 @@ def record_of(
     request: Request,
     *,
     finished: bool,
+    suffix: str = ".png",
     start: Mapping[str, str] = MappingProxyType({}),
+    prompts: Sequence[str] = (),
     pictures: Sequence[PictureRecord] = (),
     times: Sequence[BatchTimes] = (),
 ) -> RunRecord:
@@ -72,10 +82,12 @@ def record_of(
         written=datetime.now(UTC).isoformat(timespec="seconds"),
         finished=finished,
         configuration=msgspec.to_builtins(options_from_request(request)),
-        bundle={"folder": str(folder.resolve()), "manifest_sha256": sha256_of(folder / MANIFEST)},
+        bundle={"folder": as_text(folder.resolve()), "manifest_sha256": sha256_of(folder / MANIFEST)},
         backend=pipeline.backend.describe(),
         plan=request.plan,
+        suffix=suffix,
         start=dict(start),
+        prompts=prompts,
         pictures=pictures,
         times=times,
     )
@@ -100,36 +112,71 @@ def read_record(path: Path) -> RunRecord:
     """Read a run.json.
 
     Raises:
-        PromptError: It cannot be read, or is no record.
+        PromptError: It cannot be read, or is not a record.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=RunRecord)
-    except OSError as error:
-        raise PromptError(f"{path} cannot be read: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
-        raise PromptError(f"{path} is no record of a run: {error}") from error
+        return read_json(path, RunRecord)
+    except NoFileError as error:
+        raise PromptError(f"{path} {error}") from error
+    except JsonError as error:
+        raise PromptError(f"{path} is not a record of a run: it {error}") from error
 
 
-def options_from_file(path: Path) -> tuple[Options, tuple[str, ...]]:
-    """Options, and prompts if it names any, from a run.json or from a JSON object with keywords of a run.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a file says about a run that is to be.
+
+    Attributes:
+        options: Keywords of the run.
+        prompts: All of its prompts, if the file has any.
+        bundle: "folder", and "manifest_sha256", where it is the record of a run; else empty.
+        engine: Name of the backend that it ran on; empty if that is not known.
+        start: sha256 of the pictures that it started from, by file name.
+    """
+
+    options: Options
+    prompts: tuple[str, ...]
+    bundle: Mapping[str, str]
+    engine: str
+    start: Mapping[str, str]
+
+
+def settings_from_file(path: Path) -> Settings:
+    """Settings from a run.json, or from a JSON object with keywords of a run, "prompt" among them perhaps.
 
     Raises:
         PromptError: It cannot be read, or holds something else.
         PlanError: It has a keyword that does not exist.
     """
     try:
-        given = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
-        prompts = tuple(
-            dict.fromkeys(picture.prompt for picture in msgspec.convert(given.get("pictures", []), list[PictureRecord]))
-        )
-        keywords = msgspec.convert(given.get("configuration", given), dict[str, object])
+        given = read_object(path)
+        keywords = convert_json(given.get("configuration", given), dict[str, object])
+        prompt = keywords.pop("prompt", [])
+        named = convert_json([prompt] if isinstance(prompt, str) else prompt, list[str])
         refuse_unknown(keywords)
-        options = msgspec.convert(keywords, type=Options)
+        options = convert_json(keywords, Options)
         skip = keywords.get("skip_layers")
         if isinstance(skip, Mapping):  # what msgspec does not know, it passes over
             refuse_unknown(cast(Mapping[str, object], skip), SkipLayerGuidance.__annotations__)
-    except OSError as error:
-        raise PromptError(f"{path} cannot be read: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
-        raise PromptError(f"{path} holds no keywords of a run: {error}") from error
-    return options, prompts
+        scheduler = keywords.get("scheduler")
+        if isinstance(scheduler, Mapping):
+            refuse_unknown(cast(Mapping[str, object], scheduler), SchedulerChoice.__annotations__)
+        backend = convert_json(given.get("backend", {}), dict[str, object])
+        return Settings(
+            options=options,
+            prompts=_recorded_prompts(given) or tuple(named),
+            bundle=convert_json(given.get("bundle", {}), dict[str, str]),
+            engine=convert_json(backend.get("backend", ""), str),
+            start=convert_json(given.get("start", {}), dict[str, str]),
+        )
+    except NoFileError as error:
+        raise PromptError(f"{path} {error}") from error
+    except JsonError as error:
+        raise PromptError(f"{path} holds no keywords of a run: it {error}") from error
+
+
+def _recorded_prompts(given: Mapping[str, object]) -> tuple[str, ...]:
+    """All prompts of a run; of one that earlier versions recorded, those of its pictures."""
+    pictures = convert_json(given.get("pictures", []), list[PictureRecord])
+    painted = tuple(dict.fromkeys(picture.prompt for picture in pictures))
+    return tuple(convert_json(given.get("prompts", []), list[str])) or painted

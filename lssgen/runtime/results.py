@@ -35,12 +35,31 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """The pictures of a batch as they are after a stage that is not the last, decoded at the stage's own size.
+
+    Attributes:
+        stage, stages: Index of the stage, and number of stages.
+        first: Number of the batch's first picture in the run, counted from 0.
+        images: Pictures of the batch, RGB.
+    """
+
+    stage: int
+    stages: int
+    first: int
+    images: tuple[Image.Image, ...]
+
+
+OnPreview = Callable[[Preview], None]
+
+
 @dataclass(slots=True)
 class StepCounter:
     """Turns the sampler's steps into `Progress`.
 
     Attributes:
-        plan: What is carried out, `batches` times.
+        plan: Plan that is carried out, `batches` times.
         tell: Hears of every step.
         done: Steps so far.
     """
@@ -67,14 +86,14 @@ class StepCounter:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Picture:
     """One painted picture.
 
     Attributes:
         image: RGB.
         latent: (C, h, w) float32, final, in the model's own space.
-        prompt, negative_prompt, seed: What it came from; no negative prompt is None.
+        prompt, negative_prompt, seed: Words and number that it came from; no negative prompt is None.
     """
 
     image: Image.Image
@@ -83,18 +102,21 @@ class Picture:
     negative_prompt: str | None
     seed: int
 
+    def __repr__(self) -> str:
+        return f"<Picture {self.image.width} x {self.image.height} px, seed {self.seed}: {self.prompt[:60]!r}>"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchTimes:
     """Seconds that one batch of `pictures` took.
 
     Attributes:
-        pictures: How many.
+        pictures: Number of pictures.
         load: Loading graphs, in the first batch of a pipeline.
         text: Encoding prompts that are new.
         stages: Smallest first.
         decode: Latents to pictures.
-        total: From the beginning to the last picture, loading included.
+        total: Time from the beginning to the last picture, loading included.
     """
 
     pictures: int
@@ -105,13 +127,13 @@ class BatchTimes:
     total: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Result:
     """What a run gives.
 
     Attributes:
-        pictures: In the order of the prompts, `num_images` for each.
-        request: What was asked for, with every default filled in, and its plan.
+        pictures: Pictures in the order of the prompts, `num_images` for each.
+        request: Run that was asked for, with every default filled in, and its plan.
         times: One entry a batch.
     """
 
@@ -127,6 +149,14 @@ class Result:
             request=parts[0].request,
             times=tuple(times for part in parts for times in part.times),
         )
+
+    def __repr__(self) -> str:
+        stages = " -> ".join(
+            f"{len(stage.steps)} steps at {clock.width_px} x {clock.height_px} px"
+            for stage, clock in zip(self.plan.stages, self.times[0].stages, strict=True)
+        )
+        count, seconds = len(self.pictures), sum(times.total for times in self.times)
+        return f"<Result {count} picture{'s' if count > 1 else ''}, {stages}, {seconds:.2f} s>"
 
     @property
     def plan(self) -> Plan:
@@ -146,7 +176,7 @@ class Painting(Iterator[Result]):
     """A run that goes on batch by batch, as its results are asked for.
 
     Attributes:
-        request: What is carried out, with every default filled in.
+        request: Run that is carried out, with every default filled in.
     """
 
     def __init__(self, request: Request, batches: Iterator[Result]) -> None:

@@ -4,22 +4,48 @@ The loop knows no family and no solver. A step is a row of numbers for the step 
 the transition graph; all tensors stay where they are.
 """
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lssgen.engines.base import Mark
 from lssgen.errors import NonFiniteError
-from lssgen.plan.table import Plan, Stage
+from lssgen.manifest import Picture, Precision
+from lssgen.plan.table import Plan, Stage, Step
 from lssgen.ports import Array
 from lssgen.runtime.noise import NoiseStream, draw_each
-from lssgen.runtime.workspace import Workspace
+from lssgen.runtime.workspace import Branches, Workspace
 
 Floats = NDArray[np.float32]
-OnStep = Callable[[int, int, int], None]
-"""Called after every step with the stage's index, the step's index in it, and how many steps the stage has."""
+
+
+_ADVICE: Mapping[Precision, str] = {
+    "fp16": "a network that overflows in fp16 does this: export it with --precision bf16 or fp32",
+    "bf16": "a network that overflows in half precision does this: export it with --precision fp32",
+    "fp32": "a checkpoint whose weights hold such numbers does this, or guidance far from the usual",
+}
+"""Advice about a latent that is not finite, by the precision of the step; damaged files have been ruled out."""
+
+
+def _silent(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listeners:
+    """Who hears what a run does.
+
+    Attributes:
+        step: Called when a step is done, with the indices of its stage and of itself, and the number of steps.
+        stage: Called when a stage that is not the last is done, with its index and its (batch, C, h, w) latents.
+    """
+
+    step: Callable[[int, int, int], None] = _silent
+    stage: Callable[[int, Floats], None] = _silent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +68,9 @@ class Batch:
     Attributes:
         seeds: One a picture.
         text: (batch, ...) conditioning, by branch and port.
-        guidance_scale: For networks that take the scale itself as an input.
+        guidance_scale: Scale for networks that take it as an input.
         guidance_rescale: phi of guidance rescale, in [0, 1]; 0 is off.
+        pictures: Values of the step's picture feeds, one a stage.
         origin: None: from noise alone.
         noise: (batch, C, h, w) that every stage begins with, smallest first; empty: drawn from the seeds.
     """
@@ -52,6 +79,7 @@ class Batch:
     text: Mapping[str, Mapping[str, Array]]
     guidance_scale: float
     guidance_rescale: float = 0.0
+    pictures: Mapping[Picture, tuple[Array, ...]] = field(default_factory=dict[Picture, tuple[Array, ...]])
     origin: Origin | None = None
     noise: tuple[Floats, ...] = ()
 
@@ -63,8 +91,8 @@ class StageTimes:
     Attributes:
         height_px, width_px: Picture size of the stage.
         entry: Drawing noise, and the transition from the stage before.
-        steps: One number a step. Where the backend runs ahead of the host, a step's time is that of its launch.
-        total: From the stage's beginning until its last latent was read back.
+        steps: One number a step, between the marks of its beginning and its end on the device.
+        total: Time from the stage's beginning until its last latent was read back.
     """
 
     height_px: int
@@ -75,7 +103,7 @@ class StageTimes:
 
 
 def sample(
-    workspace: Workspace, plan: Plan, batch: Batch, *, history: int, on_step: OnStep
+    workspace: Workspace, plan: Plan, batch: Batch, *, history: int, hear: Listeners
 ) -> tuple[Floats, list[StageTimes]]:
     """Run a whole plan.
 
@@ -84,7 +112,7 @@ def sample(
         plan: What to do.
         batch: What to paint.
         history: Estimates that the bundle's step graph carries.
-        on_step: Told about every step that is done. May raise to stop the run.
+        hear: Told what is done. May raise to stop the run.
 
     Returns:
         (batch, C, h, w) float32 final latents in the model's own space, and the time every stage took.
@@ -94,26 +122,57 @@ def sample(
         EngineError: A graph cannot be bound or fails.
     """
     try:
-        return _Run(workspace, plan, batch, history, on_step).stages(look=False)
+        return _Run(workspace, plan, batch, history, hear).stages(look=False)
     except NonFiniteError:
         # Looking at every latent costs a wait and a copy a step, so it is done only here: the same run once more.
-        _Run(workspace, plan, batch, history, no_one).stages(look=True)
+        _Run(workspace, plan, batch, history, Listeners()).stages(look=True)
         raise
 
 
+class _Pace:
+    """Keeps the host at most one step ahead of the device, and tells of a step when it is done and not before."""
+
+    def __init__(self, workspace: Workspace, clock: StageTimes, tell: Callable[[int], None]) -> None:
+        self._space = workspace
+        self._clock = clock
+        self._tell = tell
+        self._last = workspace.mark()
+        self._turn = 0
+        self._queued: deque[Mark] = deque()
+
+    def queued(self) -> None:
+        """Another step is on its way."""
+        self._queued.append(self._space.mark())
+        self._settle(1)
+
+    def end(self) -> None:
+        """Wait for what is still on its way."""
+        self._settle(0)
+
+    def _settle(self, ahead: int) -> None:
+        while self._queued and (len(self._queued) > ahead or self._queued[0].reached()):
+            mark = self._queued.popleft()
+            mark.wait()
+            self._clock.steps.append(mark.seconds_since(self._last))
+            self._last = mark
+            self._turn += 1
+            self._tell(self._turn - 1)
+
+
 class _Run:
-    def __init__(self, workspace: Workspace, plan: Plan, batch: Batch, history: int, on_step: OnStep) -> None:
+    def __init__(self, workspace: Workspace, plan: Plan, batch: Batch, history: int, hear: Listeners) -> None:
         self._space = workspace
         self._plan = plan
         self._history = history
-        self._on_step = on_step
+        self._hear = hear
         self._origin = batch.origin
         self._noise = batch.noise
         self._streams = [NoiseStream(seed) for seed in batch.seeds]
-        for branches in {tuple(b for b, _ in step.guidance) for stage in plan.stages for step in stage.steps}:
+        self._pictures = batch.pictures
+        for branches in {_branches(step) for stage in plan.stages for step in stage.steps}:
             workspace.write_text(branches, batch.text)
-        workspace.guidance.write(np.full(len(batch.seeds), batch.guidance_scale, np.float32))
-        workspace.guidance_rescale.write(np.asarray([batch.guidance_rescale], np.float32))
+        every = np.ones(len(batch.seeds), np.float32)
+        workspace.write_guidance(batch.guidance_scale * every, batch.guidance_rescale * every)
 
     def stages(self, *, look: bool) -> tuple[Floats, list[StageTimes]]:
         """All stages; with `look`, every latent is checked, else the last of each stage."""
@@ -133,30 +192,33 @@ class _Run:
             latents = self._read(index, len(stage.steps))
             clock.total = perf_counter() - began
             times.append(clock)
+            if index < len(self._plan.stages) - 1:
+                self._hear.stage(index, latents)
         return latents, times
 
     def _enter(self, index: int, stage: Stage) -> Floats:
         """Make the stage's first latent; returns the noise in it."""
-        self._space.forget(index)
+        self._space.begin_stage(index, _branches(stage.steps[0]))
+        for feed, values in self._pictures.items():
+            self._space.write_picture(index, feed, values[index])
         noise = self._noise[index] if self._noise else self._draw(index)
         if index == 0:
             start = 0 if self._origin is None else np.float32(stage.image) * self._origin.latents[0]
             self._space.latent(0, 0).write(np.float32(stage.noise) * noise + start)
             return noise
         self._space.noise(index).write(noise)
-        if self._plan.scaling_space == "pixel":
-            self._space.posterior_noise(index).write(self._draw(index))
-        self._space.mix.write(np.asarray([stage.image, stage.noise], np.float32))
-        self._space.transition(index, len(self._plan.stages[index - 1].steps))()
+        if self._space.draws_posterior:
+            self._space.noise(index, "posterior").write(self._draw(index))
+        mix = self._each((stage.image, stage.noise))
+        self._space.transition(index, len(self._plan.stages[index - 1].steps), mix)()
         return noise
 
     def _steps(self, index: int, stage: Stage, noise: Floats, clock: StageTimes, *, look: bool) -> None:
-        rows = [step.row(self._history) for step in stage.steps]
-        for turn, (step, row) in enumerate(zip(stage.steps, rows, strict=True)):
-            began = perf_counter()
-            branches = tuple(branch for branch, _ in step.guidance)
-            self._space.row.write(row)
-            self._space.weights(branches).write(np.asarray([weight for _, weight in step.guidance], np.float32))
+        pace = _Pace(self._space, clock, lambda turn: self._hear.step(index, turn, len(stage.steps)))
+        for turn, step in enumerate(stage.steps):
+            branches = _branches(step)
+            self._space.write_row(self._each(step.row(self._history)))
+            self._space.write_weights(branches, self._each([weight for _, weight in step.guidance]).T)
             if step.noise is not None:
                 self._space.noise(index).write(self._draw(index))
             self._space.step(index, turn, branches)()
@@ -164,8 +226,12 @@ class _Run:
                 self._keep(self._origin, index, turn + 1, stage.levels[turn], noise)
             if look:
                 self._read(index, turn + 1)
-            clock.steps.append(perf_counter() - began)
-            self._on_step(index, turn, len(stage.steps))
+            pace.queued()
+        pace.end()
+
+    def _each(self, numbers: Sequence[float] | Floats) -> Floats:
+        """The same numbers for every picture: (n,) -> (batch, n)."""
+        return np.tile(np.asarray(numbers, np.float32), (len(self._streams), 1))
 
     def _keep(self, origin: Origin, index: int, turns: int, level: tuple[float, float], noise: Floats) -> None:
         """Put the origin, as noisy as the latent is by now, back where it stays."""
@@ -188,11 +254,10 @@ class _Run:
         where = f"after step {turns} of {len(stage.steps)}" if turns else "at the transition into it"
         raise NonFiniteError(
             f"stage {index + 1} of {len(self._plan.stages)} ({stage.width} x {stage.height} cells) holds NaN or "
-            f"infinity {where}, in picture {', '.join(map(str, pictures))} of the batch; a network that overflows in "
-            "half precision does this: export it with --precision bf16 or fp32"
+            f"infinity {where}, in picture {', '.join(map(str, pictures))} of the batch; "
+            f"{_ADVICE[self._space.precision]}"
         )
 
 
-def no_one(stage: int, step: int, steps: int) -> None:
-    """An `OnStep` that does nothing."""
-    del stage, step, steps
+def _branches(step: Step) -> Branches:
+    return tuple(branch for branch, _ in step.guidance)

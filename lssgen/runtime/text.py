@@ -2,16 +2,20 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
+from itertools import count, takewhile
 from math import ceil
+from typing import cast
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from lssgen.bundle import Bundle, Tokens
+from lssgen.bundle import Bundle
 from lssgen.engines.base import Backend, Buffer, Engine
 from lssgen.errors import BundleError, PromptError
+from lssgen.manifest import Tokens
 from lssgen.ports import Array
+from lssgen.runtime.weighting import Part, Weighted, Weighting, moved, multiplied, token_weights, weighted
 
 Lengths = tuple[int, ...]
 """Tokens that a prompt fills up to, one number a tokenizer."""
@@ -19,6 +23,10 @@ Lengths = tuple[int, ...]
 
 SHOWN = 80
 """Characters of a prompt's lost end that a warning repeats."""
+
+MOST_CHARACTERS = 20_000
+"""Length of the longest prompt. No encoder hears more than some thousands; reading five million takes 40 s and 1.5 GB.
+"""
 
 
 class PromptWarning(UserWarning):
@@ -30,53 +38,85 @@ class TextEncoder:
 
     Args:
         bundle: Its tokenizers and its "text" graph are used.
-        backend: Where the graph runs.
-        graph: Gives the loaded graph of a name.
-        remember: Encoded prompts to keep.
+        backend: Place where the graph runs.
+        remember: Bytes of encoded prompts to keep; those that were not asked for longest go first.
 
     Raises:
         BundleError: A tokenizer cannot be read.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, graph: Callable[[str], Engine], *, remember: int = 64) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, *, remember: int = 128 * 2**20) -> None:
         self._tokenizers = tuple(_PortTokenizer(bundle, tokens) for tokens in bundle.manifest.tokenizers)
         self._manifest = bundle.manifest
         self._backend = backend
-        self._graph = graph
         self._remember = remember
-        self._known: OrderedDict[tuple[str, Lengths], Mapping[str, Array]] = OrderedDict()
-        self._warned: set[str] = set()
+        self._known: OrderedDict[tuple[str, Lengths, Weighting], Mapping[str, Array]] = OrderedDict()
 
-    def lengths(self, text: str) -> Lengths:
-        """How many tokens the prompt needs in each tokenizer, filling included."""
-        return tuple(tokenizer.length(text) for tokenizer in self._tokenizers)
+    def lengths(self, text: str, weighting: Weighting = "none") -> Lengths:
+        """How many tokens the prompt needs in each tokenizer, filling included.
 
-    def encode(self, text: str, lengths: Lengths) -> Mapping[str, Array]:
+        Raises:
+            PromptError: The prompt cannot be read, or has impossible weights.
+        """
+        said = weighted(see_prompt(text), weighting)
+        return tuple(tokenizer.length(said.text) for tokenizer in self._tokenizers)
+
+    def encode(self, engine: Engine, text: str, lengths: Lengths, weighting: Weighting = "none") -> Mapping[str, Array]:
         """The prompt's conditioning, port by port, without a batch axis.
 
         Args:
+            engine: The loaded "text" graph.
             text: Any text; the empty one too.
-            lengths: At least `self.lengths(text)`: what to fill up to.
+            lengths: At least `self.lengths(text, weighting)`: what to fill up to.
+            weighting: Rules by which marks in the text weigh its words.
 
         Raises:
             BundleError: The text graph does not fit the manifest.
+            PromptError: Weights leave nothing of the prompt.
         """
-        key = (text, lengths)
+        key = (text, lengths, weighting)
         if key not in self._known:
-            self._known[key] = self._run(text, lengths)
-            if len(self._known) > self._remember:
-                self._known.popitem(last=False)
+            plain = weighting == "none"
+            self._known[key] = (
+                self._run(engine, text, lengths) if plain else self._weighed(engine, text, lengths, weighting)
+            )
+            self._forget()
         self._known.move_to_end(key)
         return self._known[key]
 
-    def _run(self, text: str, lengths: Lengths) -> Mapping[str, Array]:
-        engine = self._graph("text")
+    @property
+    def remembered(self) -> int:
+        """Bytes of the encoded prompts that are kept."""
+        return sum(array.nbytes for known in self._known.values() for array in known.values())
+
+    def _forget(self) -> None:
+        """Let go of prompts until the rest fits; the newest stays, since it is needed now."""
+        while len(self._known) > 1 and self.remembered > self._remember:
+            self._known.popitem(last=False)
+
+    def _weighed(self, engine: Engine, text: str, lengths: Lengths, weighting: Weighting) -> Mapping[str, Array]:
+        said = weighted(text, weighting)
+        plain = self.encode(engine, said.text, lengths)
+        if said.is_plain:
+            return plain
+        empty = self.encode(engine, "", lengths) if weighting == "comfyui" else {}
+        states = {port: array.copy() for port, array in plain.items()}
+        for tokenizer, length in zip(self._tokenizers, lengths, strict=True):
+            part = tokenizer.part(said, length)
+            if part is None:
+                continue
+            output = part.heard.output
+            if weighting == "comfyui":
+                moved(states[output], empty[output], part)
+            else:
+                multiplied(states[output], part)
+        return states
+
+    def _run(self, engine: Engine, text: str, lengths: Lengths) -> Mapping[str, Array]:
         feed: dict[str, Array] = {}
         for tokenizer, length in zip(self._tokenizers, lengths, strict=True):
             feed |= tokenizer.feed(text, length)
-        if text not in self._warned:
-            self._warned.add(text)
-            self._warn_of_loss(text)
+        self._warn_of_loss(text)
         axes: dict[str, int] = {}
         buffers: dict[str, Buffer] = {}
         for port in engine.inputs:
@@ -106,12 +146,45 @@ class TextEncoder:
             if len(lost) > SHOWN:
                 lost = f"{lost[:SHOWN]}..."
             if lost:
-                warnings.warn(
+                warn(
                     f"prompt too long: the encoder behind {tokenizer.rules.port!r} reads {tokenizer.rules.length} "
-                    f"tokens and does not hear {lost!r}",
-                    PromptWarning,
-                    stacklevel=2,
+                    f"tokens and does not hear {lost!r}"
                 )
+
+
+def warn(message: str) -> None:
+    """Warn of a prompt. Unlike `warnings.warn` it keeps no list of what was said: a server sees millions of prompts."""
+    warnings.warn_explicit(message, PromptWarning, "lssgen", 0, registry=None)
+
+
+def see_prompt(prompt: object) -> str:
+    """A prompt, if it is one.
+
+    Raises:
+        PromptError: It is not text, or longer than `MOST_CHARACTERS`.
+    """
+    if not isinstance(prompt, str):
+        raise PromptError(f"a prompt is a text; a {type(prompt).__name__} came: {str(prompt)[:SHOWN]}")
+    if len(prompt) > MOST_CHARACTERS:
+        raise PromptError(
+            f"a prompt of {len(prompt):,} characters came ({prompt[:20]!r}...); up to {MOST_CHARACTERS:,} are read, of "
+            "which an encoder hears those that fit its 77 to some thousand tokens: shorten it"
+        )
+    return prompt
+
+
+def prompts_of(prompt: object) -> list[str]:
+    """The prompts of a run: one, or several in a list.
+
+    Raises:
+        PromptError: There is none, or something else than a text.
+    """
+    if isinstance(prompt, str | bytes) or not isinstance(prompt, Iterable):
+        return [see_prompt(prompt)]
+    prompts = [see_prompt(one) for one in cast(Iterable[object], prompt)]
+    if not prompts:
+        raise PromptError("no prompt was given; give at least one, which may be empty")
+    return prompts
 
 
 class _PortTokenizer:
@@ -125,11 +198,12 @@ class _PortTokenizer:
             raise BundleError(f"tokenizer {path} cannot be read: {error}; export the model again") from error
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(rules.length)
+        self._several = _several_vectors(self._tokenizer)
         self.rules = rules
 
     def length(self, text: str) -> int:
         """Tokens the port takes for this text, filling included; refuses text that cannot be read."""
-        rules, needed = self.rules, max(1, len(self._encode(text).ids))
+        rules, needed = self.rules, max(1, len(self._encode(text).ids))  # an axis of no tokens fits no graph
         return rules.length if rules.pad_to == "length" else ceil(needed / rules.pad_multiple) * rules.pad_multiple
 
     def feed(self, text: str, length: int) -> dict[str, Array]:
@@ -142,13 +216,61 @@ class _PortTokenizer:
         mask[0, begin : begin + len(ids)] = 1
         return {rules.port: row} | ({rules.mask_port: mask} if rules.mask_port else {})
 
+    def part(self, said: Weighted, length: int) -> Part | None:
+        """The weights of a prompt's tokens where they are heard; None: nowhere."""
+        rules = self.rules
+        if rules.heard is None:
+            return None
+        own = self.length(said.text)
+        for word, words in self._several_in(said.text):
+            said = said.with_words(word, words)
+        kept = self._encode(said.text)
+        found = token_weights(said, kept.offsets, kept.special_tokens_mask, len(rules.prefix))
+        weights, left = np.ones(own), rules.pad_side == "left"
+        begin = own - len(found) if left else 0
+        weights[begin : begin + len(found)] = found
+        return Part(rules.heard, length - own if left else 0, weights)
+
     def lost(self, text: str) -> str:
         """The end of the text that is cut off."""
+        text = self._with_several(text)
         kept = self._encode(text)
-        return text[max(end for _, end in kept.offsets) :].strip() if kept.overflowing else ""
+        if not kept.overflowing:
+            return ""
+        heard = max(end for _, end in kept.offsets) - len(self.rules.prefix)
+        return text[max(0, heard) :].strip()
+
+    def _with_several(self, text: str) -> str:
+        """A text in which every word that stands for several vectors is followed by those of the others.
+
+        Equal to diffusers' maybe_convert_prompt; once done, doing it again changes nothing.
+        """
+        for word, words in self._several_in(text):
+            text = text.replace(word, words)
+        return text
+
+    def _several_in(self, text: str) -> list[tuple[str, str]]:
+        if not self._several:
+            return []
+        met = set(self._encode_as_it_is(text).tokens)
+        return [(word, words) for word, words in self._several.items() if word in met and words not in text]
 
     def _encode(self, text: str) -> Encoding:
+        return self._encode_as_it_is(self._with_several(text))
+
+    def _encode_as_it_is(self, text: str) -> Encoding:
         try:
-            return self._tokenizer.encode(text)
+            return self._tokenizer.encode(f"{self.rules.prefix}{text}{self.rules.suffix}")
         except (TypeError, UnicodeError) as error:
             raise PromptError(f"prompt {text!r} cannot be read: {error}") from error
+
+
+def _several_vectors(tokenizer: Tokenizer) -> dict[str, str]:
+    """Words of embeddings with several vectors, "<cat>", and the words that they stand for, "<cat> <cat>_1 <cat>_2"."""
+    added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    found: dict[str, str] = {}
+    for word in added:
+        further = list(takewhile(added.__contains__, (f"{word}_{number}" for number in count(1))))
+        if further:
+            found[word] = " ".join([word, *further])
+    return found

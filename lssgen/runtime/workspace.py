@@ -1,18 +1,42 @@
 """Everything on the device that a run touches: buffers with fixed addresses, and the graphs bound to them.
 
 A workspace belongs to one geometry: stage sizes, pictures at a time, text shapes. It is made once and serves every
-run of that geometry. A stage has two latents and two histories, and its steps go from one to the other and back,
-so nothing is ever copied; a graph is bound when its first call comes.
+run of that geometry. Every input of the step gets its buffer from what the manifest says it is fed with: nothing here
+knows a port by its name. A carried state has two buffers, and steps go from one to the other and back, so nothing is
+ever copied; a graph is bound when its first call comes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import assert_never
 
 import numpy as np
 
-from lssgen.bundle import Manifest, SizeValue
-from lssgen.engines.base import Backend, Binding, Buffer, Engine
-from lssgen.ports import Array
+from lssgen.engines.base import Backend, Binding, Buffer, Engine, Engines, Mark
+from lssgen.engines.demand import stage_quantities
+from lssgen.errors import BundleError
+from lssgen.manifest import (
+    Feed,
+    Gates,
+    Graph,
+    GuidanceRescale,
+    GuidanceScale,
+    GuidanceWeights,
+    Latent,
+    Manifest,
+    Mix,
+    Noise,
+    Picture,
+    Precision,
+    Row,
+    Sizes,
+    SizeValue,
+    State,
+    Text,
+)
+from lssgen.ports import Array, Port
 
 Branches = tuple[str, ...]
 """Guidance branches in batch order: "negative", "positive", "skip"."""
@@ -23,8 +47,8 @@ class ToldSizes:
     """What a network that is conditioned on sizes is told, in pixels; (height, width) and (top, left).
 
     Attributes:
-        original, target: None: every stage's own size, as published.
-        crop: Of the picture's upper left corner.
+        original, target: Sizes that are told in every stage; None: the stage's own, as published.
+        crop: Corner of the crop in the original picture.
     """
 
     original: tuple[int, int] | None = None
@@ -32,7 +56,7 @@ class ToldSizes:
     crop: tuple[int, int] = (0, 0)
 
     def at(self, height: int, width: int) -> Mapping[SizeValue, int]:
-        """The entries of a `SizePort` at a stage of this size."""
+        """The values that a feed of `Sizes` may name, at a stage of this size."""
         original, target = (size or (height, width) for size in (self.original, self.target))
         return {
             "height_px": height,
@@ -52,8 +76,8 @@ class Geometry:
 
     Attributes:
         sizes: (height, width) of every stage in latent cells, smallest first.
-        batch: Pictures at a time.
-        text: Shape of every text conditioning port, for one picture and one branch.
+        batch: Number of pictures at a time.
+        text: Shape of every output of the text graph, for one picture and one branch.
         scaling_space: "resnet", "latent" or "pixel".
         told: Sizes for networks that are conditioned on them.
     """
@@ -65,178 +89,265 @@ class Geometry:
     told: ToldSizes = ToldSizes()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _StageBuffers:
-    """Tensors of one stage. Of each pair, a step reads one and writes the other."""
-
-    latents: tuple[Buffer, Buffer]
-    histories: tuple[Buffer, Buffer]
-    noise: Buffer
-
-
 class Workspace:
     """Buffers and bindings of one geometry.
 
     Args:
-        manifest: Of the bundle.
-        backend: Where the buffers live.
-        graph: Gives the loaded graph of a name; loads it at the first call.
+        manifest: Manifest of the bundle.
+        backend: Place where the buffers live.
+        engines: Engines of the bundle.
         geometry: What to make room for.
     """
 
-    def __init__(
-        self, manifest: Manifest, backend: Backend, graph: Callable[[str], Engine], geometry: Geometry
-    ) -> None:
+    def __init__(self, manifest: Manifest, backend: Backend, engines: Engines, geometry: Geometry) -> None:
         self.geometry = geometry
         self._manifest = manifest
         self._backend = backend
-        self._graph = graph
-        self._stages = tuple(self._stage_buffers(size) for size in geometry.sizes)
-        self._bindings: dict[tuple[object, ...], Binding] = {}
-        self._by_branches: dict[Branches, dict[str, Buffer]] = {}
-        self.row = self._floats(7 + manifest.history)
-        self.guidance = self._floats(geometry.batch)
-        self.guidance_rescale = self._floats(1)
-        self.mix = self._floats(2)
-        self._one_latent = self._floats(1, manifest.facts.channels, *geometry.sizes[-1])
-        height, width = (cells * manifest.facts.cell_px for cells in geometry.sizes[-1])
-        self._one_picture = backend.empty((1, height, width, 3), np.uint8)
+        self._engines = engines
+        self._step = manifest.graphs["step"]
+        self._transition = manifest.graphs.get(f"transition_{geometry.scaling_space}")
+        self._tokens = _token_sizes(self._step, dict(geometry.text))
+        self._buffers: dict[Hashable, Buffer] = {}
+        self._bindings: dict[Hashable, tuple[Engine, Binding]] = {}
+        (self._latent,) = (port for port in self._step.inputs if _carries_latent(self._step.feeds.get(port.name)))
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the buffers."""
+        return sum(prod(buffer.shape) * buffer.dtype.itemsize for buffer in self._buffers.values())
+
+    @property
+    def picture_feeds(self) -> tuple[Picture, ...]:
+        """Pictures that the step takes as inputs, each once."""
+        return tuple(dict.fromkeys(feed for feed in self._step.feeds.values() if isinstance(feed, Picture)))
+
+    @property
+    def precision(self) -> Precision:
+        """What the step computes in."""
+        return self._step.precision
+
+    def mark(self) -> Mark:
+        """A mark behind all work so far."""
+        return self._backend.mark()
 
     def latent(self, stage: int, turn: int) -> Buffer:
         """(batch, C, h, w) latent that the stage's step number `turn` reads, and step `turn - 1` has written."""
-        return self._stages[stage].latents[turn % 2]
+        return self._state(self._latent, stage, turn % 2, ())
 
-    def noise(self, stage: int) -> Buffer:
-        """(batch, C, h, w) noise of the transition into a stage, and of the steps that draw some."""
-        return self._stages[stage].noise
+    def noise(self, stage: int, of: str = "latent") -> Buffer:
+        """(batch, C, h, w) noise of the transition into a stage and of its steps, or of a VAE's posterior."""
+        return self._made(("noise", of, stage), self._latent, stage, ())
 
-    def forget(self, stage: int) -> None:
-        """Clear the history that the stage's first step reads: its weight there is 0, but 0 * NaN is NaN."""
-        history = self._stages[stage].histories[0]
-        history.write(np.zeros(history.shape, history.dtype))
+    @property
+    def draws_posterior(self) -> bool:
+        """Whether a transition draws from a VAE's posterior."""
+        return self._transition is not None and Noise(of="posterior") in self._transition.feeds.values()
 
-    def weights(self, branches: Branches) -> Buffer:
-        """(branches,) guidance weights."""
-        return self._guidance_buffers(branches)["guidance_weights"]
+    def begin_stage(self, stage: int, branches: Branches) -> None:
+        """Clear what the stage's first step must not find: weights of its history are 0 there, but 0 * NaN is NaN."""
+        for port in self._step.inputs:
+            feed = self._step.feeds[port.name]
+            if isinstance(feed, State) and feed.start == "zeros":
+                state = self._state(port, stage, 0, branches)
+                state.write(np.zeros(state.shape, state.dtype))
+
+    def write_row(self, rows: Array) -> None:
+        """(batch, 7 + K): the step of every picture."""
+        self._write(Row, rows, ())
+
+    def write_weights(self, branches: Branches, weights: Array) -> None:
+        """(branches, batch): the guidance of every picture."""
+        self._write(GuidanceWeights, weights, branches)
+
+    def write_guidance(self, scales: Array, rescales: Array) -> None:
+        """(batch,) guidance scales and shares of rescaled guidance, for networks that take them."""
+        self._write(GuidanceScale, scales, ())
+        self._write(GuidanceRescale, rescales, ())
 
     def write_text(self, branches: Branches, text: Mapping[str, Mapping[str, Array]]) -> None:
-        """Stack the text conditioning branch by branch; `text` has (batch, ...) arrays by branch and port."""
-        buffers = self._guidance_buffers(branches)
-        for port, _ in self.geometry.text:
-            buffers[port].write(np.stack([text[_speaker(branch)][port] for branch in branches]))
+        """Stack the text conditioning branch by branch; `text` has (batch, ...) arrays by branch and output."""
+        for port in self._step.inputs:
+            feed = self._step.feeds[port.name]
+            if isinstance(feed, Text):
+                said = np.stack([text[_speaker(branch)][feed.output] for branch in branches])
+                self._fed(port, feed, 0, 0, branches).write(said)
+
+    def write_picture(self, stage: int, feed: Picture, value: Array) -> None:
+        """A picture that the caller gives, as it is at a stage; its batch axis may be 1."""
+        for port in self._step.inputs:
+            if self._step.feeds[port.name] == feed:
+                buffer = self._fed(port, feed, stage, 0, ())
+                buffer.write(np.broadcast_to(value, buffer.shape))
 
     def step(self, stage: int, turn: int, branches: Branches) -> Binding:
         """The step graph, from `latent(stage, turn)` to `latent(stage, turn + 1)`."""
-        return self._bound(("step", stage, turn % 2, branches), lambda: self._step_buffers(stage, turn % 2, branches))
+        return self._bound("step", (stage, turn % 2, branches), lambda: self._step_buffers(stage, turn % 2, branches))
 
-    def transition(self, stage: int, turns: int) -> Binding:
-        """From the last latent of the stage before, which took `turns` steps, to this stage's first."""
-        name = f"transition_{self.geometry.scaling_space}"
+    def transition(self, stage: int, turns: int, mix: Array) -> Binding:
+        """From the last latent of the stage before, which took `turns` steps, to this stage's first.
 
-        def buffers() -> dict[str, Buffer]:
-            ports = {
-                "latent": self.latent(stage - 1, turns),
-                "noise": self.noise(stage),
-                "mix": self.mix,
-                "next_latent": self.latent(stage, 0),
-            }
-            if self.geometry.scaling_space == "pixel":
-                ports["posterior_noise"] = self.posterior_noise(stage)
-            return ports
-
-        return self._bound((name, stage, turns % 2), buffers)
-
-    def posterior_noise(self, stage: int) -> Buffer:
-        """(batch, C, h, w) noise of the VAE's posterior in a transition through pixels.
-
-        The stage's second latent holds it: nobody reads that before the first step has written it.
+        Args:
+            mix: (batch, 2) weights of the enlarged latent and of the noise.
         """
-        return self.latent(stage, 1)
+        if self._transition is None:
+            raise BundleError(f"the bundle has no graph transition_{self.geometry.scaling_space}; export it again")
+        graph = self._transition
+        (port,) = (port for port in graph.inputs if isinstance(graph.feeds[port.name], Mix))
+        self._made(("mix",), port, stage, ()).write(mix)
+        return self._bound(
+            f"transition_{self.geometry.scaling_space}",
+            (stage, turns % 2),
+            lambda: self._transition_buffers(graph, stage, turns),
+        )
 
     def encode(self, stage: int, picture: Array) -> Array:
         """(height, width, 3) uint8 picture of a stage's size -> (C, h, w) latent, the mean of the VAE's posterior."""
-        size = self.geometry.sizes[stage]
-        given = self._filled(picture[None])
-        latent = self._floats(1, self._manifest.facts.channels, *size)
-        nothing = self._floats(1, self._manifest.facts.channels, *size)
-        self._graph("encode").bind({"picture": given, "posterior_noise": nothing, "latent": latent})()
-        return latent.read()[0]
+        buffers = self._alone("encode", stage)
+        buffers["picture"].write(picture[None])
+        if noise := buffers.get("posterior_noise"):  # tiny autoencoders have no posterior
+            noise.write(np.zeros(noise.shape, np.float32))
+        self._bound("encode", (stage,), lambda: buffers)()
+        return buffers["latent"].read()[0]
 
-    def decode(self, latent: Array) -> Array:
-        """(C, h, w) latent of the last stage -> (height, width, 3) uint8 picture."""
-        self._one_latent.write(latent[None])
-        self._bound(("decode",), lambda: {"latent": self._one_latent, "picture": self._one_picture})()
-        return self._one_picture.read()[0]
+    def decode(self, stage: int, latent: Array) -> Array:
+        """(C, h, w) latent of a stage -> (height, width, 3) uint8 picture."""
+        buffers = self._alone("decode", stage)
+        buffers["latent"].write(latent[None])
+        self._bound("decode", (stage,), lambda: buffers)()
+        return buffers["picture"].read()[0]
 
-    def _bound(self, key: tuple[object, ...], buffers: Callable[[], Mapping[str, Buffer]]) -> Binding:
-        if key not in self._bindings:
-            self._bindings[key] = self._graph(str(key[0])).bind(buffers())
-        return self._bindings[key]
+    def _bound(self, graph: str, place: tuple[object, ...], buffers: Callable[[], Mapping[str, Buffer]]) -> Binding:
+        """A binding that was made before, or a new one; engines may have been replaced meanwhile."""
+        engine = self._engines[graph]
+        known = self._bindings.get((graph, place))
+        if known is None or known[0] is not engine:
+            known = self._bindings[graph, place] = (engine, engine.bind(buffers()))
+        return known[1]
 
     def _step_buffers(self, stage: int, turn: int, branches: Branches) -> dict[str, Buffer]:
-        """A buffer for every port of the step graph; families differ in which ports they have."""
-        mine = self._stages[stage]
-        offered = {
-            "latent": mine.latents[turn],
-            "next_latent": mine.latents[1 - turn],
-            "history": mine.histories[turn],
-            "next_history": mine.histories[1 - turn],
-            "noise": mine.noise,
-            "row": self.row,
-            "guidance": self.guidance,
-            "guidance_rescale": self.guidance_rescale,
-            **self._guidance_buffers(branches),
-            **self._size_buffers(stage, branches),
-        }
-        engine = self._graph("step")
-        return {port.name: offered[port.name] for port in (*engine.inputs, *engine.outputs) if port.name in offered}
+        found: dict[str, Buffer] = {}
+        for port in self._step.inputs:
+            feed = self._step.feeds[port.name]
+            found[port.name] = self._fed(port, feed, stage, turn, branches)
+            if isinstance(feed, State):
+                found[feed.output] = self._state(port, stage, 1 - turn, branches)
+        return found
 
-    def _stage_buffers(self, size: tuple[int, int]) -> _StageBuffers:
-        shape = (self.geometry.batch, self._manifest.facts.channels, *size)
-        history = (self._manifest.history, *shape)
-        return _StageBuffers(
-            latents=(self._floats(*shape), self._floats(*shape)),
-            histories=(self._floats(*history), self._floats(*history)),
-            noise=self._floats(*shape),
-        )
+    def _transition_buffers(self, graph: Graph, stage: int, turns: int) -> dict[str, Buffer]:
+        found = {"next_latent": self.latent(stage, 0)}
+        for port in graph.inputs:
+            match graph.feeds[port.name]:
+                case Latent():
+                    found[port.name] = self.latent(stage - 1, turns)
+                case Noise(of=of):
+                    found[port.name] = self.noise(stage, of)
+                case Mix():
+                    found[port.name] = self._buffers["mix",]
+                case feed:
+                    raise BundleError(f"a transition cannot be fed with {feed}; export the model again")
+        return found
 
-    def _guidance_buffers(self, branches: Branches) -> dict[str, Buffer]:
-        """Buffers that have a place for every branch; the same in all stages."""
-        if branches not in self._by_branches:
-            buffers = {
-                port: self._floats(len(branches), self.geometry.batch, *shape) for port, shape in self.geometry.text
-            }
-            buffers["guidance_weights"] = self._floats(len(branches))
-            skip = self._manifest.skip_layers
-            if skip is not None:
-                gates = np.ones((len(branches), skip.num_layers), np.float32)
-                for row, branch in enumerate(branches):
-                    gates[row, list(skip.layers)] = branch != "skip"
-                buffers["layer_gates"] = self._filled(gates)
-            self._by_branches[branches] = buffers
-        return self._by_branches[branches]
+    def _fed(self, port: Port, feed: Feed, stage: int, turn: int, branches: Branches) -> Buffer:
+        """The buffer that holds what a step's input is fed with. Inputs that do not change with a stage share one."""
+        match feed:
+            case State():
+                return self._state(port, stage, turn, branches)
+            case Noise(of=of):
+                return self.noise(stage, of)
+            case Sizes(values=values):
+                told = partial(self._told, values, stage)
+                return self._made((port.name, stage, branches), port, stage, branches, told)
+            case Gates(skipped=skipped):
+                gates = partial(_gates, port, skipped, branches)
+                return self._made((port.name, branches), port, stage, branches, gates)
+            case Text() | GuidanceWeights():
+                return self._made((port.name, branches), port, stage, branches)
+            case Row() | GuidanceScale() | GuidanceRescale():
+                return self._made((port.name,), port, stage, branches)
+            case Picture():
+                return self._made((port.name, stage), port, stage, branches)
+            case Latent() | Mix():
+                raise BundleError(f"a step cannot be fed with {feed} (port {port.name}); export the model again")
+            case _:
+                assert_never(feed)
 
-    def _size_buffers(self, stage: int, branches: Branches) -> dict[str, Buffer]:
+    def _state(self, port: Port, stage: int, turn: int, branches: Branches) -> Buffer:
+        """One of a state's two buffers. A state that has a branch axis begins anew where the branches change."""
+        own = branches if "branches" in port.shape else ()
+        return self._made((port.name, stage, turn, own), port, stage, branches)
+
+    def _write(self, kind: type[Feed], value: Array, branches: Branches) -> None:
+        for port in self._step.inputs:
+            feed = self._step.feeds[port.name]
+            if isinstance(feed, kind):
+                self._fed(port, feed, 0, 0, branches).write(value)
+
+    def _told(self, values: Sequence[SizeValue], stage: int) -> Array:
         height, width = (cells * self._manifest.facts.cell_px for cells in self.geometry.sizes[stage])
         known = self.geometry.told.at(height, width)
-        shape = (len(branches), self.geometry.batch, 1)
-        return {
-            size.port: self._filled(np.tile(np.asarray([known[value] for value in size.values], np.float32), shape))
-            for size in self._manifest.size_ports
+        return np.asarray([known[value] for value in values], np.float32)
+
+    def _alone(self, graph: str, stage: int) -> dict[str, Buffer]:
+        """Buffers of a graph that pictures pass one at a time."""
+        entry = self._manifest.graphs[graph]
+        ports = (*entry.inputs, *entry.outputs)
+        return {port.name: self._made((graph, port.name, stage), port, stage, (), graph=entry) for port in ports}
+
+    def _made(
+        self,
+        key: Hashable,
+        port: Port,
+        stage: int,
+        branches: Branches,
+        value: Callable[[], Array] | None = None,
+        graph: Graph | None = None,
+    ) -> Buffer:
+        """A buffer for a port; made, and filled with zeros or with a constant value, when it is asked for first."""
+        if key not in self._buffers:
+            shape = self._shape(graph or self._step, port, stage, branches)
+            filling = np.zeros(shape, port.dtype) if value is None else np.broadcast_to(value(), shape)
+            buffer = self._backend.empty(shape, np.dtype(port.dtype))
+            buffer.write(filling.astype(port.dtype))
+            self._buffers[key] = buffer
+        return self._buffers[key]
+
+    def _shape(self, graph: Graph, port: Port, stage: int, branches: Branches) -> tuple[int, ...]:
+        sizes = {
+            **stage_quantities(self._manifest.facts.cell_px, self.geometry.sizes[stage]),
+            "batch": self.geometry.batch,
+            "branches": len(branches),
         }
-
-    def _floats(self, *shape: int) -> Buffer:
-        return self._filled(np.zeros(shape, np.float32))
-
-    def _filled(self, value: Array) -> Buffer:
-        buffer = self._backend.empty(value.shape, value.dtype)
-        buffer.write(value)
-        return buffer
+        known = {axis: sizes[what] for axis, what in graph.axes.items() if what in sizes} | self._tokens
+        known = {"batch": self.geometry.batch, **known}  # a transition's own axes may leave it out
+        return tuple(known[axis] if isinstance(axis, str) else axis for axis in port.shape)
 
 
 def stack_each(arrays: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     """Conditioning of several pictures, port by port, as one batch."""
     return {port: np.stack([one[port] for one in arrays]) for port in arrays[0]}
+
+
+def _carries_latent(feed: Feed | None) -> bool:
+    return isinstance(feed, State) and feed.start == "latent"
+
+
+def _token_sizes(step: Graph, text: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Sizes of the axes that count tokens, from the shapes of what the text graph gave for one picture."""
+    found: dict[str, int] = {}
+    for port in step.inputs:
+        feed = step.feeds.get(port.name)
+        if isinstance(feed, Text):
+            own = port.shape[2:]  # after branches and batch
+            found |= {axis: size for axis, size in zip(own, text[feed.output], strict=True) if isinstance(axis, str)}
+    return found
+
+
+def _gates(port: Port, skipped: Sequence[int], branches: Branches) -> Array:
+    """(branches, layers): 0 for the layers that the "skip" branch leaves out."""
+    gates = np.ones((len(branches), int(port.shape[1])), np.float32)
+    for row, branch in enumerate(branches):
+        gates[row, list(skipped)] = branch != "skip"
+    return gates
 
 
 def _speaker(branch: str) -> str:

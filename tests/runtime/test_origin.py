@@ -13,7 +13,7 @@ from lssgen.ports import Array
 from lssgen.runtime import Pipeline
 from lssgen.runtime.noise import NoiseStream
 from lssgen.runtime.options import STRENGTH, Options
-from lssgen.runtime.origin import pasted, read_picture, start_from
+from lssgen.runtime.origin import pasted, read_mask, read_picture, start_from
 from lssgen.testing import Ask, step_network
 
 LATENT = Options(scaling_space="latent")
@@ -175,7 +175,8 @@ def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
         read_picture(tmp_path / "x.png")
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "dds", "ppm"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of what it passes over
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif"])
 def test_a_damaged_picture_is_refused_whatever_pillow_raises(tmp_path: Path, suffix: str) -> None:
     file, random = tmp_path / f"x.{suffix}", np.random.default_rng(0)
     photo().save(file)
@@ -215,3 +216,13 @@ def test_every_other_kind_of_picture_looks_as_it_does(tmp_path: Path, mode: str)
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="8 or 16 bits a channel"):
         fake_pipeline(tmp_path).paint("a", init_image=Image.new("F", (64, 64), 0.5), **LATENT)
+
+
+def test_a_mask_drawn_in_its_transparency_is_refused_where_it_would_repaint_everything(tmp_path: Path) -> None:
+    mask = Image.new("RGBA", (64, 64), (255, 255, 255, 255))
+    mask.paste((255, 255, 255, 0), (0, 0, 32, 64))
+    with pytest.raises(PromptError, match="transparent in places"):
+        fake_pipeline(tmp_path).paint("a", init_image=photo(), mask_image=mask, **LATENT)
+    mask.save(tmp_path / "mask.png")
+    with pytest.raises(PromptError, match="transparent in places"):
+        read_mask(tmp_path / "mask.png")

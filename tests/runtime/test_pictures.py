@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lssgen.errors import PromptError
-from lssgen.runtime.pictures import FORMATS, SOURCE_TYPE, write_file, write_picture
+from lssgen.runtime.pictures import FORMATS, SOURCE_TYPE, refuse_unwritable, write_file, write_picture
 
 PARAMETERS = {"prompt": 'a <red> & "blue" circle, \u4e09 \U0001f600 \x07', "seed": 3}
 
@@ -76,3 +76,23 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         write_file(tmp_path / "x.png", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
     assert (tmp_path / "x.png").read_bytes() == b"old"
+
+
+def test_jpeg_takes_parameters_up_to_the_last_byte_of_a_segment(tmp_path: Path) -> None:
+    write_picture(picture(), tmp_path / "x.jpg", {"prompt": ""})
+    with Image.open(tmp_path / "x.jpg") as image:
+        room = 65535 - 2 - 29 - len(image.info["xmp"])
+    for length, fits in ((room, True), (room + 1, False)):
+        write_picture(picture(), tmp_path / "x.jpg", {"prompt": "a" * length})
+        (found,) = packet_of(tmp_path / "x.jpg").iter("{urn:lssgen}parameters")
+        assert json.loads(found.text or "") == ({"prompt": "a" * length} if fits else {})
+
+
+def test_a_place_is_found_writable_without_leaving_anything(tmp_path: Path) -> None:
+    refuse_unwritable(tmp_path / "new/x.png")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_folder_is_no_place_for_a_picture(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="it is a folder; choose another place"):
+        refuse_unwritable(tmp_path)

@@ -30,7 +30,7 @@ LATENT = Options(scaling_space="latent")
         ({"height": 72}, "multiples of 16 px"),
         ({"scaling_space": "resnet"}, "no graph for scaling_space 'resnet', only for latent, pixel.*--upsampler"),
         ({"skip_layers": True}, "without layer gates.*--skip-layers"),
-        ({"seed": -1}, "seed -1"),
+        ({"seed": -1}, "seed is -1"),
         ({"original_size": (64, 64)}, "toy is not told sizes; leave out original_size"),
         ({"crops_coords_top_left": (0, -1)}, r"crops_coords_top_left is \(0, -1\); .* each at least 0"),
         ({"target_size": (64,)}, "must be two numbers of pixels, each at least 1"),
@@ -157,7 +157,7 @@ def test_a_bundle_is_found_by_its_name(toy: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_no_bundle_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"is no bundle: .*lssgen-export"):
+    with pytest.raises(BundleError, match=r"is not a bundle: .*lssgen-export"):
         lssgen.load(tmp_path / "none")
 
 
@@ -189,7 +189,7 @@ def test_a_graph_that_does_not_load_although_it_is_whole_is_the_engines_error(
     def refuse(*_: object, **__: object) -> None:
         raise BuildError("no kernel")
 
-    monkeypatch.setattr(pipeline.backend, "load", refuse)
+    monkeypatch.setattr(pipeline.backend, "open", refuse)
     with pytest.raises(BuildError, match="no kernel"):
         pipeline("a", **LATENT)
 

@@ -6,13 +6,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lssgen.bundle import SizePort
+from lssgen.manifest import Feed, Sizes
 from lssgen.models.aliases import ALIASES
-from lssgen.ports import Array
+from lssgen.ports import Array, Port
 from lssgen.runtime import Options, Pipeline
 from lssgen.testing import (
     Ask,
@@ -83,13 +84,20 @@ CASES = {
         end=(-1.09695, 2.98690, -2.17147, -6.77278, 1.08273, -1.70108),
     ),
 }
-VALUES = {2: ("height_px", "width_px"), 6: ("height_px", "width_px", "crop_top", "crop_left", "height_px", "width_px")}
+VALUES: Mapping[int, Any] = {
+    2: ("height_px", "width_px"),
+    6: ("height_px", "width_px", "crop_top", "crop_left", "height_px", "width_px"),
+}
 
 
 def positions(channels: int, height: int, width: int) -> Array:
     """What the toy adds where a network sees packed channels and position ids, unpacked to (C, h, w)."""
     c, y, x = np.ogrid[:channels, :height, :width]
     return 0.02 * np.sin(0.3 * (4 * c + 2 * (y % 2) + x % 2) + 0.1 * (y // 2) + 0.2 * (x // 2))
+
+
+def _told(port: str, count: int) -> tuple[Port, Feed]:
+    return Port(port, "float32", ("branches", "batch", count)), Sizes(values=VALUES[count])
 
 
 def pipeline_of(case: Case, folder: Path) -> Pipeline:
@@ -101,15 +109,15 @@ def pipeline_of(case: Case, folder: Path) -> Pipeline:
             out = out + (ask.extra[port] @ np.asarray(weights))[:, None, None, None]
         return out + positions(*ask.u.shape[1:]) if case.packed else out
 
-    sizes = tuple(SizePort(port=port, values=VALUES[len(weights)]) for port, weights in case.sizes.items())
+    sizes = [_told(port, len(weights)) for port, weights in case.sizes.items()]
     kappa = {True: 0.01, False: -0.02}  # of a prompt with words, and of the empty one
     networks = {
         "text": text_network(lambda ids: np.asarray([[kappa[bool(row.any())]] for row in ids], np.float32)),
-        "step": step_network(denoise, channels=facts.channels, history=4, sizes=sizes),
+        "step": step_network(denoise, channels=facts.channels, history=4, extra=sizes),
         "transition_latent": transition_network(channels=facts.channels),
         "decode": decode_network(channels=facts.channels),
     }
-    model = FakeModel(facts=facts, networks=networks, history=4, size_ports=sizes)
+    model = FakeModel(facts=facts, networks=networks, history=4)
     return Pipeline(fake_bundle(folder, model), FakeBackend(networks))
 
 

@@ -24,7 +24,20 @@ def demand(bundle: Bundle, prompts: int = 1, **options: Any) -> Demand:
 
 
 def test_the_usual_run_asks_for_the_usual_engines(bundle: Bundle) -> None:
-    assert demand(bundle) == demand(bundle, prompts=3) == demand(bundle, start_sigma=1.0) == Demand()
+    usual = Demand(graphs=("text", "step", "transition_latent", "decode"))
+    assert demand(bundle) == demand(bundle, prompts=3) == usual
+
+
+def test_only_the_graphs_that_a_run_calls_are_asked_for(bundle: Bundle) -> None:
+    assert demand(bundle, start_sigma=1.0).graphs == ("text", "step", "decode")
+    request = request_from_options(bundle, {"scaling_space": "latent"})
+    started = demand_of(bundle.manifest, request, prompts=1, starts=True)
+    assert started.graphs == ("text", "encode", "step", "transition_latent", "decode")
+
+
+def test_stages_that_are_shown_are_decoded(bundle: Bundle) -> None:
+    request = request_from_options(bundle, {"scaling_space": "latent"})
+    assert demand_of(bundle.manifest, request, prompts=1, previews=True).previews
 
 
 @pytest.mark.parametrize(

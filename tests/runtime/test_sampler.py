@@ -5,14 +5,20 @@ import numpy as np
 import pytest
 from fakes import denoise, fake_pipeline, with_scheduler
 
-from lssgen.bundle import SizePort, SkipLayers
 from lssgen.errors import NonFiniteError, PromptError
-from lssgen.ports import Array
+from lssgen.manifest import Feed, Gates, Sizes
+from lssgen.plan import SkipLayerGuidance
+from lssgen.ports import Array, Port
 from lssgen.runtime.noise import NoiseStream
 from lssgen.testing import Ask, FakeBackend, step_network
 
 LATENT: Any = {"scaling_space": "latent"}
 LCM = with_scheduler("LCMScheduler", {"original_inference_steps": 50}, "fraction")
+
+
+def told(*values: Any) -> tuple[Port, Feed]:
+    """A port called "size" that is told these."""
+    return Port("size", "float32", ("branches", "batch", len(values))), Sizes(values=values)
 
 
 def calls(pipeline: Any) -> list[str]:
@@ -96,9 +102,9 @@ def test_layers_are_left_out_in_the_skip_branch_and_in_no_other(tmp_path: Path) 
         gates.append(tuple(ask.extra["layer_gates"]))
         return denoise(ask)
 
-    skip = SkipLayers(layers=(1,), num_layers=3, start=0.0, stop=0.5)
-    pipeline = fake_pipeline(tmp_path, step=step_network(spy, layers=3), skip_layers=skip)
-    plan = pipeline("a", skip_layers=True, **LATENT).plan
+    gated = (Port("layer_gates", "float32", ("branches", 3)), Gates(skipped=(1,)))
+    pipeline = fake_pipeline(tmp_path, step=step_network(spy, extra=[gated]))
+    plan = pipeline("a", skip_layers=SkipLayerGuidance(start=0.0, stop=0.5), **LATENT).plan
     expected = [
         (1.0, 0.0, 1.0) if branch == "skip" else (1.0, 1.0, 1.0)
         for stage in plan.stages
@@ -116,8 +122,7 @@ def test_every_stage_is_told_its_own_size(tmp_path: Path) -> None:
         seen.append(tuple(ask.extra["size"][0]))
         return denoise(ask)
 
-    sizes = (SizePort(port="size", values=("height_px", "crop_top", "width_px")),)
-    pipeline = fake_pipeline(tmp_path, step=step_network(spy, sizes=sizes), size_ports=sizes)
+    pipeline = fake_pipeline(tmp_path, step=step_network(spy, extra=[told("height_px", "crop_top", "width_px")]))
     pipeline("a", height=64, width=96, guidance_scale=1.0, **LATENT)
     assert sorted(set(seen)) == [(32.0, 0.0, 48.0), (64.0, 0.0, 96.0)]
 
@@ -146,10 +151,9 @@ def test_every_stage_is_told_the_sizes_that_the_user_gives(tmp_path: Path) -> No
         return denoise(ask)
 
     values = ("original_height", "original_width", "crop_top", "crop_left", "target_height", "target_width")
-    sizes = (SizePort(port="size", values=values),)
-    pipeline = fake_pipeline(tmp_path, step=step_network(spy, sizes=sizes), size_ports=sizes)
-    for told in ({}, {"original_size": (300, 200), "crops_coords_top_left": (7, 9)}, {"target_size": (1, 2)}):
-        pipeline("a", height=64, width=96, guidance_scale=1.0, **told, **LATENT)
+    pipeline = fake_pipeline(tmp_path, step=step_network(spy, extra=[told(*values)]))
+    for given in ({}, {"original_size": (300, 200), "crops_coords_top_left": (7, 9)}, {"target_size": (1, 2)}):
+        pipeline("a", height=64, width=96, guidance_scale=1.0, **given, **LATENT)
     own = {(32, 48, 0, 0, 32, 48), (64, 96, 0, 0, 64, 96)}
     original = {(300, 200, 7, 9, 32, 48), (300, 200, 7, 9, 64, 96)}
     assert set(seen) == own | original | {(32, 48, 0, 0, 1, 2), (64, 96, 0, 0, 1, 2)}
@@ -167,7 +171,8 @@ def test_a_latent_that_is_not_finite_names_stage_and_step(tmp_path: Path, stage:
         return denoise(ask) * (np.nan if here else 1)
 
     pipeline = fake_pipeline(tmp_path, network=breaks)
-    with pytest.raises(NonFiniteError, match=rf"stage {stage} of 2 .* after step {step} of"):
+    words = rf"stage {stage} of 2 .* after step {step} of .*; a checkpoint whose weights hold such numbers does this"
+    with pytest.raises(NonFiniteError, match=words):
         pipeline("a", **LATENT)
 
 

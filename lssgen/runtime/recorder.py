@@ -1,0 +1,163 @@
+"""An ordinary run with a recorder in the engine's place: real inputs of every graph, at every size, for other tools."""
+
+import json
+from base64 import b64encode
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from lssgen.bundle import Bundle
+from lssgen.durable import whole_file
+from lssgen.engines.base import Backend, Binding, Buffer, Engine, Engines, Mark
+from lssgen.engines.demand import Demand
+from lssgen.errors import PromptError
+from lssgen.ports import Array, Port
+
+Hear = Callable[[str, Mapping[str, Array]], None]
+"""Given the name of a graph and its inputs, before every call of it."""
+
+CALLS = 4
+"""Calls of a graph at one size that are written: what differs later is the latent and the row, and files get large."""
+
+
+class RecordingBackend:
+    """`lssgen.engines.base.Backend` that tells what goes into its engines. Reading it back makes every call wait.
+
+    Args:
+        backend: Backend that does the work.
+        hear: Hears of every call.
+    """
+
+    def __init__(self, backend: Backend, hear: Hear) -> None:
+        self._backend = backend
+        self._hear = hear
+
+    @property
+    def name(self) -> str:
+        return self._backend.name
+
+    def open(self, bundle: Bundle, demand: Demand) -> "RecordingEngines":
+        return RecordingEngines(self._backend.open(bundle, demand), self._hear)
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Buffer:
+        return self._backend.empty(shape, dtype)
+
+    def mark(self) -> Mark:
+        return self._backend.mark()
+
+    def describe(self) -> Mapping[str, object]:
+        return self._backend.describe()
+
+
+class RecordingEngines:
+    """`lssgen.engines.base.Engines` of a `RecordingBackend`."""
+
+    def __init__(self, engines: Engines, hear: Hear) -> None:
+        self._engines = engines
+        self._hear = hear
+        self._known: dict[str, RecordingEngine] = {}
+
+    def __getitem__(self, graph: str) -> "RecordingEngine":
+        engine, known = self._engines[graph], self._known.get(graph)
+        if known is None or known.engine is not engine:
+            known = self._known[graph] = RecordingEngine(engine, graph, self._hear)
+        return known
+
+    def require(self, demand: Demand) -> None:
+        self._engines.require(demand)
+
+    def close(self) -> None:
+        self._engines.close()
+
+
+class RecordingEngine:
+    """`lssgen.engines.base.Engine` of a `RecordingBackend`."""
+
+    def __init__(self, engine: Engine, graph: str, hear: Hear) -> None:
+        self.engine = engine
+        self._graph = graph
+        self._hear = hear
+
+    @property
+    def name(self) -> str:
+        return self.engine.name
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        return self.engine.inputs
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        return self.engine.outputs
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> Binding:
+        run = self.engine.bind(buffers)
+
+        def recorded() -> None:
+            self._hear(self._graph, {port.name: buffers[port.name].read() for port in self.inputs})
+            run()
+
+        return recorded
+
+
+@contextmanager
+def dumped_inputs(folder: Path, bundle: Bundle) -> Generator[Hear]:
+    """A `Hear` that writes inputs as Polygraphy reads them (`polygraphy run --load-inputs`), a file a graph and size.
+
+    The files, such as step-64x64.json for 64 x 64 cells, are there when the block ends well.
+
+    Raises:
+        PromptError: The folder cannot be written.
+    """
+    counts: dict[str, int] = {}
+    files: dict[str, TextIO] = {}
+    with ExitStack() as stack:
+
+        def hear(graph: str, inputs: Mapping[str, Array]) -> None:
+            name = f"{graph}{_size(bundle, graph, inputs)}.json"
+            counts[name] = counts.get(name, 0) + 1
+            if counts[name] > CALLS:
+                return
+            if name not in files:
+                files[name] = _opened(stack, folder / name)
+            files[name].write("[" if counts[name] == 1 else ", ")
+            files[name].write(json.dumps({port: polygraphy_array(value) for port, value in inputs.items()}))
+
+        yield hear
+        for file in files.values():
+            file.write("]\n")
+            file.close()
+
+
+def polygraphy_array(value: Array) -> dict[str, str]:
+    """An array in Polygraphy's JSON: a whole .npy file in base 64.
+
+    Source: Polygraphy 0.53.6, polygraphy/json/serde.py.
+    """
+    file = BytesIO()
+    np.save(file, value, allow_pickle=False)
+    return {"array": b64encode(file.getvalue()).decode(), "polygraphy_class": "ndarray"}
+
+
+def _size(bundle: Bundle, graph: str, inputs: Mapping[str, Array]) -> str:
+    """-<width>x<height> in cells; nothing for a graph that has no size."""
+    entry = bundle.manifest.graphs[graph]
+    sizes = {
+        entry.axes[axis]: size
+        for port in entry.inputs
+        for axis, size in zip(port.shape, inputs[port.name].shape, strict=True)
+        if isinstance(axis, str)
+    }
+    return f"-{sizes['width']}x{sizes['height']}" if "width" in sizes else ""
+
+
+def _opened(stack: ExitStack, path: Path) -> TextIO:
+    try:
+        draft = stack.enter_context(whole_file(path))
+        return stack.enter_context(draft.open("w", encoding="ascii"))
+    except OSError as error:
+        raise PromptError(f"{path} cannot be written: {error.strerror}; choose another folder") from error
