@@ -1,8 +1,7 @@
 """A frozen diffusers autoencoder, seen from the model's own latent space."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,16 +10,18 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lssgen.errors import FetchError, ModelError
+from lssgen.files import open_regular
+from lssgen.models.configs import POINTER, read_json, refuse_pointer
 from lssgen.models.nets.installed import vae_sha256, vae_weights_file
 from lssgen.models.nets.vae import LatentSpace, per_channel
+from lssgen.training.machine import first_line
 
 CLASSES: Mapping[str, Any] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 PROBE_PX = 64
-"""Side of the picture that is encoded once to learn channels and cell size."""
+"""Side of the picture that is encoded and decoded once to learn channels and cell size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,10 @@ class Autoencoder:
     """A frozen VAE in evaluation mode.
 
     Attributes:
-        name: What the user called it.
-        channels: Of its latents.
+        name: Name that the user gave it.
+        channels: Number of channels of its latents.
         cell_px: Pixels along one side of a latent cell.
-        sha256: Of its weight file.
+        sha256: Hash of its weight file.
     """
 
     name: str
@@ -77,37 +78,60 @@ def load_autoencoder(source: str, device: torch.device) -> Autoencoder:
         ModelError: There is no VAE, it is of another class, or damaged.
         FetchError: The hub cannot be reached, does not know it, or wants a licence accepted.
     """
-    folder = _vae_folder(Path(source)) if Path(source).is_dir() else _vae_folder(_download(source))
+    folder = _vae_folder(Path(source) if Path(source).is_dir() else _download(source))
     weights = vae_weights_file(folder)
     try:
-        kind = json.loads((folder / "config.json").read_text()).get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{folder / 'config.json'} cannot be read: {error}; fetch the VAE again") from error
-    if kind not in CLASSES:
+        with open_regular(weights) as file:
+            refuse_pointer(weights, file.read(len(POINTER)))
+    except OSError as error:
+        raise ModelError(f"{weights} cannot be read: {error}; fetch the VAE again") from error
+    kind: object = read_json(folder / "config.json").get("_class_name")
+    if not isinstance(kind, str) or kind not in CLASSES:
         raise ModelError(f"the VAE in {folder} is {kind!r}, but upsamplers are trained for {' and '.join(CLASSES)}")
-    parts = weights.name.split(".")
+    vae = _loaded(CLASSES[kind], folder, weights.name.split(".")).to(device).eval().requires_grad_(False)
     try:
-        vae = CLASSES[kind].from_pretrained(
+        space = LatentSpace(vae.config)
+        unprobed = Autoencoder(name=source, vae=vae, space=space, channels=0, cell_px=0, sha256=vae_sha256(folder))
+        with torch.no_grad():
+            latent = unprobed.encode(torch.zeros(1, 3, PROBE_PX, PROBE_PX, device=device)).mean
+            picture = unprobed.decode(latent)
+    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:  # numbers that do not fit each other
+        raise ModelError(f"the VAE in {folder} cannot be used: {first_line(error)}; fetch it again") from error
+    if latent.shape[2] > PROBE_PX or picture.shape != (1, 3, PROBE_PX, PROBE_PX):
+        raise ModelError(
+            f"the VAE in {folder} makes {tuple(picture.shape)} of a (1, 3, {PROBE_PX}, {PROBE_PX}) picture; upsamplers "
+            "are trained for those that give back the size that they are given"
+        )
+    if not (latent.isfinite().all() and picture.isfinite().all()):
+        raise ModelError(f"the VAE in {folder} makes NaN or infinity of a grey picture; its weights are damaged")
+    return replace(unprobed, channels=latent.shape[1], cell_px=PROBE_PX // latent.shape[2])
+
+
+def _loaded(kind: Any, folder: Path, parts: list[str]) -> Any:
+    """The module with all of its weights.
+
+    Args:
+        parts: Parts of the weight file's name; a variant is in the middle: diffusion_pytorch_model.fp16.safetensors.
+    """
+    try:
+        vae, said = kind.from_pretrained(
             folder,
             torch_dtype=torch.float32,
             use_safetensors=parts[-1] == "safetensors",
             variant=parts[1] if len(parts) == 3 else None,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"the VAE in {folder} cannot be loaded: {error}; fetch it again") from error
-    vae = vae.to(device).eval().requires_grad_(False)
-    space = LatentSpace(vae.config)
-    unprobed = Autoencoder(name=source, vae=vae, space=space, channels=0, cell_px=0, sha256=vae_sha256(folder))
-    with torch.no_grad():
-        latent = unprobed.encode(torch.zeros(1, 3, PROBE_PX, PROBE_PX, device=device)).mean
-    return Autoencoder(
-        name=source,
-        vae=vae,
-        space=space,
-        channels=latent.shape[1],
-        cell_px=PROBE_PX // latent.shape[2],
-        sha256=unprobed.sha256,
-    )
+    except Exception as error:  # a configuration with odd values fails wherever the value is used first
+        raise ModelError(f"the VAE in {folder} cannot be loaded: {first_line(error)}; fetch it again") from error
+    # Diffusers warns of both, and goes on with random weights for what is missing.
+    surplus = [key for key in said["unexpected_keys"] if key.startswith(("encoder.", "decoder."))]
+    for keys, what in ((said["missing_keys"], "are missing"), (surplus, "have no place in it")):
+        if keys:
+            raise ModelError(
+                f"the weights of the VAE in {folder} do not fit its config.json: {len(keys)} {what}, {keys[0]} for "
+                "one; fetch both again"
+            )
+    return vae
 
 
 def _vae_folder(folder: Path) -> Path:
@@ -120,9 +144,9 @@ def _download(source: str) -> Path:
         files = ["vae/config.json", "vae/diffusion_pytorch_model*", "config.json", "diffusion_pytorch_model*"]
         return Path(snapshot_download(source, allow_patterns=files))
     except HFValidationError as error:
-        raise ModelError(f"no folder {source!r}, and it is no hub id either; give one of the two") from error
+        raise ModelError(f"no folder {source!r}, and it is not a hub id either; give one of the two") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FetchError(
-            f"{source!r} is no folder here, and the hub did not give it: {error}; check the name and the network, "
+            f"{source!r} is not a folder here, and the hub did not give it: {error}; check the name and the network, "
             "accept the model's licence on its hub page and log in with `hf auth login`, or give a local folder"
         ) from error

@@ -1,14 +1,19 @@
 """What may be chosen about a training. No torch in here, so that the command can explain itself at once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from lssgen.choices import choice
 from lssgen.errors import TrainingError
+from lssgen.training.limits import Limits, check_choices
 
 Downscale = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
 Target = Literal["origin", "nearest"]
 ImageLossName = Literal["none", "l1", "ms-ssim", "lpips"]
+
+_DATA, _LEARNING, _PLACE = "what it learns from", "how it learns", "where"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +21,7 @@ class PairRecipe:
     """How a picture becomes a pair.
 
     Attributes:
-        height, width: Of the high-resolution picture, in pixels; the low one has half of each.
+        height, width: Size of the high picture in pixels; the low one has half of each.
         target: "origin": the high picture is a random crop and the low one is made from it. "nearest": the low
             picture is the random crop, and the high one is its nearest-neighbour enlargement.
         downscale: Filter that makes the low picture. The published recipe has "nearest", whose pictures are full of
@@ -25,8 +30,15 @@ class PairRecipe:
 
     height: int = 256
     width: int = 256
-    target: Target = "origin"
-    downscale: Downscale = "bicubic"
+    target: Target = choice(
+        "origin", help="origin: the crop is the high picture; nearest: the low one, and pixels repeat", group=_DATA
+    )
+    downscale: Downscale = choice(
+        "bicubic", help="filter that makes the low picture; nearest is the published one", group=_DATA
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self, {side: Limits(least=1, most=65_536) for side in ("height", "width")})
 
     @property
     def crop(self) -> tuple[int, int]:
@@ -43,51 +55,66 @@ class PairRecipe:
             )
 
 
+_CONFIG_LIMITS: Mapping[str, Limits] = {
+    "cached_pairs": Limits(most=10_000_000),
+    "steps": Limits(most=100_000_000),
+    "batch": Limits(least=1, most=65_536),
+    "accumulate": Limits(least=1, most=65_536),
+    # AdamW moves every weight by about the rate, whatever the gradient: above 1, nothing of the start is left.
+    "learning_rate": Limits(most=1, whole=False, above=True),
+    "weight_decay": Limits(most=100, whole=False),
+    "clip": Limits(most=1e9, whole=False, above=True),
+    "ema": Limits(most=1, whole=False, below=True),
+    "latent_weight": Limits(most=1e6, whole=False),
+    "image_weight": Limits(most=1e6, whole=False),
+    "seed": Limits(most=2**63 - 1),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """Everything that decides which upsampler comes out. A run can only be resumed under the same one.
 
     Attributes:
-        pairs: How pictures become pairs.
-        cached_pairs: How many pairs are encoded once and reused; 0 cuts and encodes fresh ones for every step.
+        pairs: Recipe that makes pairs of pictures.
+        cached_pairs: Number of pairs that are encoded once and reused; 0 cuts and encodes fresh ones for every step.
         sample_low: Draw the low latent from the encoder's posterior, freshly in every step, instead of taking its mean.
         steps: Optimiser steps; 0 only measures the upsampler that the job starts from.
         batch: Pairs that go through the networks together.
         accumulate: Batches a step.
         learning_rate: Peak of the one-cycle schedule (30 % warm-up, cosine).
-        weight_decay, clip: Of AdamW, and the largest gradient norm.
+        weight_decay, clip: Weight decay of AdamW, and the largest gradient norm.
         ema: Share of the average that each step keeps; the average is what is saved. Smaller in the first steps.
-        latent_weight: Of the mean square error between latents in model space.
+        latent_weight: Weight of the mean square error between latents in model space.
         image_loss, image_weight: Loss on the decoded picture, through the frozen decoder, and its weight.
-        seed: Of the first weights, the pairs, their order and their noise; 0 is a seed like any other.
+        seed: Seed of the first weights, the pairs, their order and their noise; 0 is a seed like any other.
         bf16: Run the networks' forward passes under bfloat16 autocast; parameters and losses stay float32.
     """
 
     pairs: PairRecipe = field(default_factory=PairRecipe)
-    cached_pairs: int = 2048
-    sample_low: bool = True
-    steps: int = 10_000
-    batch: int = 16
-    accumulate: int = 1
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    clip: float = 1.0
-    ema: float = 0.999
-    latent_weight: float = 1.0
-    image_loss: ImageLossName = "l1"
-    image_weight: float = 1.0
-    seed: int = 0
-    bf16: bool = False
+    cached_pairs: int = choice(
+        2048, help="pairs that are encoded once and reused; 0 encodes fresh ones in every step", group=_DATA
+    )
+    sample_low: bool = choice(
+        True, help="draw the low latent from the encoder's posterior instead of taking its mean", group=_DATA
+    )
+    steps: int = choice(10_000, help="optimiser steps; 0 only measures the --start-from upsampler", group=_LEARNING)
+    batch: int = choice(16, help="pairs that go through the networks together", group=_LEARNING)
+    accumulate: int = choice(1, help="batches a step", group=_LEARNING)
+    learning_rate: float = choice(1e-3, help="peak of the one-cycle schedule", group=_LEARNING)
+    weight_decay: float = choice(1e-4, help="weight decay of AdamW", group=_LEARNING)
+    clip: float = choice(1.0, help="largest gradient norm", group=_LEARNING)
+    ema: float = choice(0.999, help="decay of the averaged weights, which are the result", group=_LEARNING)
+    latent_weight: float = choice(1.0, help="weight of the square error between latents", group=_LEARNING)
+    image_loss: ImageLossName = choice(
+        "l1", help="loss on the decoded picture; lpips, the published one, needs its weights", group=_LEARNING
+    )
+    image_weight: float = choice(1.0, help="weight of the loss on the decoded picture", group=_LEARNING)
+    seed: int = choice(0, help="seed of the first weights, the pairs, their order and noise", group=_LEARNING)
+    bf16: bool = choice(False, help="bfloat16 autocast", group=_LEARNING)
 
     def __post_init__(self) -> None:
-        for name in ("batch", "accumulate", "learning_rate", "clip"):
-            if getattr(self, name) <= 0:
-                raise TrainingError(f"{name} is {getattr(self, name)}, but must be above 0")
-        for name in ("steps", "cached_pairs", "weight_decay", "latent_weight", "image_weight", "seed"):
-            if getattr(self, name) < 0:
-                raise TrainingError(f"{name} is {getattr(self, name)}, but must be 0 or more")
-        if not 0 <= self.ema < 1:
-            raise TrainingError(f"ema is {self.ema}, but must be at least 0 and below 1")
+        check_choices(self, _CONFIG_LIMITS)
         if self.latent_weight == 0 and not self.looks_at_pictures:
             raise TrainingError("latent_weight is 0 and there is no image loss: nothing is left to learn from")
 
@@ -104,34 +131,49 @@ class TrainJob:
         vae: Folder or hub id, see `load_autoencoder`.
         images: Folder of training pictures.
         validation: Folder of validation pictures; empty: some of `images` are held out.
-        output: Where state, cache, checkpoint and report go.
-        config: Decides which upsampler comes out.
+        output: Folder for state, cache, checkpoint and report.
+        config: Choices that decide which upsampler comes out.
         shape: Path of an upsampler's config.json to train that shape; empty: the published one for the VAE's channels.
         start_from: Folder of an upsampler to go on from; empty: random weights.
         device: torch name, or "auto".
-        threads: Of torch on the CPU; 0 leaves the number to torch.
-        workers: Processes that read pictures; 0 reads them in this one.
+        threads: Number of torch's CPU threads, at most what the machine has; 0 leaves the number to torch.
+        workers: Processes that read pictures, at most as many as the machine has CPUs; 0 reads them in this one.
         save_every: Steps between saved states.
-        install: Put the result where `lssgen-export` finds it for this VAE.
-        licence, trained_on: For lssgen.json, in the user's words; `trained_on` may be empty.
+        install: Put the result where `lssgen-export` finds it for this VAE, if it does better than no upsampler.
+        install_anyway: Install it even where its validation says that bicubic or the way through pixels does better.
+        licence, trained_on: Lines of lssgen.json, in the user's words; `trained_on` may be empty.
     """
 
-    vae: str
-    images: Path
-    validation: str = ""
-    output: Path = Path("upsampler")
+    vae: str = choice(help="folder or hub id of a VAE, or of a pipeline with one", group=_DATA)
+    images: Path = choice(help="folder of training pictures, searched with subfolders", metavar="DIR", group=_DATA)
+    validation: str = choice(
+        "", help="folder of validation pictures", metavar="DIR", group=_DATA, unset="some pictures are held out"
+    )
+    output: Path = choice(Path("upsampler"), help="state, cache, checkpoint and report", metavar="DIR", group=_PLACE)
     config: TrainConfig = field(default_factory=TrainConfig)
-    shape: str = ""
-    start_from: str = ""
-    device: str = "auto"
-    threads: int = 0
-    workers: int = 0
-    save_every: int = 500
-    install: bool = True
-    licence: str = "not stated"
-    trained_on: str = ""
+    shape: str = choice(
+        "",
+        help="an upsampler's config.json, to train another shape",
+        metavar="FILE",
+        group=_LEARNING,
+        unset="the published shape for the VAE's channels",
+    )
+    start_from: str = choice(
+        "", help="folder of an upsampler to go on from", metavar="DIR", group=_LEARNING, unset="random weights"
+    )
+    device: str = choice("auto", help="cpu, cuda, cuda:1, ... or auto", group=_PLACE)
+    threads: int = choice(0, help="CPU threads; 0 leaves it to torch", group=_PLACE)
+    workers: int = choice(0, help="processes that read pictures; 0 reads them in this one", group=_DATA)
+    save_every: int = choice(500, help="steps between saved states", group=_PLACE)
+    install: bool = choice(True, help="put the result where lssgen-export finds it for this VAE", group=_PLACE)
+    install_anyway: bool = choice(
+        False, help="install it even where bicubic or the way through pixels does better", group=_PLACE
+    )
+    licence: str = choice("not stated", help="licence of the result, for lssgen.json", group=_PLACE)
+    trained_on: str = choice("", help="what the pictures are, for lssgen.json", group=_PLACE, unset="not stated")
 
     def __post_init__(self) -> None:
-        for name, least in (("threads", 0), ("workers", 0), ("save_every", 1)):
-            if getattr(self, name) < least:
-                raise TrainingError(f"{name} is {getattr(self, name)}, but must be {least} or more")
+        counts = Limits(most=1_000_000_000)
+        check_choices(self, {"threads": counts, "workers": counts, "save_every": Limits(least=1, most=counts.most)})
+        if self.install_anyway and not self.install:
+            raise TrainingError("install_anyway has nothing to do where install is False; leave one of them out")

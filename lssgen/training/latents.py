@@ -1,24 +1,20 @@
-"""Encoded pairs: made fresh for every step, or once and kept on disk, where a run that was killed finds them again."""
+"""Encoded pairs: made fresh for every step, or gone through again and again."""
 
-import hashlib
-import json
+import signal
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from itertools import count, islice
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from lssgen.training.autoencoder import Autoencoder
+from lssgen.training.machine import reader_died
 from lssgen.training.pictures import RandomCrops, shuffled, to_range
-
-SHARD, READ_TOGETHER = 32, 8
-"""Pairs that are written together, and pairs that go through the encoder together (a divisor of the former)."""
+from lssgen.training.stopping import TOLD
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +33,21 @@ class Batch:
     high: Tensor
     pictures: Tensor
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return (self.low, self.low_std, self.high, self.pictures)
+
     def part(self, start: int, stop: int) -> "Batch":
-        return Batch(*(t[start:stop] for t in (self.low, self.low_std, self.high, self.pictures)))
+        return Batch(*(t[start:stop] for t in self.tensors))
 
 
 class Pairs(Protocol):
     """Where the trainer's batches come from."""
+
+    @property
+    def undecodable(self) -> set[Path]:
+        """Pictures that were passed over, as they cannot be decoded, in the batches up to now."""
+        ...
 
     def batches(self, first: int, size: int) -> Iterator[Batch]:
         """Batches number `first`, `first` + 1, ... of `size` pairs; the same ones whenever they are asked for."""
@@ -58,9 +63,10 @@ class FreshPairs:
     device: torch.device
     workers: int
     with_pictures: bool
+    undecodable: set[Path] = field(default_factory=set[Path])
 
     def batches(self, first: int, size: int) -> Iterator[Batch]:
-        for low, high in _loader(self.crops, count(first * size), size, self.workers):
+        for low, high in read_pairs(self.crops, count(first * size), size, self.workers, self.undecodable):
             yield encode_batch(self.autoencoder, low, high, self.device, with_pictures=self.with_pictures)
 
 
@@ -71,61 +77,14 @@ class CachedPairs:
     pairs: Batch
     seed: int
     device: torch.device
+    undecodable: set[Path] = field(default_factory=set[Path])
 
     def batches(self, first: int, size: int) -> Iterator[Batch]:
         total = len(self.pairs.low)
         for batch in count(first):
             places = [divmod(position, total) for position in range(batch * size, (batch + 1) * size)]
             rows = torch.tensor([int(shuffled(total, self.seed, epoch)[index]) for epoch, index in places])
-            p = self.pairs
-            yield Batch(*(t[rows].to(self.device) for t in (p.low, p.low_std, p.high, p.pictures)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodeJob:
-    """What `encode_pairs` works on.
-
-    Attributes:
-        crops: Its first `total` items are encoded.
-        folder: Cache; pairs of another VAE, other pictures or another recipe land in other folders below it.
-        workers: Processes that read pictures; 0 reads them in this one.
-        with_pictures: Keep the high pictures too, for an image loss.
-    """
-
-    crops: RandomCrops
-    total: int
-    autoencoder: Autoencoder
-    device: torch.device
-    folder: Path
-    workers: int
-    with_pictures: bool
-
-
-def encode_pairs(job: EncodeJob) -> Batch:
-    """Encode pairs, or find those that an earlier call has written. Kill it at any moment: at most a shard is lost.
-
-    Returns:
-        All pairs, in host memory.
-    """
-    folder = job.folder / _key(job)
-    folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, job.total, SHARD)
-    missing = [start for start in starts if not _shard(folder, start).exists()]
-    positions = [place for start in missing for place in range(start, min(start + SHARD, job.total))]
-    batches = _loader(job.crops, positions, READ_TOGETHER, job.workers)
-    for start in tqdm(missing, desc="encoding pictures", unit=f" x {SHARD} pairs", disable=None):
-        parts = islice(batches, -(-min(SHARD, job.total - start) // READ_TOGETHER))
-        whole = _joined(
-            [
-                encode_batch(job.autoencoder, low, high, job.device, with_pictures=job.with_pictures)
-                for low, high in parts
-            ]
-        )
-        temporary = folder / f".{start:07}.part"
-        save_file({name: getattr(whole, name).cpu().contiguous() for name in _FIELDS}, temporary)
-        temporary.replace(_shard(folder, start))
-    shards = [load_file(_shard(folder, start)) for start in starts]
-    return _joined([Batch(**{name: shard[name] for name in _FIELDS}) for shard in shards])
+            yield Batch(*(t[rows].to(self.device) for t in self.pairs.tensors))
 
 
 @torch.no_grad()
@@ -139,20 +98,46 @@ def encode_batch(
     return Batch(low_posterior.mean, low_posterior.std, autoencoder.encode(to_range(high)).mean, kept)
 
 
-_FIELDS = ("low", "low_std", "high", "pictures")
+def read_pairs(
+    crops: RandomCrops, positions: Iterable[int], size: int, workers: int, undecodable: set[Path]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Low and high pictures, uint8, of these items of `crops`, `size` at a time.
 
+    Args:
+        workers: Processes that read; 0 reads in this one.
+        undecodable: Takes up the pictures that were passed over on the way.
 
-def _shard(folder: Path, start: int) -> Path:
-    return folder / f"{start:07}.safetensors"
-
-
-def _joined(batches: list[Batch]) -> Batch:
-    return Batch(*(torch.cat([getattr(batch, name) for batch in batches]) for name in _FIELDS))
-
-
-def _loader(crops: RandomCrops, positions: Iterable[int], size: int, workers: int) -> Iterator[list[Tensor]]:
+    Raises:
+        TrainingError: No picture can be decoded, or a process that reads has died.
+    """
     own = torch.Generator()  # DataLoader draws a seed for its workers; not from the global generator
-    yield from DataLoader(crops, batch_size=size, sampler=_Positions(positions), num_workers=workers, generator=own)
+    items = iter(
+        DataLoader(
+            crops,
+            batch_size=size,
+            sampler=_Positions(positions),
+            num_workers=workers,
+            generator=own,
+            worker_init_fn=_leave_signals,
+        )
+    )
+    while True:
+        try:
+            low, high, places, passed = next(items)
+        except StopIteration:
+            return
+        except (OSError, EOFError) as error:  # a process that died while it handed something over
+            raise reader_died(error) from error
+        for place, count_of in zip(places.tolist(), passed.tolist(), strict=True):
+            undecodable.update(crops.passed_over(place, count_of))
+        yield low, high
+
+
+def _leave_signals(worker: int) -> None:
+    """Leave it to the process that trains to hear of signals: many who ask it to stop ask its whole group."""
+    del worker
+    for number in TOLD:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Positions(torch.utils.data.Sampler[int]):
@@ -161,10 +146,3 @@ class _Positions(torch.utils.data.Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.positions)
-
-
-def _key(job: EncodeJob) -> str:
-    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in job.crops.paths]
-    recipe = asdict(job.crops.recipe)
-    made_from = [job.autoencoder.sha256, files, recipe, job.crops.seed, job.total, job.with_pictures]
-    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]

@@ -43,7 +43,7 @@ def _l1(side_px: int, device: torch.device) -> ImageLoss:  # noqa: ARG001
 def _ms_ssim(side_px: int, device: torch.device) -> ImageLoss:
     """1 - MS-SSIM, with the largest window that the four halvings of the picture leave room for."""
     for window in MS_SSIM_WINDOWS:
-        if side_px > (window - 1) * 2**MS_SSIM_HALVINGS:
+        if side_px > (window - 1) * 2**MS_SSIM_HALVINGS:  # pytorch_msssim asserts this much
             similarity = MS_SSIM(data_range=1.0, win_size=window, channel=3).to(device)
             return lambda prediction, target: 1 - similarity(_unit(prediction), _unit(target))
     smallest = (MS_SSIM_WINDOWS[-1] - 1) * 2**MS_SSIM_HALVINGS

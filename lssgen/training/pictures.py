@@ -1,24 +1,24 @@
 """Training pictures and the pairs cut from them: a low-resolution picture and the same at twice the size."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from lssgen.errors import TrainingError
+from lssgen.images import PictureError, read_picture, upright_size
 from lssgen.training.config import Downscale, PairRecipe
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-ORIENTATION, TURNED = 0x0112, 5
-"""The EXIF tag for how a camera was held; values from 5 on exchange width and height."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 RESAMPLING: Mapping[Downscale, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,
@@ -31,7 +31,10 @@ RESAMPLING: Mapping[Downscale, Image.Resampling] = {
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """The usable pictures of a folder, in a fixed order, and in words what was left out."""
+    """The usable pictures of a folder, in a fixed order, and in words what was left out.
+
+    That a picture can be decoded shows only when it is.
+    """
 
     folder: Path
     paths: tuple[Path, ...]
@@ -48,12 +51,13 @@ def find_pictures(folder: Path, recipe: PairRecipe) -> Pictures:
         raise TrainingError(f"no folder {folder}; give the folder with the training pictures")
     height, width = recipe.crop
     fitting: list[Path] = []
-    small = unreadable = 0
+    small = 0
+    unreadable: list[Path] = []
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
         try:
-            size = _upright_size(path)
-        except (OSError, UnidentifiedImageError):
-            unreadable += 1
+            size = upright_size(path)
+        except PictureError:
+            unreadable.append(path)
             continue
         if size[0] >= width and size[1] >= height:
             fitting.append(path)
@@ -63,7 +67,9 @@ def find_pictures(folder: Path, recipe: PairRecipe) -> Pictures:
     if small:
         parts.append(f"{small} skipped because they are smaller than the crop of {width}x{height} px")
     if unreadable:
-        parts.append(f"{unreadable} skipped because they cannot be read as pictures")
+        first = unreadable[0].relative_to(folder)
+        more = " and others" if len(unreadable) > 1 else ""
+        parts.append(f"{len(unreadable)} skipped because they cannot be read or are too large: {first}{more}")
     if not fitting:
         raise TrainingError(
             f"no usable {'; '.join(parts).removeprefix('0 ')}; "
@@ -80,24 +86,56 @@ class Pair:
     high: Tensor
 
 
-class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
-    """An endless list of pairs: item i depends on the seed and on i alone, so a training run can start anywhere in it.
+class RandomCrops(Dataset[tuple[Tensor, Tensor, int, int]]):
+    """An endless list of pairs: item i depends on the seed, on i and on the pictures alone, so a training run can start
+    anywhere in it.
 
-    Goes through all pictures once in every `len(paths)` items, each time in another order.
+    Goes through all pictures once in every `len(paths)` items, each time in another order. A picture that cannot be
+    decoded is passed over: the next one in that order stands in for it.
+
+    An item is low and high picture, uint8, its number, and the number of pictures that were passed over for it.
     """
 
     def __init__(self, paths: tuple[Path, ...], recipe: PairRecipe, seed: int) -> None:
         self.paths, self.recipe, self.seed = paths, recipe, seed
+        self._known_bad: set[int] = set()
 
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
-        epoch, index = divmod(position, len(self.paths))
-        picture = read_picture(self.paths[shuffled(len(self.paths), self.seed, epoch)[index]])
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor, int, int]:
+        for passed, index in enumerate(self._order(position)):
+            if index in self._known_bad:
+                continue
+            try:
+                pair = self._cut(_large_enough(self.paths[index], self.recipe), position)
+            except TrainingError:
+                self._known_bad.add(index)
+            else:
+                return pair.low, pair.high, position, passed
+        # Said by `passed_over`: an error of one of DataLoader's processes would arrive as a traceback.
+        high = torch.zeros(3, self.recipe.height, self.recipe.width, dtype=torch.uint8)
+        return high[:, ::2, ::2], high, position, len(self.paths)
+
+    def passed_over(self, position: int, count: int) -> list[Path]:
+        """The first `count` pictures of those that are tried for an item.
+
+        Raises:
+            TrainingError: These are all.
+        """
+        if count == len(self.paths):
+            raise TrainingError(f"none of the {count} training pictures can be decoded; repair them or give others")
+        return [self.paths[index] for index in islice(self._order(position), count)]
+
+    def _order(self, position: int) -> Iterator[int]:
+        count = len(self.paths)
+        epoch, first = divmod(position, count)
+        order = shuffled(count, self.seed, epoch)
+        return (int(order[(first + further) % count]) for further in range(count))
+
+    def _cut(self, picture: Image.Image, position: int) -> "Pair":
         height, width = self.recipe.crop
         rng = np.random.default_rng([self.seed, 1, position])
         left = int(rng.integers(picture.width - width + 1))
         top = int(rng.integers(picture.height - height + 1))
-        pair = pair_from_crop(picture.crop((left, top, left + width, top + height)), self.recipe)
-        return pair.low, pair.high
+        return pair_from_crop(picture.crop((left, top, left + width, top + height)), self.recipe)
 
 
 class CentreCrops(Dataset[tuple[Tensor, Tensor]]):
@@ -110,7 +148,7 @@ class CentreCrops(Dataset[tuple[Tensor, Tensor]]):
         return len(self.paths)
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
-        picture = read_picture(self.paths[position])
+        picture = _large_enough(self.paths[position], self.recipe)
         height, width = self.recipe.crop
         left, top = (picture.width - width) // 2, (picture.height - height) // 2
         pair = pair_from_crop(picture.crop((left, top, left + width, top + height)), self.recipe)
@@ -126,13 +164,29 @@ def pair_from_crop(crop: Image.Image, recipe: PairRecipe) -> Pair:
     return Pair(_tensor(low), _tensor(high))
 
 
-def read_picture(path: Path) -> Image.Image:
-    """Raises TrainingError, naming the file, if its contents cannot be decoded."""
+def is_decodable(path: Path, recipe: PairRecipe) -> bool:
+    """Whether a picture's contents can be decoded, which is more than its header says."""
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise TrainingError(f"{path} cannot be decoded: {error}; repair or remove it") from error
+        _large_enough(path, recipe)
+    except TrainingError:
+        return False
+    return True
+
+
+def _large_enough(path: Path, recipe: PairRecipe) -> Image.Image:
+    """A picture that a crop fits into.
+
+    Raises:
+        TrainingError: It cannot be decoded, or is smaller than when it was found.
+    """
+    try:
+        picture = read_picture(path)
+    except PictureError as error:
+        raise TrainingError(f"{error}; repair or remove it") from error
+    height, width = recipe.crop
+    if picture.width < width or picture.height < height:
+        raise TrainingError(f"{path} is smaller than the crop of {width}x{height} px; it has changed since the start")
+    return picture
 
 
 def to_range(pictures: Tensor) -> Tensor:
@@ -146,12 +200,6 @@ def shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, 0, epoch]).permutation(count)
 
 
-def _upright_size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        width, height = image.size
-        return (height, width) if image.getexif().get(ORIENTATION, 1) >= TURNED else (width, height)
-
-
 def _tensor(image: Image.Image) -> Tensor:
-    array: NDArray[Any] = np.array(image)
+    array: NDArray[Any] = np.array(image)  # a copy: Pillow's memory is read-only, which torch warns of
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()

@@ -12,9 +12,12 @@ from pytorch_msssim import ssim
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lssgen.durable import whole_file, write_whole
 from lssgen.models.nets.latent_upsampler import LatentUpSampler
+from lssgen.progress import Say
 from lssgen.training.autoencoder import Autoencoder
 from lssgen.training.pictures import CentreCrops, to_range
+from lssgen.training.progress import followed
 
 REPORT_JSON, REPORT_MD, SHEET_PNG = "report.json", "report.md", "contact_sheet.png"
 SHEET_ROWS, CAPTION_PX, GAP_PX = 6, 16, 4
@@ -25,10 +28,10 @@ class Row:
     """How well one way of doubling a latent does, over all validation pairs.
 
     Attributes:
-        method: In words.
+        method: Name of the way.
         latent_mse: Mean square distance in model space to the encoding (posterior mean) of the high picture.
         relative_mse: The same over the variance of those encodings (within each channel, then averaged).
-        psnr_db, ssim: Of the decoded latent against the high picture itself, means over the pictures.
+        psnr_db, ssim: Likeness of the decoded latent against the high picture itself, means over the pictures.
     """
 
     method: str
@@ -51,11 +54,13 @@ class Validation:
 
 
 UPSAMPLER, BICUBIC, PIXELS, CEILING = "upsampler", "bicubic on the latent", "decode, bicubic, encode", "true latent"
+CAPTIONS = {BICUBIC: "bicubic", PIXELS: "pixel path", UPSAMPLER: "upsampler", CEILING: "target"}
+"""Headings of their columns in the contact sheet; the last column shows the picture itself."""
 
 
 @torch.no_grad()
 def validate(
-    model: LatentUpSampler, autoencoder: Autoencoder, crops: CentreCrops, device: torch.device, batch: int
+    model: LatentUpSampler, autoencoder: Autoencoder, crops: CentreCrops, device: torch.device, batch: int, say: Say
 ) -> Validation:
     """Double every validation latent in each way and compare with the encoding of the high picture.
 
@@ -75,23 +80,29 @@ def validate(
     psnrs: dict[str, list[Tensor]] = {name: [] for name in ways}
     ssims: dict[str, list[Tensor]] = {name: [] for name in ways}
     highs: list[Tensor] = []
-    columns: list[list[Tensor]] = []
-    for low_pictures, high_pictures in DataLoader(crops, batch_size=batch, generator=torch.Generator()):
-        target = to_range(high_pictures.to(device))
-        low = autoencoder.encode(to_range(low_pictures.to(device))).mean
-        high = autoencoder.encode(target).mean
-        highs.append(high.cpu())
-        shown = [F.interpolate(to_range(low_pictures), scale_factor=2, mode="nearest")]
-        for name, double in ways.items():
-            latent = double(low, high)
-            picture = autoencoder.decode(latent).clamp(-1, 1)
-            errors[name].append((latent - high).square().flatten(1).mean(1).cpu())
-            square = ((picture - target) / 2).square().flatten(1).mean(1).clamp(min=1e-10)
-            psnrs[name].append((-10 * square.log10()).cpu())
-            ssims[name].append(ssim((picture + 1) / 2, (target + 1) / 2, data_range=1.0, size_average=False).cpu())
-            shown.append(picture.cpu())
-        shown[-1] = target.cpu()
-        columns.append(shown)
+    sheet: dict[str, list[Tensor]] = {}
+    # A generator of its own: DataLoader draws from the global one even where nothing is shuffled.
+    loader = DataLoader(crops, batch_size=batch, generator=torch.Generator())
+    with followed("validating: batch", total=len(loader), done=0, say=say) as tell:
+        for low_pictures, high_pictures in loader:
+            target = to_range(high_pictures.to(device))
+            low = autoencoder.encode(to_range(low_pictures.to(device))).mean
+            high = autoencoder.encode(target).mean
+            highs.append(high.cpu())
+            shown = {"low": F.interpolate(to_range(low_pictures), scale_factor=2, mode="nearest")}
+            for name, double in ways.items():
+                latent = double(low, high)
+                picture = autoencoder.decode(latent).clamp(-1, 1)
+                errors[name].append((latent - high).square().flatten(1).mean(1).cpu())
+                # At most 100 dB: pictures without any difference would have no logarithm.
+                square = ((picture - target) / 2).square().flatten(1).mean(1).clamp(min=1e-10)
+                psnrs[name].append((-10 * square.log10()).cpu())
+                ssims[name].append(ssim((picture + 1) / 2, (target + 1) / 2, data_range=1.0, size_average=False).cpu())
+                shown[CAPTIONS[name]] = (picture if name != CEILING else target).cpu()
+            for caption, pictures in shown.items():
+                rows = sheet.setdefault(caption, [])
+                rows.extend(pictures[: SHEET_ROWS - len(rows)])
+            tell("")
     variance = float(torch.cat(highs).transpose(0, 1).flatten(1).var(1).mean())
     rows = tuple(
         Row(
@@ -103,9 +114,7 @@ def validate(
         )
         for name in ways
     )
-    shown = [torch.cat(column)[:SHEET_ROWS] for column in zip(*columns, strict=True)]
-    captions = ("low", "bicubic", "pixel path", "upsampler", "target")
-    return Validation(rows, len(crops), contact_sheet(dict(zip(captions, shown, strict=True))))
+    return Validation(rows, len(crops), contact_sheet({caption: torch.stack(rows) for caption, rows in sheet.items()}))
 
 
 def contact_sheet(columns: Mapping[str, Tensor]) -> Image.Image:
@@ -126,9 +135,16 @@ def contact_sheet(columns: Mapping[str, Tensor]) -> Image.Image:
 def write_report(folder: Path, validation: Validation, conditions: Mapping[str, object]) -> None:
     """Write report.json, report.md and contact_sheet.png."""
     facts = {"conditions": dict(conditions), "pairs": validation.pairs, "rows": [asdict(r) for r in validation.rows]}
-    (folder / REPORT_JSON).write_text(json.dumps(facts, indent=2) + "\n")
-    (folder / REPORT_MD).write_text(markdown(validation, conditions))
-    validation.sheet.save(folder / SHEET_PNG)
+    write_json(folder / REPORT_JSON, facts)
+    # A folder's name need not be UTF-8.
+    write_whole(folder / REPORT_MD, markdown(validation, conditions).encode(errors="backslashreplace"))
+    with whole_file(folder / SHEET_PNG) as draft:
+        validation.sheet.save(draft, "PNG")
+
+
+def write_json(path: Path, facts: Mapping[str, object]) -> None:
+    """Write facts for programs and people."""
+    write_whole(path, (json.dumps(facts, indent=2) + "\n").encode())
 
 
 def markdown_table(validation: Validation) -> str:

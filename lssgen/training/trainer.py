@@ -1,17 +1,12 @@
-"""The training loop: what it is told, what it remembers, and the steps themselves."""
+"""The training loop: what it is told, and the steps themselves."""
 
 import copy
-import json
 import math
-import pickle
-import signal
-import threading
-import zipfile
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import textwrap
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -22,22 +17,23 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from lssgen.errors import TrainingError
 from lssgen.models.nets.latent_upsampler import LatentUpSampler
+from lssgen.progress import Say
 from lssgen.training.autoencoder import Autoencoder
 from lssgen.training.config import TrainConfig
 from lssgen.training.latents import Batch, Pairs
 from lssgen.training.losses import ImageLoss, image_loss
 from lssgen.training.pictures import to_range
-
-STATE_FILE, LOG_FILE = "state.pt", "log.jsonl"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """A step's number, from 1, and its losses before weighting."""
-
-    step: int
-    latent: float
-    image: float
+from lssgen.training.state import (
+    LOG_FILE,
+    STATE_FILE,
+    Log,
+    Progress,
+    forget_steps_after,
+    read_state,
+    unusable,
+    write_state,
+)
+from lssgen.training.stopping import stop_as_told, stop_signals
 
 
 class Trainer:
@@ -45,22 +41,34 @@ class Trainer:
 
     The state holds no random generator: batches and noise follow from the seed and the step's number, so a run that
     was stopped and resumed makes the same upsampler, bit for bit on a CPU, as one that was not.
+
+    Args:
+        made_from: What else decides which upsampler comes out, in a few words each: pictures, first weights.
     """
 
     def __init__(
-        self, model: LatentUpSampler, autoencoder: Autoencoder, config: TrainConfig, device: torch.device, output: Path
+        self,
+        model: LatentUpSampler,
+        autoencoder: Autoencoder,
+        config: TrainConfig,
+        device: torch.device,
+        output: Path,
+        made_from: Mapping[str, str],
     ) -> None:
         # channels_last takes a quarter off the time of a step (float32, 2 CPU threads)
         self.model = model.to(device).train().requires_grad_(True)
         cast(Any, self.model).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.autoencoder, self.config, self.device, self.output = autoencoder, config, device, output
+        self.made_from = dict(made_from)
         self.optimizer = AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        # One step more than there are, as it is asked for a rate after the last step too.
         # cycle_momentum would silently replace AdamW's first beta.
         self.schedule = OneCycleLR(
             self.optimizer, config.learning_rate, total_steps=max(config.steps, 1) + 1, cycle_momentum=False
         )
-        self.step = 0
+        self.step = self.saved = 0
+        self.undecodable: set[str] = set()
         self.image_loss: ImageLoss = image_loss(
             config.image_loss if config.looks_at_pictures else "none",
             side_px=min(config.pairs.height, config.pairs.width),
@@ -68,28 +76,36 @@ class Trainer:
         )
 
     def run(self, pairs: Pairs, *, save_every: int) -> Iterator[Progress]:
-        """Train to the last step, saving the state on the way, at the end and when told to stop (Ctrl-C, SIGTERM).
+        """Train to the last step, saving the state on the way, at the end and when told to stop.
+
+        Told to stop is Ctrl-C, SIGTERM or SIGHUP. The second of them acts at once, in the middle of a step.
 
         Raises:
-            TrainingError: The loss is no longer finite; the state on disk is from before that.
+            TrainingError: The loss is no longer finite, or the disk is full; the state on disk is from before that.
             KeyboardInterrupt: Told to stop; the state on disk is that of the last whole step.
         """
         config, size = self.config, self.config.batch * self.config.accumulate
         if self.step == config.steps:
             return
-        with _stop_signals() as stop, (self.output / LOG_FILE).open("a") as log:
+        with writing(self.output):
+            log = Log(self.output)
+        with stop_signals() as stop, closing(log):
             for batch in pairs.batches(self.step, size):
                 progress = self._step(batch)
-                log.write(json.dumps(asdict(progress) | {"lr": self.schedule.get_last_lr()[0]}) + "\n")
+                self.undecodable.update(map(str, pairs.undecodable))
+                with writing(self.output):
+                    log.write(progress, self.optimizer.param_groups[0]["lr"])
                 yield progress
-                done = self.step == config.steps
-                if done or stop or self.step % save_every == 0:
-                    log.flush()
-                    self.save()
-                if done:
+                last = self.step == config.steps
+                if last or stop or self.step % save_every == 0:
+                    with writing(self.output):
+                        log.flush()
+                        self.save()
+                if last:
                     return
                 if stop:
-                    raise KeyboardInterrupt
+                    break
+        stop_as_told(stop[0])
 
     def _step(self, batch: Batch) -> Progress:
         config, noise = self.config, self._noise(batch)
@@ -113,6 +129,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         self.step += 1
+        # Little at first, or the random start would stay in the average for thousands of steps.
         keep = min(config.ema, self.step / (self.step + 9))
         with torch.no_grad():
             for old, new in zip(self.average.parameters(), self.model.parameters(), strict=True):
@@ -131,6 +148,7 @@ class Trainer:
         """Noise for the low latents of this step, drawn on the host so that it does not depend on the device."""
         if not self.config.sample_low:
             return torch.zeros_like(batch.low)
+        # Seed and step in one number that no two steps of a run share, within the 63 bits that torch takes.
         generator = torch.Generator().manual_seed((self.config.seed << 32) + self.step & 0x7FFF_FFFF_FFFF_FFFF)
         return torch.randn(batch.low.shape, generator=generator).to(self.device)
 
@@ -138,55 +156,69 @@ class Trainer:
         """Write the state, whole or not at all.
 
         Raises:
-            TrainingError: It cannot be written; the state before it is still there.
+            OSError: It cannot be written; the state before it is still there.
         """
         state = {
             "config": asdict(self.config),
             "vae_sha256": self.autoencoder.sha256,
             "upsampler": asdict(self.model.config),
+            "made_from": self.made_from,
+            "undecodable": sorted(self.undecodable),
             "step": self.step,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
-        temporary = self.output / f".{STATE_FILE}.part"
-        try:
-            torch.save(state, temporary)
-            temporary.replace(self.output / STATE_FILE)
-        except (OSError, RuntimeError) as error:  # torch passes on a full disk as a RuntimeError
-            raise TrainingError(
-                f"the state cannot be written to {self.output}: {error}; make room and run the same command again"
-            ) from error
+        write_state(self.output / STATE_FILE, state)
+        self.saved = self.step
 
-    def resume(self) -> bool:
+    def resume(self, say: Say) -> bool:
         """Go back to the state in the output folder. Returns whether there is one.
 
         Raises:
             TrainingError: It is damaged, or belongs to a run with other options.
         """
         path = self.output / STATE_FILE
-        if not path.exists():
-            (self.output / LOG_FILE).unlink(missing_ok=True)
-            return False
-        try:
-            state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-            raise TrainingError(f"{path} is damaged: {error}; delete it to start again") from error
-        self._check_same_run(state, path)
+        state = read_state(path, self.device)
+        with writing(self.output):
+            if state is None:
+                (self.output / LOG_FILE).unlink(missing_ok=True)
+                return False
+            try:
+                self._check_same_run(state, path)
+                self._take(state)
+            except TrainingError:
+                raise
+            except Exception as error:  # a state is nested deeply, and torch checks its parts in ways of its own
+                raise unusable(path, error) from error
+            forget_steps_after(self.step, self.output, say)
+        return True
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        step = state["step"]
+        if isinstance(step, bool) or not isinstance(step, int) or not 0 < step <= self.config.steps:
+            raise ValueError(f"step {step!r}")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.step = int(state["step"])
-        self._forget_steps_after(self.step)
-        return True
+        self.undecodable = set(map(str, state["undecodable"]))
+        self.step = self.saved = step
 
-    def _check_same_run(self, state: dict[str, Any], path: Path) -> None:
-        ours = {"vae_sha256": self.autoencoder.sha256, **asdict(self.model.config), **_flat(asdict(self.config))}
-        theirs = {"vae_sha256": state["vae_sha256"], **state["upsampler"], **_flat(state["config"])}
+    def _check_same_run(self, state: Mapping[str, Any], path: Path) -> None:
+        ours = {"vae_sha256": self.autoencoder.sha256, **self.made_from}
+        ours |= {**asdict(self.model.config), **_flat(asdict(self.config))}
+        theirs = {
+            "vae_sha256": state["vae_sha256"],
+            **state["made_from"],
+            **state["upsampler"],
+            **_flat(state["config"]),
+        }
         changed = [
-            f"{name} was {theirs.get(name)!r}, now {ours[name]!r}" for name in ours if theirs.get(name) != ours[name]
+            f"{name} was {_plainly(theirs.get(name))}, now {_plainly(ours[name])}"
+            for name in ours
+            if theirs.get(name) != ours[name]
         ]
         if changed:
             raise TrainingError(
@@ -194,11 +226,10 @@ class Trainer:
                 "or give another --output"
             )
 
-    def _forget_steps_after(self, step: int) -> None:
-        log = self.output / LOG_FILE
-        if log.exists():
-            lines = log.read_text().splitlines()[:step]
-            log.write_text("".join(line + "\n" for line in lines))
+
+def _plainly(value: object) -> str:
+    """A value on one line, and not at length."""
+    return textwrap.shorten(repr(value), 80)
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
@@ -206,22 +237,12 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _stop_signals() -> Generator[list[int]]:
-    """A list that fills at the first Ctrl-C or SIGTERM, so that no step is cut in two; a second one acts at once."""
-    stop: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may listen to signals
-        yield stop
-        return
-    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        stop.append(number)
-        signal.signal(number, before[number])
-
+def writing(folder: Path) -> Generator[None]:
+    """Turns what the system says where something cannot be written into a `TrainingError` that says what to do."""
     try:
-        for number in before:
-            signal.signal(number, ask)
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write to {folder}: {error}; make room and run the same command again, it goes on from the last "
+            "saved state"
+        ) from error

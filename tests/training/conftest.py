@@ -1,6 +1,7 @@
 """A tiny VAE and a folder of small pictures, made once."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -63,9 +64,21 @@ def job(vae: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         shape=str(tmp_path / "shape.json"),
         device="cpu",
         save_every=2,
+        install_anyway=True,  # six steps make nothing that is better than bicubic
     )
 
 
-def with_config(job: TrainJob, **changes: object) -> TrainJob:
-    """The job with other values in its TrainConfig."""
-    return replace(job, config=replace(job.config, **changes))  # type: ignore[arg-type]
+class _EveryLine:
+    """A follower that says at once what it hears."""
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self._say = say
+
+    def at(self, share: float, where: str) -> None:
+        self._say(f"{share:.0%}: {where}")
+
+
+@pytest.fixture
+def every_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes long says all that it would show on a terminal, as "50%: training: step 3 of 6"."""
+    monkeypatch.setattr("lssgen.training.progress.watched", lambda say: nullcontext(_EveryLine(say)))

@@ -1,11 +1,13 @@
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
 
 from lssgen.errors import FetchError, ModelError
 from lssgen.training.autoencoder import load_autoencoder
@@ -69,8 +71,73 @@ def test_damaged_weights_are_refused(vae: Path, tmp_path: Path) -> None:
         load_autoencoder(str(folder), CPU)
 
 
+@pytest.fixture
+def copy(vae: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(vae / "vae", tmp_path / "vae")
+
+
+def reconfigured(folder: Path, **changes: object) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+def reweighted(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    file = folder / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file)
+    return folder
+
+
+def test_weights_that_are_missing_are_not_made_up(copy: Path) -> None:
+    reweighted(copy, lambda weights: weights.pop("decoder.conv_norm_out.weight"))
+    with pytest.raises(ModelError, match=r"config\.json: 1 are missing, decoder\.conv_norm_out\.weight for one; fetch"):
+        load_autoencoder(str(copy), CPU)
+
+
+def test_a_configuration_of_a_smaller_network_is_refused(copy: Path) -> None:
+    with pytest.raises(ModelError, match=r"do not fit its config\.json: \d+ have no place in it, .*; fetch both again"):
+        load_autoencoder(str(reconfigured(copy, layers_per_block=-1)), CPU)
+
+
+def test_weights_that_are_nan_are_refused_before_anything_is_encoded(copy: Path) -> None:
+    reweighted(copy, lambda weights: weights["encoder.conv_in.bias"].fill_(torch.nan))
+    with pytest.raises(ModelError, match="makes NaN or infinity of a grey picture; its weights are damaged"):
+        load_autoencoder(str(copy), CPU)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scaling_factor": "x"}, {"scaling_factor": [1]}, {"shift_factor": {"a": 1}}, {"block_out_channels": 7},
+        {"latents_mean": [0.0] * 3, "latents_std": [1.0] * 3}, {"latents_mean": "abcd", "latents_std": "abcd"},
+        {"norm_num_groups": 0}, {"latent_channels": None}, {"act_fn": "nothing"},
+    ],
+)  # fmt: skip
+def test_a_configuration_that_makes_no_sense_is_one_line(copy: Path, change: dict[str, object]) -> None:
+    with pytest.raises(ModelError, match=r"^the VAE in .* cannot be (loaded|used): .*; fetch it again$") as caught:
+        load_autoencoder(str(reconfigured(copy, **change)), CPU)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{", "\xff", ""])
+def test_a_configuration_that_is_not_json_is_one_line(copy: Path, text: str) -> None:
+    (copy / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ModelError, match=r"config\.json is not what it should be: .*; download the checkpoint again"):
+        load_autoencoder(str(copy), CPU)
+
+
+def test_a_pointer_in_the_place_of_the_weights_is_told_by_its_name(copy: Path) -> None:
+    (copy / "diffusion_pytorch_model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    )
+    with pytest.raises(ModelError, match="is a pointer of Git LFS and not the file itself"):
+        load_autoencoder(str(copy), CPU)
+
+
 def test_what_is_neither_a_folder_nor_a_hub_id_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"no folder './not/a/folder', and it is no hub id either"):
+    with pytest.raises(ModelError, match=r"no folder './not/a/folder', and it is not a hub id either"):
         load_autoencoder("./not/a/folder", CPU)
 
 
@@ -79,5 +146,5 @@ def test_a_hub_that_does_not_answer_is_a_fetch_error(monkeypatch: pytest.MonkeyP
         raise LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr("lssgen.training.autoencoder.snapshot_download", offline)
-    with pytest.raises(FetchError, match=r"'some/vae' is no folder here, and the hub did not give it: no connection"):
+    with pytest.raises(FetchError, match=r"'some/vae' is not a folder here, .* did not give it: no connection"):
         load_autoencoder("some/vae", CPU)

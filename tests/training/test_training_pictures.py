@@ -1,13 +1,19 @@
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training_damage import spoil
 
 from lssgen.errors import TrainingError
+from lssgen.images import read_picture
 from lssgen.training.config import PairRecipe
-from lssgen.training.pictures import CentreCrops, RandomCrops, find_pictures, pair_from_crop, read_picture, to_range
+from lssgen.training.latents import read_pairs
+from lssgen.training.pictures import CentreCrops, RandomCrops, find_pictures, pair_from_crop, to_range
 
 RECIPE = PairRecipe(height=32, width=32)
 
@@ -21,7 +27,7 @@ def test_small_and_broken_pictures_are_skipped_with_their_number(images: Path, t
     found = find_pictures(tmp_path, RECIPE)
     assert [path.name for path in found.paths] == ["good.png"]
     assert "1 skipped because they are smaller than the crop of 32x32 px" in found.note
-    assert "1 skipped because they cannot be read as pictures" in found.note
+    assert "1 skipped because they cannot be read or are too large: no.png" in found.note
 
 
 def test_a_folder_in_which_nothing_fits_is_refused(images: Path) -> None:
@@ -48,8 +54,65 @@ def test_a_phone_picture_stands_upright(tmp_path: Path) -> None:
 
 def test_a_truncated_picture_is_named(images: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes((images / "0.png").read_bytes()[:-400])
-    with pytest.raises(TrainingError, match=r"cut\.png cannot be decoded"):
-        read_picture(tmp_path / "cut.png")
+    with pytest.raises(TrainingError, match=r"cut\.png cannot be read: .*; repair or remove it"):
+        CentreCrops((tmp_path / "cut.png",), RECIPE)[0]
+
+
+def _bomb(path: Path) -> None:
+    """A small PNG whose header promises 10,000,000,000 pixels."""
+    Image.new("1", (1, 1)).save(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", 100_000, 100_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+
+
+def test_a_bomb_a_pipe_and_a_folder_with_a_pictures_name_are_skipped(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "good.png").write_bytes((images / "0.png").read_bytes())
+    _bomb(tmp_path / "bomb.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    found = find_pictures(tmp_path, RECIPE)
+    assert [path.name for path in found.paths] == ["good.png"]
+    assert "3 skipped because they cannot be read or are too large: bomb.png and others" in found.note
+
+
+def test_sixteen_bits_of_grey_keep_their_levels(tmp_path: Path) -> None:
+    levels = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    _, high, _, _ = RandomCrops((tmp_path / "deep.png",), RECIPE, 0)[0]
+    assert torch.equal(high[0], torch.from_numpy(np.rint(levels / 257).astype(np.uint8)))
+
+
+@pytest.fixture
+def spoilt(images: Path, tmp_path: Path) -> tuple[Path, ...]:
+    """Four pictures, of which 1.jpg and 2.jpg have good headers and cannot be decoded."""
+    return spoil(images, tmp_path, 4, {1, 2})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_picture_that_cannot_be_decoded_is_passed_over_and_counted(spoilt: tuple[Path, ...], workers: int) -> None:
+    undecodable: set[Path] = set()
+    whole = PairRecipe(height=36, width=40)
+    batches = list(read_pairs(RandomCrops(spoilt, whole, 0), range(8), 4, workers, undecodable))
+    looks = {high.numpy().tobytes() for _, batch in batches for high in batch}
+    assert undecodable == {spoilt[1], spoilt[2]}
+    assert len(looks) == 2
+
+
+def test_what_stands_in_depends_on_the_position_alone(spoilt: tuple[Path, ...]) -> None:
+    forwards, backwards = RandomCrops(spoilt, RECIPE, 0), RandomCrops(spoilt, RECIPE, 0)
+    back = {position: backwards[position] for position in reversed(range(8))}
+    for position in range(8):
+        assert all(map(np.array_equal, forwards[position], back[position]))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_where_no_picture_can_be_decoded_that_is_one_line(spoilt: tuple[Path, ...], workers: int) -> None:
+    crops = RandomCrops(spoilt[1:3], RECIPE, 0)
+    with pytest.raises(TrainingError, match=r"^none of the 2 training pictures can be decoded; .*$") as caught:
+        list(read_pairs(crops, range(2), 2, workers, set()))
+    assert "\n" not in str(caught.value)
 
 
 def test_item_depends_on_seed_and_position_alone(images: Path) -> None:

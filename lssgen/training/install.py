@@ -1,0 +1,102 @@
+"""Where a trained upsampler goes: its card, whether it is worth having, and the place where exports find it."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from math import isnan
+from pathlib import Path
+from typing import Any, cast
+
+from lssgen.durable import clear_partial, locked, whole_folder
+from lssgen.errors import TrainingError
+from lssgen.jsons import JsonError, read_object
+from lssgen.models.nets.installed import installed_upsampler
+from lssgen.models.nets.latent_upsampler import CONFIG_FILE, WEIGHTS_FILE
+from lssgen.training.autoencoder import Autoencoder
+from lssgen.training.config import TrainJob
+from lssgen.training.report import (
+    BICUBIC,
+    PIXELS,
+    REPORT_JSON,
+    REPORT_MD,
+    SHEET_PNG,
+    UPSAMPLER,
+    Row,
+    Validation,
+    write_json,
+)
+
+CARD_FILE = "lssgen.json"
+
+
+def shortcoming(validation: Validation) -> str:
+    """In what an upsampler does worse than no upsampler, with the numbers; empty where it is worth having.
+
+    It is worse than another way of doubling if it has the larger latent error and the lower PSNR. One of them alone may
+    be what its losses ask for: an image loss trades latent error for likeness.
+    """
+    ours = validation.row(UPSAMPLER)
+    worse = [row for row in (validation.row(BICUBIC), validation.row(PIXELS)) if not _better(ours, row)]
+    if not worse:
+        return ""
+    others = " and ".join(f'"{row.method}" ({_numbers(row)})' for row in worse)
+    return f"on {validation.pairs} validation pictures it does worse ({_numbers(ours)}) than {others}"
+
+
+def _better(ours: Row, other: Row) -> bool:
+    if isnan(ours.latent_mse):
+        return False
+    return ours.latent_mse <= other.latent_mse or ours.psnr_db >= other.psnr_db
+
+
+def _numbers(row: Row) -> str:
+    return f"latent MSE {row.latent_mse:.4g}, PSNR {row.psnr_db:.2f} dB"
+
+
+def write_card(job: TrainJob, autoencoder: Autoencoder, trained_on: str, validation: Validation) -> None:
+    """Write lssgen.json: which latent space the upsampler lives in, and what is known about it."""
+    vae_config: Any = cast(Any, autoencoder.vae).config
+    history: dict[str, Any] = {"licence": job.licence, "trained_on": trained_on, "steps": job.config.steps}
+    if not job.config.steps:  # measured, not trained: what was known stays true
+        known = _card(Path(job.start_from))
+        history |= {key: known[key] for key in history if key in known}
+    card = {
+        "vae": autoencoder.name,
+        "vae_sha256": autoencoder.sha256,
+        "scaling_factor": vae_config.get("scaling_factor"),
+        "shift_factor": vae_config.get("shift_factor"),
+        "latents_mean": vae_config.get("latents_mean"),
+        "latents_std": vae_config.get("latents_std"),
+        **history,
+        "metrics": asdict(validation.row(UPSAMPLER)),
+    }
+    write_json(job.output / CARD_FILE, card)
+
+
+def _card(folder: Path) -> Mapping[str, Any]:
+    """What lssgen.json of an upsampler says; nothing where there is none that can be read."""
+    try:
+        return read_object(folder / CARD_FILE)
+    except JsonError:
+        return {}
+
+
+def install(output: Path, autoencoder: Autoencoder) -> Path:
+    """Copy the checkpoint to its place, so that another process sees the old one or the new one, never a mixture.
+
+    Raises:
+        TrainingError: It cannot be written there.
+    """
+    place = installed_upsampler(autoencoder.sha256)
+    try:
+        with locked(place.with_name(f".{place.name}.lock")):
+            clear_partial(place)
+            with whole_folder(place) as draft:
+                for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, REPORT_JSON, REPORT_MD, SHEET_PNG):
+                    shutil.copy2(output / name, draft / name)
+    except OSError as error:
+        raise TrainingError(
+            f"trained, but cannot install to {place}: {error}; the checkpoint is in {output}: "
+            "give it to lssgen-export with --upsampler, or move LSSGEN_HOME"
+        ) from error
+    return place
