@@ -1,4 +1,16 @@
-"""Staged text-to-image generation as ONNX graphs and TensorRT engines, run without torch."""
+"""Staged text-to-image generation as ONNX graphs and TensorRT engines, run without torch.
+
+    import lssgen
+
+    with lssgen.load("bundles/sd3") as pipeline:
+        result = pipeline("a lighthouse at dusk", num_inference_steps=40, start_sigma=0.75, seed=7)
+        result.images[0].save("lighthouse.png")
+
+`load` opens a bundle that `lssgen export` made, on an engine of your choice; the pipeline it gives paints pictures.
+What a call takes is explained by `help(lssgen.load)`, `help(lssgen.runtime.Pipeline)` and
+`help(lssgen.runtime.Options)`; every error that is raised on purpose is an `lssgen.errors.LssgenError`. The commands
+are listed by `lssgen --help`.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -18,3 +30,7 @@ def __getattr__(name: str) -> object:
     if name == "__version__":
         return import_module("importlib.metadata").version("lssgen")
     raise AttributeError(f"module 'lssgen' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,1 +1,11 @@
 """The commands: flags to one library call. The only room that parses, prints and exits."""
+
+COMMANDS = {
+    "run": "Paint pictures from a bundle; needs no torch.",
+    "plan": "Print a run's stages, steps and predicted cost; loads no model.",
+    "export": "Turn a checkpoint and a latent upsampler into a bundle of ONNX graphs.",
+    "build": "Build, list, check and prune the compiled engines of a bundle; needs no torch.",
+    "verify": "Compare every file of a bundle with what was exported.",
+    "train-upsampler": "Train a latent upsampler for a VAE on a folder of pictures.",
+}
+"""Effect of every command, by its name; `lssgen.commands.<name>` has its `build_parser` and `main`."""

@@ -1,18 +1,21 @@
 """What the commands share: one way to end, whatever happens, and one way to say what takes long or memory."""
 
-import argparse
 import logging
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from lssgen.commands.process import stoppable
 from lssgen.errors import LssgenError
+
+STOPPED = 130
+"""Exit status after a KeyboardInterrupt that no signal made."""
 
 
 def run(command: str, work: Callable[[], None], *, quiet: bool = False) -> int:
-    """Do the work; turn an expected failure into one line and an exit status.
+    """Do the work; turn an expected failure, or being told to stop, into one line and an exit status.
 
     Args:
         command: Its name, which every line begins with.
@@ -20,25 +23,42 @@ def run(command: str, work: Callable[[], None], *, quiet: bool = False) -> int:
         quiet: Say only what went wrong.
 
     Returns:
-        0, or 1 after an `LssgenError` or where the machine has no room left, or 130 after Ctrl-C, as shells expect.
+        0, or 1 after an `LssgenError` or where the machine has no room left, or as shells expect it after a signal: 130
+        for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
     """
-    try:
-        with _heard(command, logging.WARNING if quiet else logging.INFO):
-            work()
-    except LssgenError as error:
-        print(f"{command}: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:  # a disk that is full, a name that is too long: the system's words are enough
-        print(f"{command}: {error}", file=sys.stderr)
-        return 1
-    except MemoryError as error:
-        reason = str(error) or "the system gave none"
-        print(f"{command}: not enough memory ({reason}); ask for smaller pictures, or fewer at a time", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{command}: stopped", file=sys.stderr)
-        return 130
+    with stoppable() as told:
+        try:
+            with _heard(command, logging.WARNING if quiet else logging.INFO):
+                work()
+        except Exception as error:
+            if told:  # the signal's exception, as some library turned it into another one
+                return _stopped(command, told)
+            if (line := _line(error)) is None:
+                raise
+            print(f"{command}: {line}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            return _stopped(command, told)
     return 0
+
+
+def _line(error: Exception) -> str | None:
+    """What is to be said of a failure; None of a mistake of ours."""
+    match error:
+        case LssgenError():
+            return f"{type(error).__name__}: {error}"
+        case OSError():  # a disk that is full, a name that is too long: the system's words are enough
+            return str(error)
+        case MemoryError():
+            reason = str(error) or "the system gave none"
+            return f"not enough memory ({reason}); ask for smaller pictures, or fewer at a time"
+        case _:
+            return None
+
+
+def _stopped(command: str, told: Sequence[int]) -> int:
+    print(f"{command}: stopped", file=sys.stderr)
+    return 128 + told[0] if told else STOPPED
 
 
 class _Lines(logging.Handler):
@@ -64,10 +84,3 @@ def _heard(command: str, level: int) -> Generator[None]:
     finally:
         logger.removeHandler(lines)
         logger.setLevel(before)
-
-
-def whole(text: str) -> int:
-    """A number of 0 or more, for argparse."""
-    if not text.strip().isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
-    return int(text)

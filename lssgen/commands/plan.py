@@ -1,4 +1,4 @@
-"""lssgen-plan: print what a run would do and cost, without running anything."""
+"""lssgen plan: print what a run would do and cost, without running anything."""
 
 import argparse
 import sys
@@ -9,35 +9,38 @@ import msgspec
 
 from lssgen.bundle import read_bundle
 from lssgen.commands.common import run
-from lssgen.commands.plan_options import add_plan_options, plan_options
+from lssgen.commands.parser import Parser
+from lssgen.commands.plan_options import add_plan_options, given_plan_options
 from lssgen.models.aliases import ALIASES, facts_of_model
 from lssgen.plan import ModelFacts, Plan, PlanOptions, Stage, make_plan, predicted_speedup, stage_flops
-from lssgen.plan.schedules import solver_for, solver_names
+from lssgen.plan.planner import chosen_facts
+from lssgen.plan.sampling import described, sampling_of, solver_names
+
+EXAMPLES = ("--model sd3 --size 1024 --steps 40 --shorten", "--bundle bundles/sd3 --start-sigma 0.5 --json")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lssgen-plan",
-        description="Print a run's stages, steps and predicted cost. Loads no model and needs no torch.",
-    )
+def build_parser(prog: str = "lssgen-plan") -> Parser:
+    parser = Parser("plan", prog, "[--model MODEL | --bundle DIR] [OPTION ...]", EXAMPLES)
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--model", default="demo", help=f"{', '.join(ALIASES)}, or a diffusers folder; default: %(default)s"
     )
-    source.add_argument("--bundle", type=Path, metavar="DIR", help="plan from an exported bundle instead")
+    source.add_argument(
+        "--bundle", type=Path, metavar="DIR", help="plan from an exported bundle instead; default: from --model"
+    )
     parser.add_argument("--json", action="store_true", help="print the whole plan, every step included, as JSON")
     add_plan_options(parser)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    return run("lssgen-plan", lambda: _print(args))
+def main(argv: Sequence[str] | None = None, prog: str = "lssgen-plan") -> int:
+    args = build_parser(prog).parse_args(argv)
+    return run(prog, lambda: _print(args))
 
 
 def _print(args: argparse.Namespace) -> None:
     facts = facts_of_model(args.model) if args.bundle is None else read_bundle(args.bundle).manifest.facts
-    options = plan_options(args, facts)
+    options = PlanOptions.from_defaults(facts.defaults, **given_plan_options(args))
     plan = make_plan(facts, options)
     if args.json:
         sys.stdout.buffer.write(as_json(facts, options, plan))
@@ -47,10 +50,11 @@ def _print(args: argparse.Namespace) -> None:
 
 def as_json(facts: ModelFacts, options: PlanOptions, plan: Plan) -> bytes:
     """Options, plan and costs as one indented JSON object."""
+    chosen = chosen_facts(facts, options)
     whole = {
         "model": facts.name,
-        "scheduler": facts.scheduler,
-        "solver": solver_for(facts, options.solver),
+        "scheduler": chosen.scheduler,
+        "solver": sampling_of(chosen).name,
         "options": options,
         "plan": plan,
         "stage_tflops": [stage_flops(stage, facts) / 1e12 for stage in plan.stages],
@@ -69,7 +73,8 @@ def as_table(facts: ModelFacts, options: PlanOptions, plan: Plan) -> str:
         for number, stage in enumerate(plan.stages, start=1)
     ]
     rows.append(("", "", "", str(plan.evaluations), "", "", "", f"{total / 1e12:.4g}", f"{1 / speedup:.0%}"))
-    own = solver_for(facts, options.solver)
+    chosen = chosen_facts(facts, options)
+    own = sampling_of(chosen).name
     lines = [
         f"{facts.name}: {plan.width_px} x {plan.height_px} px, {options.requested_steps} steps of {own}, "
         f"guidance {options.guidance_scale:g}, start_sigma {options.start_sigma:g}, {plan.scaling_space} transitions",
@@ -77,7 +82,8 @@ def as_table(facts: ModelFacts, options: PlanOptions, plan: Plan) -> str:
         *_aligned(rows),
         "",
         f"Predicted speed-up over one stage at full size: {speedup:.2f} (network arithmetic, all guidance branches)",
-        f"Solvers that fit: {', '.join(solver_names(facts.scheduler))}",
+        f"Schedule: {described(chosen)}",
+        f"Solvers that fit: {', '.join(solver_names(facts))}",
         *plan.notes,
     ]
     return "\n".join(lines)

@@ -1,81 +1,124 @@
-"""lssgen-run: paint pictures from a bundle. Needs no torch."""
+"""lssgen run: paint pictures from a bundle. Needs no torch."""
 
 import argparse
-import os
-import subprocess
+import logging
+import shlex
 import sys
 import warnings
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from importlib.util import find_spec
-from io import BytesIO
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import cast
 
-import numpy as np
-from tqdm import tqdm
-
-from lssgen import paths
-from lssgen.bundle import MANIFEST, read_bundle, sha256_of
-from lssgen.commands.common import run, whole
-from lssgen.commands.engine_options import add_build_options, bounds_from_args, build_from_args
+from lssgen.bundle import MANIFEST, Bundle, read_bundle, sha256_of
+from lssgen.commands.common import run
+from lssgen.commands.demo import demo_bundle
+from lssgen.commands.engine_options import add_engine_options, engine_words
+from lssgen.commands.flags import add_flags, given
+from lssgen.commands.paint import paint, paint_file, pictures_given
+from lssgen.commands.parser import Parser
+from lssgen.commands.places import Places
 from lssgen.commands.plan import as_table
-from lssgen.commands.plan_options import add_plan_options, given_options, size_from_text
+from lssgen.commands.plan_options import add_plan_options, given_plan_options
+from lssgen.commands.values import named_file, one_of
+from lssgen.commands.verify_option import add_verify_option
 from lssgen.engines.options import EngineOptions
-from lssgen.engines.registry import ENGINES, open_backend
-from lssgen.errors import ExportError, PromptError
-from lssgen.runtime.demand import demand_of
-from lssgen.runtime.options import PLAN_WORDS, Options, request_from_options
-from lssgen.runtime.origin import read_picture
-from lssgen.runtime.pictures import FORMATS, refuse_unwritable, write_file, write_picture
+from lssgen.engines.registry import open_backend
+from lssgen.errors import BundleError, PromptError
+from lssgen.runtime.options import STRENGTH, Options, Request, refuse_too_many, request_from_options
+from lssgen.runtime.pictures import FORMATS
 from lssgen.runtime.pipeline import Pipeline, find_bundle
-from lssgen.runtime.prompt_file import PromptFolders, read_prompt_file
-from lssgen.runtime.record import RECORD, PictureRecord, options_from_file, parameters_of, record_of, write_record
-from lssgen.runtime.results import BatchTimes, OnProgress, Picture, Progress
+from lssgen.runtime.record import Settings, settings_from_file
+from lssgen.runtime.recorder import RecordingBackend, dumped_inputs
+from lssgen.verification import see_whole
+
+EXAMPLES = (
+    '"a red star above a blue circle on a white background" -o star.png',
+    '"a lighthouse at dusk" --bundle bundles/sd3 --size 1280x768 --steps 40 --shorten --num-images 4 -o pictures/',
+)
+
+MOST_WORDS = 2
+"""Prompts of one word each that are painted without asking; more are a sentence whose quotes were forgotten."""
+
+_NOTHING = Settings(options=Options(), prompts=(), bundle={}, engine="", start={})
+_LOG = logging.getLogger("lssgen")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lssgen-run", description="Paint pictures from an exported bundle. Needs no torch."
-    )
+def build_parser(prog: str = "lssgen-run") -> Parser:
+    parser = Parser("run", prog, "PROMPT ... [OPTION ...]", EXAMPLES)
     parser.add_argument(
-        "prompt", nargs="*", metavar="PROMPT", help="what to paint; several prompts are painted in turn"
+        "prompt",
+        nargs="*",
+        metavar="PROMPT",
+        help="what to paint; several prompts are painted in turn; required, unless --config or --prompts has them",
     )
+    _add_input(parser)
+    add_flags(parser, Request)
+    add_plan_options(parser)
+    _add_prompt_files(parser)
+    _add_output(parser)
+    add_engine_options(parser, default="onnxruntime", note="where to run; compiled engines are built on first use")
+    add_verify_option(parser)
+    return parser
+
+
+def _add_input(parser: Parser) -> None:
     parser.add_argument(
         "--bundle",
         metavar="DIR",
-        help="folder that lssgen-export wrote; default: the demo model, exported on first use",
+        help="folder that lssgen-export wrote, or name of one below LSSGEN_HOME; default: the demo model, made on "
+        "first use",
     )
     parser.add_argument(
-        "--negative-prompt",
-        metavar="TEXT",
-        help='what the pictures should not show; "" is encoded, while SDXL hears zeros where none is given',
-    )
-    parser.add_argument("--seed", type=int, metavar="N", help="picture i is painted with seed + i; default: 0")
-    parser.add_argument("--num-images", type=int, metavar="N", help="pictures of every prompt; default: 1")
-    parser.add_argument(
-        "--batch", type=int, metavar="N", help="pictures painted at the same time; does not change them; default: 1"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="take prompts, bundle and settings from a run.json, or settings from another JSON file; flags win; "
+        "default: none",
     )
     parser.add_argument(
-        "--guidance-rescale", type=float, metavar="PHI", help="0 to 1, for models that offer it; default: 0"
+        "--init-image",
+        type=Path,
+        metavar="FILE",
+        help="start from this picture; --strength says how far to go from it; default: from noise alone",
     )
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="take settings from a run.json or another JSON file; flags win"
+        "--mask-image", type=Path, metavar="FILE", help="paint only where this picture is white; default: everywhere"
     )
     parser.add_argument(
-        "--init-image", type=Path, metavar="FILE", help="start from this picture; --strength says how far to go from it"
+        "--condition",
+        type=named_file,
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="a picture that the network takes besides the prompt, such as a control picture, by the name that the "
+        "bundle gives it; may be repeated; default: none",
     )
-    parser.add_argument("--mask-image", type=Path, metavar="FILE", help="paint only where this picture is white")
-    add_plan_options(parser)
-    group = parser.add_argument_group("what SDXL and CogView4 are told (default: each stage's own size, and no crop)")
-    group.add_argument("--original-size", metavar="PX", help="size of the picture before it was cropped, as --size")
-    group.add_argument("--target-size", metavar="PX", help="size after that")
-    group.add_argument("--crop-left-top", metavar="LEFTxTOP", help="pixels cut off there (crops_coords_top_left)")
-    group = parser.add_argument_group("prompt files")
-    group.add_argument("--prompts", type=Path, metavar="FILE.jsonl", help="GenEval form: one JSON object a line")
-    group.add_argument("--outdir", type=Path, metavar="DIR", help="GenEval's folders go here; run again to resume")
-    group.add_argument("--bad-lines", choices=("stop", "skip"), default="stop", help="default: %(default)s")
-    group = parser.add_argument_group("output")
+
+
+def _add_prompt_files(parser: Parser) -> None:
+    group = parser.group("prompt files")
+    group.add_argument(
+        "--prompts", type=Path, metavar="FILE.jsonl", help="GenEval form: one JSON object a line; default: PROMPT"
+    )
+    group.add_argument(
+        "--outdir",
+        type=Path,
+        metavar="DIR",
+        help="GenEval's folders go here; run again to resume; default: none, required with --prompts",
+    )
+    group.add_argument(
+        "--bad-lines",
+        type=one_of(("stop", "skip")),
+        default="stop",
+        metavar="{stop,skip}",
+        help="what to do about lines that are not such objects; default: %(default)s",
+    )
+
+
+def _add_output(parser: Parser) -> None:
+    formats = sorted(suffix[1:] for suffix in FORMATS)
+    group = parser.group("output")
     group.add_argument(
         "-o",
         "--output",
@@ -84,193 +127,171 @@ def build_parser() -> argparse.ArgumentParser:
         help="the picture, or with several of them their common name; or a folder; default: %(default)s",
     )
     group.add_argument(
-        "--format", choices=sorted(suffix[1:] for suffix in FORMATS), help="default: as --output says, else png"
+        "--format",
+        type=one_of(formats),
+        metavar="{" + ",".join(formats) + "}",
+        help="default: as the file's name says, else png",
     )
     group.add_argument(
-        "--save-latents", type=Path, metavar="FILE.npy", help="also write the final (N, C, h, w) latents"
+        "--preview",
+        metavar="FILE",
+        help="also write the pictures of the stages before the last one: their common name, or a folder; default: none",
+    )
+    group.add_argument(
+        "--save-latents",
+        type=Path,
+        metavar="FILE",
+        help="also write the final (N, C, h, w) latents, as .npy or .safetensors; default: none",
+    )
+    group.add_argument(
+        "--dump-inputs",
+        type=Path,
+        metavar="DIR",
+        help="also write the inputs of every graph, at every size, for Polygraphy (--load-inputs); default: none",
     )
     group.add_argument("--plan-only", action="store_true", help="print the plan and paint nothing")
-    group.add_argument("--quiet", action="store_true", help="no progress bar")
-    group = parser.add_argument_group("engine")
-    group.add_argument("--engine", choices=tuple(ENGINES), default="onnxruntime", help="default: %(default)s")
-    group.add_argument("--threads", type=whole, default=0, metavar="N", help="CPU threads; default: the engine decides")
-    group.add_argument("--device", type=whole, default=0, metavar="N", help="which GPU; default: %(default)s")
-    group.add_argument(
-        "--low-memory", action="store_true", help="load text encoders, network and VAE in turn, and free each"
-    )
-    add_build_options(parser.add_argument_group("compiled engines (tensorrt, tensorrt-rtx), built on first use"))
-    return parser
+    group.add_argument("--quiet", action="store_true", help="no progress bar, and warnings only")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    warnings.showwarning = _show_warning
-    return run("lssgen-run", lambda: _run(args), quiet=args.quiet)
+def main(argv: Sequence[str] | None = None, prog: str = "lssgen-run") -> int:
+    parser = build_parser(prog)
+    args = parser.parse_args(argv)
+    _refuse_forgotten_quotes(parser, args.prompt)
+    words = engine_words(parser, args)
+    with warnings.catch_warnings():
+        return run(prog, lambda: _run(parser, args, words), quiet=args.quiet)
 
 
-def _run(args: argparse.Namespace) -> None:
-    options, prompts = _wanted(args)
+def _run(parser: Parser, args: argparse.Namespace, words: EngineOptions) -> None:
+    warnings.showwarning = _show
+    settings = settings_from_file(args.config) if args.config else _NOTHING
+    options, prompts = _options(args, settings), args.prompt or list(settings.prompts)
     if not args.plan_only:
-        _refuse_contradictions(args, prompts)
-    bundle = read_bundle(find_bundle(args.bundle) if args.bundle else _demo_bundle())
+        _refuse_contradictions(parser, args, prompts)
+        _see_start(args, settings)
+    bundle = read_bundle(_bundle_folder(parser.prog, args, settings))
     request = request_from_options(bundle, options)
     if args.plan_only:
         print(as_table(bundle.manifest.facts, request.plan_options, request.plan))
         return
-    backend = open_backend(
-        args.engine,
-        EngineOptions(
-            threads=args.threads,
-            device_id=args.device,
-            low_memory=args.low_memory,
-            engines=args.engines or paths.engines(),
-            demand=demand_of(bundle.manifest, request, prompts=len(prompts) or 1),
-            build=build_from_args(args),
-            bounds=bounds_from_args(args),
-        ),
-    )
-    with Pipeline(bundle, backend) as pipeline:
+    count = len(prompts) * request.num_images
+    refuse_too_many(count)
+    if len(prompts) == _single_words(prompts) == MOST_WORDS:
+        _LOG.warning("%d pictures of one word each; put quotes around both words to paint one", count)
+    for note in request.plan.notes:
+        _LOG.info("%s", note)
+    see_whole(bundle, args.verify)
+    places = Places.of(args, count)
+    with _pipeline(args, words, bundle) as pipeline:
         if args.prompts:
-            _paint_file(pipeline, args, options)
+            paint_file(pipeline, args, options, request)
         else:
-            _paint(pipeline, args, options, prompts)
-
-
-def _refuse_contradictions(args: argparse.Namespace, prompts: Sequence[str]) -> None:
-    alone = (args.prompt, args.save_latents, args.init_image, args.mask_image)
-    if bool(args.prompts) != bool(args.outdir) or (args.prompts and any(alone)):
-        raise PromptError(
-            "--prompts FILE.jsonl and --outdir DIR go together, and without PROMPT, --save-latents, --init-image and "
-            "--mask-image"
-        )
-    if not (prompts or args.prompts):
-        raise PromptError('nothing to paint: give a prompt, as in lssgen-run "a red circle", or --prompts FILE.jsonl')
-
-
-def _wanted(args: argparse.Namespace) -> tuple[Options, Sequence[str]]:
-    """Options and prompts of --config, with what the flags say in their place."""
-    options, prompts = options_from_file(args.config) if args.config else (Options(), ())
-    words = {field: word for word, field in PLAN_WORDS.items()}
-    flags: dict[str, Any] = {words.get(field, field): value for field, value in given_options(args).items()}
-    for name in ("negative_prompt", "seed", "num_images", "batch", "guidance_rescale"):
-        if getattr(args, name) is not None:
-            flags[name] = getattr(args, name)
-    told = {"original_size": "--original-size", "target_size": "--target-size"}
-    for name, flag in {**told, "crops_coords_top_left": "--crop-left-top"}.items():
-        text: str | None = getattr(args, flag[2:].replace("-", "_"))
-        if text is not None:
-            flags[name] = size_from_text(text, flag)
-    return cast(Options, {**options, **flags}), args.prompt or prompts
-
-
-def _paint(pipeline: Pipeline, args: argparse.Namespace, options: Options, prompts: Sequence[str]) -> None:
-    """Paint and write the pictures of some prompts; what was written before an interruption is whole, and on record."""
-    files, record = _places(args, len(prompts) * options.get("num_images", 1))
-    init_image, mask_image = (path and read_picture(path) for path in (args.init_image, args.mask_image))
-    start = {path.name: sha256_of(path) for path in (args.init_image, args.mask_image) if path}
-    pictures: list[Picture] = []
-    written: list[PictureRecord] = []
-    times: list[BatchTimes] = []
-
-    def note() -> None:
-        finished = len(written) == len(files)
-        done = record_of(pipeline, results.request, finished=finished, start=start, pictures=written, times=times)
-        write_record(done, record)
-
-    with _progress(args.quiet) as on_step:
-        results = pipeline.paint(prompts, init_image=init_image, mask_image=mask_image, on_step=on_step, **options)
-        if args.save_latents:
-            refuse_unwritable(args.save_latents)
-        note()  # a place that cannot be written to is found out now, not after the work
-        try:
-            for result in results:
-                times.extend(result.times)
-                for picture in result.pictures:
-                    file = files[len(written)]
-                    write_picture(picture.image, file, parameters_of(picture, result.request))
-                    pictures.append(picture)
-                    written.append(PictureRecord(file=file.name, prompt=picture.prompt, seed=picture.seed))
-        finally:
-            note()
-    if args.save_latents:
-        content = BytesIO()
-        np.save(content, np.stack([picture.latent for picture in pictures]))
-        write_file(args.save_latents, content.getvalue())
-    for file in files:
-        print(file)
-
-
-def _paint_file(pipeline: Pipeline, args: argparse.Namespace, options: Options) -> None:
-    """Paint a prompt file into GenEval's folders, those that are missing."""
-    lines, skipped = read_prompt_file(args.prompts, bad_lines=args.bad_lines)
-    for message in skipped:
-        warnings.warn(f"skipped: {message}", stacklevel=1)
-    folders = PromptFolders(pipeline, args.outdir, options, f".{args.format or 'png'}")
-    folders.begin()
-    missing = folders.missing(lines)
-    with _progress(args.quiet, len(missing) * folders.steps_each) as on_step:
-        for line, _ in folders.paint(missing, on_step):
-            tqdm.write(str(args.outdir / line.folder))
-    folders.end()
-    print(f"{args.outdir}: {len(lines)} prompts, {len(lines) - len(missing)} of them from earlier runs")
-
-
-def _places(args: argparse.Namespace, count: int) -> tuple[list[Path], Path]:
-    """Files of the pictures, and of the record."""
-    output = Path(args.output)
-    if args.output.endswith(("/", os.sep)) or output.is_dir():
-        suffix = f".{args.format or 'png'}"
-        return [output / f"{index:04d}{suffix}" for index in range(count)], output / RECORD
-    suffix = f".{args.format}" if args.format else output.suffix or ".png"
-    if suffix.lower() not in FORMATS:
-        raise PromptError(f"--output {output} has an unknown format; pictures end in one of {', '.join(FORMATS)}")
-    numbers = [""] if count == 1 else [f"-{index:04d}" for index in range(count)]
-    return [output.with_name(f"{output.stem}{number}{suffix}") for number in numbers], output.with_name(
-        f"{output.stem}.{RECORD}"
-    )
+            with places.held():
+                paint(pipeline, args, options, prompts, places)
 
 
 @contextmanager
-def _progress(quiet: bool, total: int = 0) -> Generator[OnProgress]:
-    """One bar over the whole run; without a total, the run says how long it is. None where nobody looks."""
-    with tqdm(total=total or None, unit="step", disable=True if quiet else None) as bar:
-
-        def on_step(progress: Progress) -> None:
-            bar.total = total or progress.total
-            where = f"stage {progress.stage + 1}/{progress.stages}, {progress.width_px} x {progress.height_px} px"
-            bar.set_description_str(where, refresh=False)
-            bar.update()
-
-        yield on_step
+def _pipeline(args: argparse.Namespace, words: EngineOptions, bundle: Bundle) -> Generator[Pipeline]:
+    """The bundle on the chosen engine, with a recorder in between where its inputs are asked for."""
+    with ExitStack() as stack:
+        backend = open_backend(args.engine, **words)
+        if args.dump_inputs:
+            backend = RecordingBackend(backend, stack.enter_context(dumped_inputs(args.dump_inputs, bundle)))
+        yield stack.enter_context(Pipeline(bundle, backend))
 
 
-def _demo_bundle() -> Path:
-    """The demo model's bundle, exported now if it never was. The export has torch in a process of its own."""
-    folder = paths.bundles() / "demo"
-    if (folder / MANIFEST).exists():
-        return folder
-    if find_spec("torch") is None:
-        raise ExportError(
-            'the demo model must be exported once, which needs torch: pip install "lssgen[export]", '
-            "or name another bundle with --bundle"
-        )
-    print(f"lssgen-run: exporting the demo model to {folder}, this once", file=sys.stderr)
-    command = [sys.executable, "-m", "lssgen.commands.export", "--model", "demo", "--output", str(folder)]
-    if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
-        raise ExportError(f"the demo model could not be exported; {' '.join(command)} says why")
+def _options(args: argparse.Namespace, settings: Settings) -> Options:
+    """Options of --config, with what the flags say in their place."""
+    options = settings.options
+    if args.init_image and not args.mask_image:
+        options = {"strength": STRENGTH, **options}
+    flags = given(args, Request) | given_plan_options(args)
+    return cast(Options, {**options, **flags})
+
+
+def _bundle_folder(prog: str, args: argparse.Namespace, settings: Settings) -> Path:
+    """The bundle that is named, or that of the recorded run, or the demo model's.
+
+    Raises:
+        BundleError: That of the recorded run is not there.
+    """
+    recorded = settings.bundle.get("folder")
+    if args.bundle:
+        folder = find_bundle(args.bundle)
+    elif recorded:
+        folder = Path(recorded)
+        if not folder.is_dir():
+            raise BundleError(
+                f"{args.config} was painted from bundle {folder}, which is not there; name it with --bundle"
+            )
+    else:
+        folder = demo_bundle(prog)
+    _tell_differences(args, settings, folder)
     return folder
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    del category, filename, lineno, file, line
-    tqdm.write(f"lssgen-run: warning: {message}", file=sys.stderr)
+def _tell_differences(args: argparse.Namespace, settings: Settings, folder: Path) -> None:
+    """Say where a run that is repeated will come out otherwise."""
+    manifest, before = folder / MANIFEST, settings.bundle.get("manifest_sha256")
+    if before and manifest.is_file() and sha256_of(manifest) != before:
+        _LOG.warning("%s was painted from another bundle than %s is now; pictures will differ", args.config, folder)
+    if settings.engine and settings.engine != args.engine:
+        _LOG.info(
+            "%s was painted with --engine %s; this run uses %s, whose pictures may differ slightly",
+            args.config,
+            settings.engine,
+            args.engine,
+        )
+
+
+def _see_start(args: argparse.Namespace, settings: Settings) -> None:
+    """See that a run that is repeated starts from the same pictures.
+
+    Raises:
+        PromptError: It starts from none.
+    """
+    now = pictures_given(args)
+    if settings.start and not now:
+        raise PromptError(
+            f"{args.config} started from {', '.join(settings.start)}: give the same with --init-image, --mask-image "
+            "and --condition"
+        )
+    if settings.start:
+        known = set(settings.start.values())
+        for name, path in now.items():
+            if path.is_file() and sha256_of(path) not in known:
+                _LOG.warning("%s is none of the pictures that %s started from; pictures will differ", name, args.config)
+
+
+def _refuse_contradictions(parser: Parser, args: argparse.Namespace, prompts: Sequence[str]) -> None:
+    alone = (args.prompt, args.save_latents, args.preview, *pictures_given(args))
+    if bool(args.prompts) != bool(args.outdir) or (args.prompts and any(alone)):
+        parser.error(
+            "--prompts FILE.jsonl and --outdir DIR go together, and without PROMPT, --save-latents, --preview, "
+            "--init-image, --mask-image and --condition"
+        )
+    if not (prompts or args.prompts):
+        parser.error(f'nothing to paint: give a prompt, as in {parser.prog} "a red circle", or --prompts FILE.jsonl')
+
+
+def _single_words(prompts: Sequence[str]) -> int:
+    return sum(bool(prompt.strip()) and not any(map(str.isspace, prompt)) for prompt in prompts)
+
+
+def _refuse_forgotten_quotes(parser: Parser, prompts: Sequence[str]) -> None:
+    """`lssgen run a red star` would paint three pictures."""
+    if (words := _single_words(prompts)) > MOST_WORDS:
+        sentence = " ".join(prompts)
+        quoted = shlex.join([sentence]) if set(sentence) & set("\"'\\$`!") else f'"{sentence}"'
+        parser.error(
+            f"{len(prompts)} prompts were given, {words} of them a single word; put quotes around a prompt: "
+            f"{parser.prog} {quoted}. To paint single words, write them to a file for --prompts"
+        )
+
+
+def _show(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning, as a line of the command."""
+    _LOG.warning("%s", message)
 
 
 if __name__ == "__main__":

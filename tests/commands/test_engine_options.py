@@ -1,54 +1,68 @@
-"""The flags for compiled engines."""
+"""The flags for engines, made from the options of all backends, and those for what is built ahead of time."""
 
-import argparse
 from pathlib import Path
 
 import pytest
 
-from lssgen.commands.engine_options import add_engine_options, list_engines, order_from_args, prune_engines
-from lssgen.engines.demand import Profile, fixed
-from lssgen.engines.trt.cache import Cache
+from lssgen.choices import flags_of
+from lssgen.commands.build_options import BUILT, add_build_options, order_from_args
+from lssgen.commands.engine_options import add_engine_options, engine_words
+from lssgen.commands.parser import Parser
+from lssgen.engines.demand import Demand
+from lssgen.engines.registry import ENGINES, options_class
 from lssgen.engines.trt.order import Order
-from lssgen.engines.trt.report import Report
 
 
 @pytest.fixture
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser()
-    add_engine_options(parser)
+def parser() -> Parser:
+    parser = Parser("build", "lssgen-build", "", ())
+    add_engine_options(parser, default="onnxruntime", note="")
+    add_build_options(parser)
     return parser
 
 
-def test_without_flags_an_order_is_the_default(parser: argparse.ArgumentParser) -> None:
-    assert order_from_args(parser.parse_args(["--engine", "tensorrt-rtx"])) == Order(flavour="tensorrt-rtx")
+def order(parser: Parser, flags: str) -> Order:
+    args = parser.parse_args(flags.split())
+    return order_from_args(args, engine_words(parser, args))
 
 
-def test_every_flag_is_heard(parser: argparse.ArgumentParser) -> None:
-    flags = "--engine tensorrt-rtx --target sm89,sm120 --batch 1,4 --branches 2 --tf32 --refit"
-    flags += " --max-scratch 2 --allow-unfused 3"
-    order = order_from_args(parser.parse_args([*flags.split(), "--engines", "here"]))
-    assert (order.targets, order.demand.batches, order.demand.branches) == (("sm89", "sm120"), (1, 4), (2,))
-    assert (order.options.tf32, order.options.refit, order.options.weight_streaming) == (True, True, False)
-    assert (order.bounds.activation_bytes, order.bounds.unfused, order.folder) == (2 * 2**30, 3, Path("here"))
+@pytest.mark.parametrize("engine", BUILT)
+def test_without_flags_an_order_is_the_default(parser: Parser, engine: str) -> None:
+    assert order(parser, f"--engine {engine}") == Order(flavour=engine)
 
 
-@pytest.mark.parametrize("batch", ["0", "1,x"])
+def test_every_flag_of_an_order_is_heard(parser: Parser) -> None:
+    flags = "--engine tensorrt-rtx --target sm89,sm120 --batch 1,4 --branches 2 --size 512,1280x768 --previews --tf32"
+    made = order(parser, f"{flags} --refit --max-scratch 2 --allow-unfused 3 --engines here --device 1")
+    assert made.targets == ("sm89", "sm120")
+    sizes = ((512, 512), (768, 1280))
+    assert made.demand == Demand(batches=(1, 4), branches=(2,), resolutions=sizes, previews=True)
+    assert (made.options.tf32, made.options.refit, made.options.weight_streaming) == (True, True, False)
+    assert (made.bounds.activation_bytes, made.bounds.unfused) == (2 * 2**30, 3)
+    assert (made.folder, made.device_id) == (Path("here"), 1)
+
+
+@pytest.mark.parametrize(("batch", "words"), [("0", "give 1 or more"), ("1,x", "'x' is not a whole number")])
 def test_a_batch_that_is_no_count_is_refused(
-    parser: argparse.ArgumentParser, batch: str, capsys: pytest.CaptureFixture[str]
+    parser: Parser, batch: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         parser.parse_args(["--batch", batch])
-    assert f"{batch!r} " in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
-def test_engines_are_listed_and_pruned(tmp_path: Path) -> None:
-    report = Report(
-        graph="step", content="c", backend="tensorrt-rtx", version="1.7", targets=("sm89",), precision="fp16",
-        options={}, profiles=(Profile({"height": fixed(64)}),), inputs=(), outputs=(), seconds=1.5, plan_bytes=3,
-        plan_sha256="", weight_bytes=10, activation_bytes=(20,), attentions=0,
-    )  # fmt: skip
-    Cache(tmp_path).get_or_build("k", lambda: (b"abc", lambda *_: report))
-    assert list_engines(tmp_path).startswith("k  tensorrt-rtx 1.7  step: fp16 for sm89 in 1.5 s; ")
-    assert prune_engines(tmp_path, 1) == "deleted 0 engines, 0.0 MB"
-    assert prune_engines(tmp_path, 0) == "deleted 1 engines, 0.0 MB"
-    assert list_engines(tmp_path) == f"no engines in {tmp_path}"
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_takes_the_flags_of_its_own_options_and_refuses_the_others(
+    parser: Parser, engine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = flags_of(options_class(engine))
+    for other in ENGINES:
+        for name, (_, flag) in flags_of(options_class(other)).items():
+            given = [flag.name or "--" + name.replace("_", "-"), *(["1"] if flag.metavar else [])]
+            args = parser.parse_args(["--engine", engine, *given])
+            if name in own:
+                assert set(engine_words(parser, args)) == {name}
+                continue
+            with pytest.raises(SystemExit, match="2"):
+                engine_words(parser, args)
+            assert f"{given[0]} is not an option of engine {engine}, but of" in capsys.readouterr().err

@@ -1,49 +1,54 @@
 """lssgen-export: flags, refusals, tables."""
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from lssgen.commands import export as command
+from lssgen.commands.export import build_parser, config_from_args, main
+from lssgen.export.config import ExportConfig, Lora
 from lssgen.models.aliases import ALIASES
 
 
-@pytest.mark.parametrize(
-    ("text", "sizes"),
-    [
-        ("512", ((512, 512),)),
-        ("512,1024", ((512, 512), (1024, 1024))),
-        ("768x512,1536X1024", ((512, 768), (1024, 1536))),
-    ],
-)
-def test_resolutions_are_sides_or_width_by_height(text: str, sizes: tuple[tuple[int, int], ...]) -> None:
-    assert command.resolutions(text) == sizes
+def config(flags: str) -> ExportConfig:
+    """What flags ask for."""
+    return config_from_args(build_parser().parse_args(["--model", "sd3", *flags.split()]))
 
 
-@pytest.mark.parametrize("text", ["", "512,", "big", "512x", "1x2x3", "-512", "51.2"])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="is no size; write 512, or 768x1024 for width x height"):
-        command.resolutions(text)
+def test_without_flags_everything_is_the_records_default() -> None:
+    assert config("") == ExportConfig(model="sd3", output=Path("bundles/sd3"))
+
+
+def test_flags_reach_the_record() -> None:
+    flags = "--resolutions 512,1280x768 --precision bf16 --no-t5 --lora a.safetensors:0.8 --lora b --threads 2"
+    found = config(flags)
+    assert found.resolutions == ((512, 512), (768, 1280))
+    assert found.loras == (Lora(Path("a.safetensors"), 0.8), Lora(Path("b")))
+    assert (found.precision, found.t5, found.threads) == ("bf16", False, 2)
+
+
+def test_a_bundle_is_named_after_its_file() -> None:
+    args = build_parser().parse_args(["--model", "my/dreams.safetensors"])
+    assert config_from_args(args).output == Path("bundles/dreams")
 
 
 def test_lora_scale_follows_the_last_colon() -> None:
-    assert command.lora("a.safetensors:0.8") == (Path("a.safetensors"), 0.8)
-    assert command.lora("a.safetensors") == (Path("a.safetensors"), 1.0)
-    assert command.lora("C:\\a.safetensors") == (Path("C:\\a.safetensors"), 1.0)
+    assert Lora.from_text("a.safetensors:0.8") == Lora(Path("a.safetensors"), 0.8)
+    assert Lora.from_text("a.safetensors") == Lora(Path("a.safetensors"), 1.0)
+    assert Lora.from_text("C:\\a.safetensors") == Lora(Path("C:\\a.safetensors"), 1.0)
 
 
-def test_skip_layers_without_a_list_asks_for_the_authors_choice() -> None:
-    parse = command.build_parser().parse_args
-    assert parse(["--model", "sd3"]).skip_layers is None
-    assert parse(["--model", "sd3", "--skip-layers"]).skip_layers == ()
-    assert parse(["--model", "sd3", "--skip-layers", "7,8,9"]).skip_layers == (7, 8, 9)
+@pytest.mark.parametrize(
+    ("flags", "asked"), [("", (False, ())), ("--skip-layers", (True, ())), ("--skip-layers 7,8,9", (True, (7, 8, 9)))]
+)
+def test_skip_layers_without_a_list_asks_for_the_authors_choice(flags: str, asked: tuple[bool, object]) -> None:
+    assert (config(flags).skip_layers, config(flags).layers_to_skip) == asked
 
 
 def test_list_models_prints_every_alias_with_its_licence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["--list-models"]) == 0
+    with pytest.raises(SystemExit, match="0"):
+        main(["--list-models"])
     lines = capsys.readouterr().out.splitlines()
     for alias, line in zip(ALIASES.values(), lines, strict=True):
         assert line.startswith(alias.name)
@@ -52,23 +57,49 @@ def test_list_models_prints_every_alias_with_its_licence(capsys: pytest.CaptureF
 
 
 def test_unknown_model_is_one_line_and_status_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert command.main(["--model", "sd3.6", "--output", str(tmp_path / "bundle")]) == 1
+    assert main(["--model", "sd3.6", "--output", str(tmp_path / "bundle")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("lssgen-export: UnknownModelError: there is no model called 'sd3.6'")
     assert error.count("\n") == 1
     assert not (tmp_path / "bundle").exists()
 
 
-def test_without_torch_the_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lssgen.export.export", None)
-    assert command.main(["--model", "sd3"]) == 1
-    assert 'install it with pip install "lssgen[export]"' in capsys.readouterr().err
+def test_without_torch_the_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\nfrom lssgen.cli import main; sys.exit(main(['export', '--model=x']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("lssgen export: ExportError: lssgen export needs torch; install it with pip install")
+    assert 'pip install "lssgen[export]"' in done.stderr
 
 
-def test_model_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("", "lssgen-export: --model is needed; see lssgen-export --help"),
+        ("--model sd3 --tf32", "--tf32 is not an option of engine onnxruntime, but of"),
+        ("--model sd3 --lora a:nan", "--lora: strength nan of LoRA a is not a finite number; 1 is the LoRA as it was"),
+        ("--model sd3 --list", "--list is not an option; did you mean --list-models?"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_one_line(
+    flags: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
-        command.main([])
-    assert "--model is needed" in capsys.readouterr().err
+        main(flags.split())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_an_engines_library_is_asked_for_before_the_export(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "lssgen.export.export", None)  # would be named if it were asked for first
+    assert main(["--model", "demo", "--engine", "tensorrt", "--output", str(tmp_path / "bundle")]) == 1
+    assert "engine 'tensorrt' needs the Python package tensorrt" in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_command_runs_as_a_module_too() -> None:

@@ -5,10 +5,16 @@ import sys
 import pytest
 
 from lssgen.commands.plan import build_parser, main
-from lssgen.commands.plan_options import plan_options
-from lssgen.errors import PlanError
+from lssgen.commands.plan_options import given_plan_options
 from lssgen.models.aliases import ALIASES
-from lssgen.plan import PlanOptions, make_plan, predicted_speedup
+from lssgen.plan import PlanOptions, SkipLayerGuidance, make_plan, predicted_speedup
+
+
+def options_of(flags: str, model: str = "sd3") -> PlanOptions:
+    """What flags ask of a model."""
+    given = given_plan_options(build_parser().parse_args(flags.split()))
+    return PlanOptions.from_defaults(ALIASES[model].facts().defaults, **given)
+
 
 PUBLISHED = [name for name, alias in ALIASES.items() if not alias.local]
 
@@ -38,7 +44,7 @@ def test_json_holds_every_step_and_the_speed_up(capsysbinary: pytest.CaptureFixt
     assert [len(stage["steps"]) for stage in found["plan"]["stages"]] == [25, 25]
     assert found["plan"]["stages"][1]["steps"][0]["label"] == plan.stages[1].steps[0].label
     assert found["predicted_speedup"] == predicted_speedup(plan, facts)
-    assert (found["solver"], found["options"]["steps"]) == ("euler", 50)
+    assert (found["solver"], found["options"]["num_inference_steps"]) == ("euler", 50)
 
 
 def test_flags_become_options() -> None:
@@ -47,9 +53,9 @@ def test_flags_become_options() -> None:
         "--base-size 512x640 --scaling-space latent --solver dpm++2m --sigmas 1,0.5,0.2 --skip-layer-guidance "
         "--skip-stop 0.3 --skip-window first --start-rule sigma --injection sigma --no-token-clamp --pndm aligned"
     )
-    options = plan_options(build_parser().parse_args(flags.split()), ALIASES["flux-dev"].facts())
+    options = options_of(flags, "flux-dev")
     assert (options.width, options.height, options.base_width, options.base_height) == (1280, 768, 512, 640)
-    assert (options.steps, options.guidance_scale, options.start_sigma) == (30, 4.0, 0.6)
+    assert (options.num_inference_steps, options.guidance_scale, options.start_sigma) == (30, 4.0, 0.6)
     assert (options.min_resolution, options.shorten, options.scaling_space) == (256, False, "latent")
     assert (options.solver, options.sigmas) == ("dpm++2m", (1.0, 0.5, 0.2))
     assert options.skip_layers is not None
@@ -63,23 +69,35 @@ def test_flags_become_options() -> None:
 
 
 def test_height_and_width_win_over_size() -> None:
-    args = build_parser().parse_args(["--size", "1024", "--width", "512"])
-    options = plan_options(args, ALIASES["sd3"].facts())
-    assert (options.width, options.height) == (512, 1024)
+    for flags in ("--size 1024 --width 512", "--width 512 --size 1024"):
+        assert (options_of(flags).width, options_of(flags).height) == (512, 1024)
 
 
-@pytest.mark.parametrize(("flags", "words"), [("--size big", "'big'; write one number"), ("--sigmas 1;2", "commas")])
-def test_unreadable_flags_are_refused(flags: str, words: str) -> None:
-    with pytest.raises(PlanError, match=words):
-        plan_options(build_parser().parse_args(flags.split()), ALIASES["sd3"].facts())
+def test_words_of_diffusers_are_flags_too() -> None:
+    options = options_of("--num-inference-steps 7 --true-cfg-scale 2")
+    assert options == options_of("--steps 7 --true-guidance-scale 2")
+    assert (options.num_inference_steps, options.true_cfg_scale) == (7, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "skipping"),
+    [
+        ("", None),
+        ("--no-skip-layer-guidance --skip-scale 2", None),
+        ("--skip-layer-guidance", SkipLayerGuidance()),
+        ("--skip-scale 2", SkipLayerGuidance(scale=2.0)),
+    ],
+)
+def test_any_number_of_skip_layer_guidance_turns_it_on(flags: str, skipping: SkipLayerGuidance | None) -> None:
+    assert options_of(flags).skip_layers == skipping
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--model sd33", "UnknownModelError: sd33 is no folder .*did you mean sd3?"),
+        ("--model sd33", "UnknownModelError: sd33 is neither a folder .*did you mean sd3?"),
         ("--model sd3 --size 500", "PlanError: 500 x 500 px is below min_resolution"),
-        ("--bundle /nowhere", "BundleError: /nowhere is no bundle"),
+        ("--bundle /nowhere", "BundleError: /nowhere is not a bundle"),
     ],
 )
 def test_a_refusal_is_one_line_and_an_exit_status(flags: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:

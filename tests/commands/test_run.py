@@ -1,13 +1,19 @@
+import gc
 import json
 import shutil
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
-from lssgen.commands import run as command
+from lssgen.commands import demo as demo_module
+from lssgen.commands import paint as paint_module
 from lssgen.commands.run import main
 from lssgen.runtime.noise import NoiseStream
 from lssgen.runtime.pipeline import Pipeline
@@ -45,7 +51,7 @@ def test_several_pictures_are_numbered(run: Any, capsys: pytest.CaptureFixture[s
 
 def test_a_folder_takes_numbered_pictures_and_run_json(run: Any) -> None:
     assert run("a", "-o", "gallery/", "--format", "jpg") == 0
-    assert sorted(path.name for path in Path("gallery").iterdir()) == ["0000.jpg", "run.json"]
+    assert sorted(path.name for path in Path("gallery").iterdir()) == [".lock", "0000.jpg", "run.json"]
 
 
 def test_saved_latents_are_those_of_seed_plus_index(run: Any) -> None:
@@ -121,27 +127,26 @@ def test_a_prompt_file_becomes_folders_and_resumes(run: Any, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ((), "nothing to paint"),
         (("a", "-o", "x.gif"), "unknown format"),
-        (("a", "--height", "72"), "multiples of 16 px"),
-        (("a", "--num-images", "0"), "num_images is 0"),
-        (("--prompts", "p.jsonl"), "go together"),
-        (("a", "--outdir", "g"), "go together"),
-        (("a", "--prompts", "p.jsonl", "--outdir", "g"), "without PROMPT"),
+        (("a", "--preview", "x.gif"), "--preview x.gif has an unknown format"),
+        (("a", "--height", "72"), "multiples of 16 px; 64 x 72 is not"),
         (("--prompts", "p.jsonl", "--outdir", "g"), "prompt file p.jsonl cannot be read"),
         (("a", "--config", "none.json"), "none.json cannot be read"),
         (("a", "-o", "/proc/x.png"), "cannot be written"),
         (("a", "--skip-layer-guidance"), "without layer gates"),
         (("a", "--original-size", "64"), "toy is not told sizes"),
-        (("a", "--crop-left-top", "a"), "--crop-left-top is 'a'"),
-        (("a", "--height", "0"), "height is 0; it must be at least 1"),
-        (("a", "--steps", "9" * 23), "ask for 10000 at most"),
         (("a", "-o", "a" * 300 + ".png"), "File name too long"),
         (("a", "--save-latents", "/proc/z.npy"), "/proc/z.npy cannot be written"),
-        (("a", "--save-latents", "."), "it is a folder"),
         (("a", "--seed", str(2**64 - 1), "--num-images", "2"), f"seed {2**64} cannot be used"),
-        (("a", "--guidance-scale", "nan"), "guidance_scale is nan; it must be a finite number"),
         (("\ud83d",), "cannot be read"),
+        (("a", "--negative-prompt", "\ud83d"), "the negative prompt holds what is not text"),
+        (
+            ("a", "--save-latents", "z.pt"),
+            "--save-latents z.pt has an unknown format; latents end in one of .npy, .saf",
+        ),
+        (("a", "b c", "--num-images", "60000"), "120,000 pictures were asked for; ask for 100,000 a run at most"),
+        (("a", "--size", "16385"), "a picture of 16385 x 16385 px was asked for; ask for 268,435,456 pixels at most"),
+        (("a", "--condition", "depth=x.png"), "x.png cannot be read"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_leaves_nothing(
@@ -151,6 +156,41 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
     assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ((), 'nothing to paint: give a prompt, as in lssgen-run "a red circle", or --prompts FILE.jsonl;'),
+        (("--prompts", "p.jsonl"), "go together"),
+        (("a", "--outdir", "g"), "go together"),
+        (("a", "--prompts", "p.jsonl", "--outdir", "g"), "without PROMPT"),
+        (("--prompts", "p.jsonl", "--outdir", "g", "--preview", "v"), "without PROMPT"),
+        (("--prompts", "p.jsonl", "--outdir", "g", "--condition", "a=b"), "without PROMPT"),
+        (("a", "--condition", "a.png"), "--condition: 'a.png' is not NAME=FILE, such as depth=depth.png;"),
+        (("a", "--num-images", "0"), "--num-images: 0 is too small; give 1 or more;"),
+        (("a", "--height", "0"), "--height: 0 is too small; give 1 or more;"),
+        (("a", "--steps", "9" * 23), "is too large; give 10,000 at most;"),
+        (("a", "--guidance-scale", "nan"), "--guidance-scale: 'nan' is not a finite number;"),
+        (
+            ("a", "red", "star", "above", "a", "circle"),
+            '6 prompts were given, 6 of them a single word; put quotes around a prompt: lssgen-run "a red star above a '
+            'circle". To paint single words, write them to a file for --prompts;',
+        ),
+        (("a", "photo", "of", "New York"), 'put quotes around a prompt: lssgen-run "a photo of New York"'),
+        (("it's", "a", "trap"), "put quotes around a prompt: lssgen-run 'it'"),
+        (("a", "--tf32"), "--tf32 is not an option of engine onnxruntime, but of onnxruntime-cuda and tensorrt and"),
+        (("a", "--engine", "tensorrt", "--threads", "2"), "--threads is not an option of engine tensorrt, but of onnx"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_one_line_and_status_two(
+    capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(list(flags))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("lssgen-run: ")
+    assert words in line
 
 
 @pytest.mark.parametrize(
@@ -164,7 +204,9 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(
         ('{"seed": true}', "Expected `int`, got `bool`"),
         ('{"configuration": {"wid": 1}}', "did you mean 'width'"),
         ('{"skip_layers": {"scales": 2.0}}', "unknown option 'scales'; did you mean 'scale'"),
-        ("[" * 100_000, "Expected `object`"),
+        ('{"scheduler": {"_class_name": "DDIMScheduler"}}', "unknown option '_class_name'; there are solver, sigma"),
+        ('{"scheduler": "eular"}', "no scheduler called 'eular' (did you mean euler?)"),
+        ("[" * 100_000, "nested more than 64 deep"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused(
@@ -181,34 +223,24 @@ def test_a_long_prompt_warns_on_one_line(run: Any, capsys: pytest.CaptureFixture
     assert Path("lssgen.png").exists()
 
 
-def test_the_demo_model_is_exported_once_by_another_process(
-    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LSSGEN_HOME", str(tmp_path / "home"))
-    commands: list[list[str]] = []
-
-    class Done:
-        returncode = 0
-
-    def export(command: list[str], **_: object) -> Done:
-        commands.append(command)
-        shutil.copytree(toy, command[-1])
-        return Done()
-
-    monkeypatch.setattr(command.subprocess, "run", export)
-    for _ in range(2):
-        assert main(["a", "--scaling-space", "latent", "--threads", "1", "--quiet"]) == 0
-    assert [line[1:5] for line in commands] == [["-m", "lssgen.commands.export", "--model", "demo"]]
-
-
-def test_without_torch_the_demo_model_says_how_to_get_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_two_first_uses_of_the_demo_model_make_it_once(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LSSGEN_HOME", str(tmp_path))
-    monkeypatch.setattr(command, "find_spec", lambda _: None)
-    assert main(["a"]) == 1
-    assert 'pip install "lssgen[export]"' in capsys.readouterr().err
+    made: list[Path] = []
+
+    def make(folder: Path) -> None:
+        time.sleep(0.2)
+        shutil.copytree(toy, folder)
+        made.append(folder)
+
+    monkeypatch.setattr(demo_module, "write_demo_bundle", make)
+    monkeypatch.setattr(demo_module, "is_current", lambda folder: folder.exists())
+    with ThreadPoolExecutor() as pool:
+        folders = list(pool.map(lambda _: demo_module.demo_bundle("lssgen-run"), range(3)))
+    assert made == [tmp_path / "bundles" / "demo"]
+    assert set(folders) == set(made)
+    assert capsys.readouterr().err.count("this once") == 1
 
 
 def test_the_first_stage_starts_from_the_noise_of_the_seed(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +287,7 @@ def test_memory_that_does_not_suffice_is_one_line(
     assert "not enough memory (Unable to allocate" in line
 
 
-@pytest.mark.parametrize("prompt", ["", "   ", "\U0001f600 \u202e\u00e9", "\x00", "a red circle " * 5000])
+@pytest.mark.parametrize("prompt", ["", "   ", "\U0001f600 \u202e\u00e9", "\x00", "a red circle " * 1500])
 def test_any_text_is_a_prompt_and_comes_back_from_the_record(run: Any, prompt: str) -> None:
     assert run(prompt, "-o", "one.png", "--save-latents", "one.npy") == 0
     assert json.loads(Path("one.run.json").read_text())["pictures"][0]["prompt"] == prompt
@@ -264,8 +296,152 @@ def test_any_text_is_a_prompt_and_comes_back_from_the_record(run: Any, prompt: s
 
 
 @pytest.mark.parametrize("flag", ["--threads", "--device"])
-@pytest.mark.parametrize("value", ["-1", "two", "1.5"])
-def test_counts_are_whole_numbers(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
+@pytest.mark.parametrize(("value", "words"), [("-1", "give 0 or more"), ("two", "whole"), ("1.5", "whole")])
+def test_counts_are_whole_numbers(flag: str, value: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
         main(["a red circle", f"{flag}={value}"])
-    assert f"argument {flag}: '{value}' is no whole number of 0 or more" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"lssgen-run: {flag}: ")
+    assert words in line
+
+
+def test_previews_are_the_pictures_of_the_smaller_stages(run: Any) -> None:
+    assert run("a", "red", "-o", "x.png", "--preview", "small/") == 0
+    assert sorted(path.name for path in Path("small").iterdir()) == ["0000-stage1.png", "0001-stage1.png"]
+    with Image.open("small/0001-stage1.png") as image:
+        assert image.size == (32, 32)
+        assert json.loads(image.info["parameters"]) == {"prompt": "red", "seed": 1, "stage": 1}
+    assert run("a", "-o", "x.png", "--preview", "v.webp") == 0
+    assert Path("v-stage1.webp").exists()
+
+
+def test_pictures_are_handed_on_and_not_kept(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[weakref.ref[Image.Image]] = []
+    alive: list[int] = []
+
+    def look(image: Image.Image, *_: object) -> None:
+        seen.append(weakref.ref(image))
+        gc.collect()
+        alive.append(sum(one() is not None for one in seen))
+
+    monkeypatch.setattr(paint_module, "write_picture", look)
+    assert run("a", "--num-images", "5") == 0
+    assert max(alive) <= 2  # the picture at hand, and the one before it
+
+
+def test_a_run_that_is_stopped_leaves_no_half_of_its_latents(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(paint_module, "write_picture", stop)
+    assert run("a", "--save-latents", "z.npy") == 130
+    assert [path.name for path in Path().iterdir()] == ["lssgen.run.json"]
+
+
+def test_a_flag_wins_over_the_config(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("c.json").write_text('{"height": 128, "width": 128, "num_inference_steps": 3, "token_clamp": false}')
+    assert run("--plan-only", "--config", "c.json", "--size", "64x96", "--token-clamp") == 0
+    assert "toy: 64 x 96 px, 3 steps" in capsys.readouterr().out
+
+
+def test_inputs_of_every_graph_are_dumped_at_every_size_and_change_no_picture(run: Any) -> None:
+    assert run("a", "-o", "x.png", "--save-latents", "x.npy") == 0
+    assert run("a", "-o", "y.png", "--save-latents", "y.npy", "--dump-inputs", "d") == 0
+    names = {"text", "step-4x4", "step-8x8", "transition_latent-4x4", "decode-8x8"}
+    assert {path.stem for path in Path("d").iterdir()} == names
+    assert np.array_equal(np.load("x.npy"), np.load("y.npy"))
+    assert set(json.loads(Path("d/step-8x8.json").read_text())[0]) >= {"latent", "row", "text"}
+
+
+def test_a_repeated_run_has_all_prompts_and_the_bundle_of_the_first(
+    run: Any, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("a red circle", "a", "a", "-o", "x.png") == 0
+    record = json.loads(Path("x.run.json").read_text())
+    record["pictures"] = record["pictures"][:1]  # as after Ctrl-C
+    Path("x.run.json").write_text(json.dumps(record))
+    assert main(["--config", "x.run.json", "-o", "y.png", "--quiet"]) == 0
+    assert json.loads(Path("y.run.json").read_text())["prompts"] == ["a red circle", "a", "a"]
+    for index in range(3):
+        assert Image.open(f"x-000{index}.png").tobytes() == Image.open(f"y-000{index}.png").tobytes()
+    other = shutil.copytree(toy, tmp_path / "other")
+    text = (other / "manifest.json").read_bytes()
+    (other / "manifest.json").write_bytes(text.split(b',\n  "seal"')[0] + b"\n}\n")
+    capsys.readouterr()
+    assert main(["--config", "x.run.json", "--bundle", "other", "-o", "y.png"]) == 0
+    assert (
+        "x.run.json was painted from another bundle than other is now; pictures will differ" in capsys.readouterr().err
+    )
+    record["bundle"]["folder"] = "/nowhere"
+    Path("x.run.json").write_text(json.dumps(record))
+    assert main(["--config", "x.run.json"]) == 1
+    assert "x.run.json was painted from bundle /nowhere, which is not there; name it" in capsys.readouterr().err
+
+
+def test_a_pictures_own_parameters_are_a_config(run: Any) -> None:
+    assert run("a red circle", "--seed", "5", "-o", "x.png", "--negative-prompt", "a") == 0
+    with Image.open("x.png") as image:
+        Path("c.json").write_text(image.info["parameters"])
+        pixels = image.tobytes()
+    assert run("--config", "c.json", "-o", "y.png") == 0
+    assert Image.open("y.png").tobytes() == pixels
+
+
+def test_a_config_may_begin_with_a_byte_order_mark(run: Any) -> None:
+    Path("c.json").write_bytes(b'\xef\xbb\xbf{"prompt": "a", "num_inference_steps": 3}')
+    assert run("--config", "c.json") == 0
+
+
+def test_a_repeated_run_wants_the_pictures_that_the_first_started_from(
+    run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, level in (("in.png", 100), ("other.png", 30)):
+        Image.new("RGB", (64, 64), (level, level, level)).save(name)
+    assert run("a", "--init-image", "in.png", "-o", "x.png") == 0
+    assert run("--config", "x.run.json") == 1
+    assert "x.run.json started from in.png: give the same with --init-image" in capsys.readouterr().err
+    assert run("--config", "x.run.json", "--init-image", "other.png") == 0
+    assert "other.png is none of the pictures that x.run.json started from" in capsys.readouterr().err
+    assert run("--config", "x.run.json", "--init-image", "in.png") == 0
+    assert "none of the pictures" not in capsys.readouterr().err
+
+
+def test_two_single_words_are_painted_with_a_warning(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("red", "circle") == 0
+    assert "warning: 2 pictures of one word each; put quotes around both words to paint one" in capsys.readouterr().err
+
+
+def test_latents_are_written_as_safetensors_too(run: Any) -> None:
+    assert run("a", "--num-images", "2", "--save-latents", "z.npy") == 0
+    assert run("a", "--num-images", "2", "--save-latents", "z.safetensors") == 0
+    ((name, latents),) = load_file("z.safetensors").items()
+    assert name == "latents"
+    assert np.array_equal(latents, np.load("z.npy"))
+
+
+def test_what_a_plan_has_to_say_is_said_by_the_run(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rounding = shutil.copytree(toy, tmp_path / "rounding")
+    text = (rounding / "manifest.json").read_bytes().split(b',\n  "seal"')[0] + b"\n}\n"
+    (rounding / "manifest.json").write_bytes(text.replace(b'"oversize": "refuse"', b'"oversize": "floor"'))
+    assert b'"floor"' in (rounding / "manifest.json").read_bytes()
+    assert main(["a", "--bundle", "rounding", "--scaling-space", "latent", "--size", "70"]) == 0
+    assert "The picture will be 64 x 64 px, not 70 x 70: sides are rounded down" in capsys.readouterr().err
+
+
+def test_a_damaged_bundle_is_noticed_as_often_as_is_asked_for(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LSSGEN_HOME", str(tmp_path / "home"))
+    folder = shutil.copytree(toy, tmp_path / "b")
+    flags = ["a", "--bundle", "b", "--scaling-space", "latent", "--quiet", "--verify"]
+    data = (folder / "decode.onnx").read_bytes()
+    (folder / "decode.onnx").write_bytes(data.replace(b"nearest", b"nearesT"))
+    assert main([*flags, "once"]) == main([*flags, "always"]) == 1
+    assert capsys.readouterr().err.count("decode.onnx has changed since the export") == 2
+    assert main([*flags, "never"]) == 1  # ONNX Runtime notices this one
+    (folder / "decode.onnx").write_bytes(data)
+    assert main([*flags, "once"]) == 0
