@@ -29,7 +29,7 @@ from lssgen.runtime import Pipeline
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "demo_model"))
 
-from scenes import all_captions, is_held_out  # noqa: E402  (the demo model's scripts are no package)
+from scenes import all_captions, is_held_out  # noqa: E402  (the demo model's scripts are not a package)
 from score import score  # noqa: E402
 
 Variant = Mapping[str, Any]

@@ -63,14 +63,15 @@ def measured(folder: Path, model: str, target: str) -> dict[str, Any]:
 def build(folder: Path, model: str, target: str) -> dict[str, Any]:
     """Compile the exported step graph."""
     from lssgen.engines.demand import Profile, fixed
-    from lssgen.engines.trt.compiler import Job, build_plan
-    from lssgen.engines.trt.library import open_library
+    from lssgen.engines.trt.compiler import compile_graph
+    from lssgen.engines.trt.job import Job
 
     recipe, _ = full_size.recipe_of(folder, "step", "fp16")
     sizes = {"batch": 1, "branches": 2, **full_size.TOKENS}
     places = [{"height": side // 8, "width": side // 8} for side in SIDES[model]]
     used = {axis for port in recipe.inputs for axis in port.shape if isinstance(axis, str)}
     job = Job(
+        flavour="tensorrt-rtx",
         name="step",
         onnx=folder / "step.onnx",
         inputs=recipe.inputs,
@@ -81,21 +82,20 @@ def build(folder: Path, model: str, target: str) -> dict[str, Any]:
         targets=(target,),
     )
     start = time.perf_counter()
-    built = build_plan(open_library("tensorrt-rtx"), job, lambda _phase, _share: None)
+    facts = compile_graph(job, folder / "engine.plan", lambda _phase, _share: None)
     seconds = time.perf_counter() - start
-    unfused = built.findings.unfused(built.attentions, len(job.profiles))
     return {
         "target": target,
         "sides_px": list(SIDES[model]),
         "seconds": round(seconds, 1),
         "cpu_seconds": full_size.cpu_seconds(),
         "peak_gb": full_size.peak_gb(),
-        "engine_gb": round(memoryview(built.plan).nbytes / 1e9, 3),
-        "weights_gb": round(built.findings.weight_bytes / 1e9, 3),
-        "scratch_mb": [round(size / 1e6) for size in built.findings.activation_bytes],
-        "attentions": len(built.attentions),
-        "unfused": [one.node for one in unfused],
-        "layers": len(built.findings.layers),
+        "engine_gb": round(facts.plan_bytes / 1e9, 3),
+        "weights_gb": round(facts.weight_bytes / 1e9, 3),
+        "scratch_mb": [round(size / 1e6) for size in facts.activation_bytes],
+        "attentions": facts.attentions,
+        "unfused": [one.node for one in facts.unfused],
+        "layers": facts.layers,
     }
 
 

@@ -218,9 +218,10 @@ def recipe_of(folder: Path, graph: str, precision: str) -> tuple[Any, Any]:
 
 
 def samples(recipe: Any, *, height: int, width: int, batch: int, branches: int) -> dict[str, Any]:
-    from lssgen.export.samples import axis_sizes, sample_inputs
+    from lssgen.export.probe import torch_inputs
+    from lssgen.parity.samples import axis_sizes
 
-    return sample_inputs(recipe, axis_sizes(height, width, 8, batch=batch, branches=branches, tokens=TOKENS))
+    return torch_inputs(recipe, axis_sizes(height, width, 8, batch=batch, branches=branches, tokens=TOKENS))
 
 
 def cpu_seconds() -> float:

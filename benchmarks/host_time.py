@@ -10,6 +10,7 @@ import json
 import platform
 import statistics
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -24,6 +25,7 @@ from lssgen.testing import (
     FakeBackend,
     FakeEngine,
     FakeModel,
+    Network,
     decode_network,
     fake_bundle,
     step_network,
@@ -32,18 +34,20 @@ from lssgen.testing import (
 )
 
 
-class IdleBackend(FakeBackend):
-    """Engines whose bindings do nothing; latents are filled with zeros once."""
+class IdleEngine(FakeEngine):
+    """Its bindings do nothing; buffers are filled with zeros once."""
 
-    def load(self, graph: Path, *, name: str) -> FakeEngine:
-        engine = super().load(graph, name=name)
-        engine.bind = self._bind  # type: ignore[method-assign]
-        return engine
-
-    def _bind(self, buffers: dict[str, Buffer]) -> Binding:
+    def bind(self, buffers: Mapping[str, Buffer]) -> Binding:
         for buffer in buffers.values():
             buffer.write(np.zeros(buffer.shape, buffer.dtype))
         return lambda: None
+
+
+class IdleBackend(FakeBackend):
+    """Engines that do nothing."""
+
+    def engine(self, name: str, network: Network) -> FakeEngine:
+        return IdleEngine(name, network, self.calls)
 
 
 def main() -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from lssgen.models.aliases import ALIASES, Alias
 from lssgen.models.families import FAMILIES, Family
-from lssgen.plan.options import OWN_SOLVER
-from lssgen.plan.schedules import solver_for, solver_names
+from lssgen.plan.sampling import sampling_of, solver_names
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "families.md"
@@ -61,8 +60,9 @@ def _families() -> str:
 
 def _solvers(family: Family) -> Iterable[str]:
     """Of all checkpoints of the family; the first is the first checkpoint's own."""
-    schedulers = dict.fromkeys(alias.facts().scheduler for alias in _named(family) if not alias.local)
-    return dict.fromkeys(solver for scheduler in schedulers for solver in solver_names(scheduler))
+    named = [alias.facts() for alias in _named(family) if not alias.local]
+    own = [sampling_of(facts).name for facts in named[:1]]
+    return dict.fromkeys((*own, *(solver for facts in named for solver in solver_names(facts))))
 
 
 def _optional(family: Family) -> str:
@@ -80,10 +80,10 @@ def _aliases() -> str:
             "in this package" if alias.local else _link(alias.source),
             ", ".join(f"{part} of {_link(source)}" for part, source in alias.swaps.items()) or "-",
             alias.licence + (", gated" if alias.gated else ""),
-            "-" if alias.local else solver_for(alias.facts(), OWN_SOLVER),
+            "-" if alias.local else sampling_of(alias.facts()).name,
             f"{alias.defaults.height} x {alias.defaults.width}",
             str(alias.defaults.min_resolution),
-            str(alias.defaults.steps),
+            str(alias.defaults.num_inference_steps),
             f"{alias.defaults.guidance_scale:g}",
             "yes" if alias.defaults.shorten else "no",
         )

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from toy_bundle import toy_bundle
 
-from lssgen.bundle import Bundle
+from lssgen.bundle import Bundle, read_bundle
+from lssgen.demo import write_demo_bundle
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +46,6 @@ def sd3_bundle(sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The demo model, whole, as users have it after their first run."""
-    from lssgen.export.config import ExportConfig
-    from lssgen.export.export import export
-
     folder = tmp_path_factory.mktemp("bundles") / "demo"
-    return export(ExportConfig(model="demo", output=folder, probe="small", threads=1))
+    write_demo_bundle(folder)
+    return read_bundle(folder)

@@ -1,30 +1,60 @@
 """The picture of the house, kept true: who may import whom, and which heavy library lives in which room."""
 
 import ast
+from collections.abc import Collection
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1] / "lssgen"
 
+# What a bundle is, and what every room that works with one may know.
+BUNDLES = {"errors", "ports", "plan", "manifest", "bundle", "jsons", "files"}
+
 # A room (longest prefix wins) and the rooms it may import, besides itself.
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "paths": set(),
     "ports": set(),
-    "plan": {"errors"},
-    "bundle": {"errors", "ports", "plan"},
-    "parity": {"errors", "ports", "bundle"},
-    "engines": {"errors", "paths", "ports", "plan", "bundle", "engines.trt"},  # the two last lines of a circle that goes
-    "engines.trt": {"errors", "paths", "ports", "plan", "bundle", "parity", "engines"},
-    "testing": {"errors", "ports", "plan", "bundle", "engines"},
-    "models": {"errors", "ports", "plan", "bundle"},
-    "models.nets": {"errors", "paths", "ports", "plan", "bundle", "models"},
-    "export": {"errors", "paths", "ports", "plan", "bundle", "parity", "models", "models.nets"},
-    "training": {"errors", "paths", "models", "models.nets", "export"},
-    "runtime": {"errors", "paths", "ports", "plan", "bundle", "engines"},
+    "choices": set(),
+    "durable": set(),
+    "files": set(),
+    "jsons": {"files"},
+    "images": {"files"},
+    "machine": set(),
+    "progress": set(),
+    "plan": {"errors", "choices", "jsons"},
+    "manifest": {"errors", "ports", "plan"},
+    "soundness": {"ports", "plan", "manifest"},
+    "bundle": {"errors", "manifest", "files", "jsons", "soundness"},
+    "demo": {"errors", "durable", "manifest", "bundle"},
+    "verification": {"errors", "paths", "durable", "jsons", "manifest", "bundle"},
+    "parity": {"errors", "ports", "manifest"},
+    "engines": {*BUNDLES, "choices", "machine"},  # engines.trt by name only, when it is chosen
+    "engines.trt": {*BUNDLES, "choices", "progress", "paths", "durable", "verification", "parity", "engines"},
+    "testing": {*BUNDLES, "engines"},
+    "models": {"errors", "jsons", "plan"},
+    "models.nets": {*BUNDLES, "paths", "durable", "models"},
+    "export": {*BUNDLES, "choices", "machine", "progress", "paths", "durable", "parity", "models", "models.nets"},
+    "training": {
+        "choices",
+        "durable",
+        "errors",
+        "files",
+        "images",
+        "jsons",
+        "machine",
+        "models",
+        "models.nets",
+        "paths",
+        "progress",
+    },
+    "runtime": {*BUNDLES, "images", "choices", "paths", "durable", "verification", "engines"},
     "commands": {"*"},
-    "": {"errors", "runtime", "bundle", "engines", "plan"},  # lssgen/__init__.py
+    "cli": {"commands"},
+    "__main__": {"cli"},
+    "": {"runtime"},  # lssgen/__init__.py
 }
 
 # A library and the rooms that may name it. A name below TYPE_CHECKING counts too: hints are imports for a reader.
@@ -39,7 +69,7 @@ LIBRARIES: dict[str, set[str]] = {
     "tensorrt": {"engines.trt"},
     "tensorrt_rtx": {"engines.trt"},
     "cuda": {"engines"},
-    "PIL": {"runtime", "training", "commands"},
+    "PIL": {"images", "runtime", "training", "commands"},
     "tokenizers": {"runtime", "export"},
 }
 
@@ -59,12 +89,33 @@ def _imports(path: Path) -> set[str]:
     return names
 
 
-def _modules() -> list[tuple[str, Path]]:
+def _modules(root: Path = ROOT) -> list[tuple[str, Path]]:
     found: list[tuple[str, Path]] = []
-    for path in sorted(ROOT.rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
         found.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
     return found
+
+
+def _circle(root: Path) -> list[str]:
+    """Modules of a package that import each other in a ring, the first one again at the end; empty if there is none.
+
+    Imports for hints and inside functions count. That Python runs a package's __init__ before its modules does not.
+    """
+    modules = {f"{root.name}.{module}".rstrip("."): path for module, path in _modules(root)}
+    graph = {
+        module: {_owner(name, modules) for name in _imports(path)} & set(modules) for module, path in modules.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def _owner(name: str, modules: Collection[str]) -> str:
+    """The module that an import of `name` reads: itself, or the one that it is a name in."""
+    return name if name in modules else name.rpartition(".")[0]
 
 
 @pytest.mark.parametrize(("module", "path"), _modules(), ids=lambda value: str(value) if isinstance(value, str) else "")
@@ -83,3 +134,26 @@ def test_heavy_libraries_stay_in_their_rooms(module: str, path: Path) -> None:
         library = name.split(".")[0]
         if library in LIBRARIES:
             assert _room(module) in LIBRARIES[library], f"{library} does not belong into {module}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    circle = _circle(ROOT)
+    assert not circle, " <- ".join(circle)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "circle"),
+    [
+        ("from house.b import x", "import ast", False),
+        ("from house.b import x", "from house.a import y", True),
+        ("from house.b import x", "from house import a", True),
+        ("from house.b import x", "if TYPE_CHECKING:\n    from house.a import y", True),
+        ("from house.b import x", "def f():\n    import house.a", True),
+        ("from house.b import x", "from house import z", False),
+    ],
+)
+def test_circles_are_seen_in_hints_and_functions_too(tmp_path: Path, first: str, second: str, circle: bool) -> None:
+    (tmp_path / "house").mkdir()
+    for name, text in (("__init__", ""), ("a", first), ("b", second)):
+        (tmp_path / f"house/{name}.py").write_text(text)
+    assert set(_circle(tmp_path / "house")) == ({"house.a", "house.b"} if circle else set())

@@ -4,6 +4,7 @@
 
 1. Correctness: every graph and whole runs on ONNX Runtime CUDA, TensorRT and TensorRT-RTX, each where it is installed
    and takes the device, against ONNX Runtime on the CPU: the demo model, and a tiny random model of every family.
+   Every tensor inside the step graph, and inside a graph that is wrong, through Polygraphy where that is installed.
 2. Latency: SD3-medium and SDXL in full size with random weights, in fp16 at 512 and 1024 px: a step alone, stages,
    gaps between steps, LSSGen against a single stage; the same network in torch, eager and compiled; device memory.
 
@@ -22,11 +23,10 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import latency, parity
+from benchmarks.gpu import latency, layers, parity
 from lssgen.bundle import Bundle, read_bundle
 from lssgen.engines.base import Backend
 from lssgen.engines.cuda import Device
-from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import open_backend
 from lssgen.errors import LssgenError
 
@@ -44,6 +44,8 @@ FAMILIES = {
 
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "torch", "diffusers")
 FULL_SIZE = ("sd3-medium", "sdxl")
+WORST = 5
+"""Number of tensors of a graph that are told of."""
 
 
 @dataclass(slots=True)
@@ -51,15 +53,18 @@ class Record:
     """What was found.
 
     Attributes:
-        machine: What it was found on.
-        verdicts: Of part 1.
-        timings: Of part 2, by model.
+        machine: Machine that it was found on.
+        verdicts: Results of part 1.
+        layers: Tensors inside graphs that are furthest off, in engines that keep every tensor. Whether that is too far
+            only a person can say: what is rounded may be small.
+        timings: Results of part 2, by model.
         memory: Bytes on the device after the runs, by model and engine.
-        skipped: What was left out, and why.
+        skipped: Parts that were left out, and why.
     """
 
     machine: dict[str, object]
     verdicts: list[parity.Verdict] = field(default_factory=list)
+    layers: list[parity.Verdict] = field(default_factory=list)
     timings: dict[str, list[latency.Timing]] = field(default_factory=dict)
     memory: dict[str, dict[str, int]] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
@@ -82,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not backends:
         record.skip("everything", "no engine takes a GPU of this machine")
     else:
-        reference = open_backend("onnxruntime", EngineOptions())
+        reference = open_backend("onnxruntime")
         for bundle in given(args.bundle) if args.bundle else small_bundles(args.work, record):
             for open_one in backends.values():
                 check(bundle, reference, open_one(), record)
@@ -113,20 +118,37 @@ def opened(engines: Sequence[str], record: Record) -> Iterator[tuple[str, Callab
     """The engines that take this machine's GPU. Each check opens its own, so that memory starts from nothing."""
     for engine in engines:
         try:
-            open_backend(engine, EngineOptions())
+            open_backend(engine)
         except LssgenError as error:
             record.skip(engine, error)
         else:
-            yield engine, lambda engine=engine: open_backend(engine, EngineOptions())
+            yield engine, lambda engine=engine: open_backend(engine)
 
 
 def check(bundle: Bundle, reference: Backend, backend: Backend, record: Record) -> None:
     """Part 1 for one bundle on one backend."""
+    before = len(record.verdicts)
     for verdicts in (parity.graph_verdicts, parity.run_verdicts):
         for verdict in verdicts(bundle, reference, backend):
             record.verdicts.append(verdict)
             detail = verdict.note or f"error {verdict.error:.1e}, bound {verdict.bound:.0e}"
             print(f"{verdict.state:<9} {verdict.engine}: {verdict.what}: {detail}", flush=True)
+    if backend.name == "tensorrt":  # Polygraphy has one of the two libraries in a process
+        wrong = {verdict.graph for verdict in record.verdicts[before:] if verdict.state == "WRONG"}
+        for graph in sorted(wrong & set(bundle.manifest.graphs) | {"step"}):
+            look_inside(bundle, graph, record)
+
+
+def look_inside(bundle: Bundle, graph: str, record: Record) -> None:
+    """The tensors of a graph that TensorRT computes worst."""
+    try:
+        found = layers.graph_layers(bundle, graph)[:WORST]
+    except Exception as error:  # Polygraphy has its own, and this is a hint and no verdict
+        record.skip(f"layers of {bundle.manifest.facts.name} {graph}", error)
+        return
+    record.layers += found
+    for verdict in found:
+        print(f"layer     {verdict.engine}: {verdict.what}: error {verdict.error:.1e}", flush=True)
 
 
 def race(model: str, work: Path, backends: dict[str, Callable[[], Backend]], record: Record) -> None:

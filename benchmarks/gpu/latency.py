@@ -23,8 +23,8 @@ class Timing:
     Attributes:
         what: "step at 1024 x 1024", "whole run, staged", ...
         engine: Name of the backend, or "torch eager", "torch compiled".
-        ms: How long it took.
-        note: What else there is to say.
+        ms: Time it took.
+        note: Anything else that there is to say.
     """
 
     what: str
@@ -36,7 +36,8 @@ class Timing:
 def step_timings(bundle: Bundle, backend: Backend) -> list[Timing]:
     """One step at every resolution, called again and again with nothing between."""
     graph = bundle.manifest.graphs["step"]
-    engine = backend.load(bundle.path(graph.file), name=f"{bundle.manifest.facts.name}/step")
+    engines = backend.open(bundle, Demand(graphs=("step",)))
+    engine = engines["step"]
     timings: list[Timing] = []
     for profile in profiles_of(bundle.manifest, Demand())["step"]:
         sizes = {axis: extent.best for axis, extent in profile.axes.items()}
@@ -54,7 +55,7 @@ def step_timings(bundle: Bundle, backend: Backend) -> list[Timing]:
             last.read()  # waits
 
         timings.append(Timing(what=f"step, {profile}", engine=backend.name, ms=measured(calls) / STEPS))
-    engine.close()
+    engines.close()
     return timings
 
 

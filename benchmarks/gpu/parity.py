@@ -24,15 +24,17 @@ class Verdict:
     Attributes:
         what: "sd3 step at batch 1, height 64, ...".
         engine: Name of the backend.
+        graph: Name of the graph; empty: a whole run.
         error: Relative error in the L2 norm, the largest over the outputs; NaN where nothing was compared.
-        bound: What it may be.
-        note: Why nothing was compared; empty where something was.
+        bound: Largest error that is allowed.
+        note: Reason why nothing was compared; empty where something was.
     """
 
     what: str
     engine: str
     error: float
     bound: float
+    graph: str = ""
     note: str = ""
 
     @property
@@ -48,18 +50,18 @@ def graph_verdicts(bundle: Bundle, reference: Backend, backend: Backend, seed: i
         graph = bundle.manifest.graphs[name]
         label = f"{bundle.manifest.facts.name} {name} {graph.precision}"
         try:
-            exact = reference.load(bundle.path(graph.file), name=label)
-            tested = backend.load(bundle.path(graph.file), name=label)
+            exact, tested = (on.open(bundle, Demand(graphs=(name,))) for on in (reference, backend))
         except LssgenError as error:
             yield _skipped(label, backend, str(error))
             continue
         for profile in profiles:
             sizes = {axis: extent.best for axis, extent in profile.axes.items()}
             inputs = sample_inputs(graph.inputs, sizes, seed)
-            wanted, got = (run(on, engine, inputs, sizes) for on, engine in ((reference, exact), (backend, tested)))
+            pairs = ((reference, exact), (backend, tested))
+            wanted, got = (run(on, engines[name], inputs, sizes) for on, engines in pairs)
             probe = compare(Outputs(got), Outputs(wanted), sizes, graph.precision)
             what = f"{label} at {profile}"
-            yield Verdict(what=what, engine=backend.name, error=probe.error, bound=probe.bound)
+            yield Verdict(what=what, engine=backend.name, error=probe.error, bound=probe.bound, graph=name)
         exact.close()
         tested.close()
 

@@ -10,7 +10,7 @@ BACKGROUND_TOLERANCE = 40.0
 SPECK_SHARE = 0.004
 """Regions smaller than this share of the picture are ignored; the smallest shape covers 2 %."""
 LEAST_IOU = 0.80
-"""Overlap of a region with the best template under which it is no shape at all."""
+"""Overlap of a region with the best template under which it is not a shape at all."""
 TEMPLATE, REACH = 64, 1.1
 """Templates are squares of this many samples, reaching this many square roots of the area to each side."""
 GRID = 128
