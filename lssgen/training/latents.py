@@ -4,6 +4,9 @@ import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Protocol
 
@@ -111,6 +114,7 @@ def read_pairs(
         TrainingError: No picture can be decoded, or a process that reads has died.
     """
     own = torch.Generator()  # DataLoader draws a seed for its workers; not from the global generator
+    others = set(active_children())
     items = iter(
         DataLoader(
             crops,
@@ -121,6 +125,8 @@ def read_pairs(
             worker_init_fn=_leave_signals,
         )
     )
+    # A program that ends while they read would send them SIGTERM, which they pass over, and wait for them for ever.
+    Finalize(items, _end, (set(active_children()) - others,), exitpriority=0)
     while True:
         try:
             low, high, places, passed = next(items)
@@ -131,6 +137,11 @@ def read_pairs(
         for place, count_of in zip(places.tolist(), passed.tolist(), strict=True):
             undecodable.update(crops.passed_over(place, count_of))
         yield low, high
+
+
+def _end(readers: Iterable[BaseProcess]) -> None:
+    for reader in readers:
+        reader.kill()
 
 
 def _leave_signals(worker: int) -> None:

@@ -39,7 +39,8 @@ def test_a_job_ends_with_an_installed_checkpoint_and_its_report(job: TrainJob, v
         card = json.loads((folder / "lssgen.json").read_text())
         assert (card["vae_sha256"], card["scaling_factor"], card["shift_factor"]) == (sha256, 1.5, 0.1)
         assert card["trained_on"].startswith("8 pictures from images")
-        assert Image.open(folder / "contact_sheet.png").width == 5 * 32 + 4 * 4
+        with Image.open(folder / "contact_sheet.png") as sheet:
+            assert sheet.width == 5 * 32 + 4 * 4
     report = json.loads((result.folder / "report.json").read_text())
     assert [row["method"] for row in report["rows"]][-2:] == ["upsampler", "true latent"]
     assert report["rows"][-1]["latent_mse"] == 0

@@ -1,5 +1,7 @@
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -98,6 +100,26 @@ def test_a_picture_that_cannot_be_decoded_is_passed_over_and_counted(spoilt: tup
     looks = {high.numpy().tobytes() for _, batch in batches for high in batch}
     assert undecodable == {spoilt[1], spoilt[2]}
     assert len(looks) == 2
+
+
+LEFT = """
+import sys
+from pathlib import Path
+from lssgen.training.config import PairRecipe
+from lssgen.training.latents import read_pairs
+from lssgen.training.pictures import RandomCrops, find_pictures
+
+if __name__ == "__main__":
+    recipe = PairRecipe(height=32, width=32)
+    crops = RandomCrops(find_pictures(Path(sys.argv[1]), recipe).paths, recipe, 0)
+    held = read_pairs(crops, range(10**6), 4, 1, set())
+    next(held)
+"""
+
+
+def test_a_program_ends_while_processes_still_read(images: Path) -> None:
+    """They pass over SIGTERM, by which Python ends what is left of them before it waits for them."""
+    subprocess.run([sys.executable, "-c", LEFT, str(images)], timeout=60, check=True)
 
 
 def test_what_stands_in_depends_on_the_position_alone(spoilt: tuple[Path, ...]) -> None:
