@@ -102,7 +102,9 @@ def clear_partial(path: Path) -> None:
 
 
 def clear_folder(folder: Path) -> None:
-    """Remove what killed writers left of any place in a folder. Only for whoever holds the lock of all of it."""
+    """Remove what killed writers left of any place in a folder, if it is there. Only for whoever holds its lock."""
+    if not folder.is_dir():
+        return
     unfinished = (UNFINISHED.fullmatch(path.name) for path in folder.iterdir())
     for name in sorted({found[1] for found in unfinished if found}):
         clear_partial(folder / name)

@@ -30,6 +30,7 @@ from lssgen.runtime.pictures import FORMATS
 from lssgen.runtime.pipeline import Pipeline, find_bundle
 from lssgen.runtime.record import Settings, settings_from_file
 from lssgen.runtime.recorder import RecordingBackend, dumped_inputs
+from lssgen.runtime.text import PromptWarning
 from lssgen.verification import see_whole
 
 EXAMPLES = (
@@ -164,6 +165,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "lssgen-run") -> int:
 
 def _run(parser: Parser, args: argparse.Namespace, words: EngineOptions) -> None:
     warnings.showwarning = _show
+    warnings.simplefilter("always", PromptWarning)
     settings = settings_from_file(args.config) if args.config else _NOTHING
     options, prompts = _options(args, settings), args.prompt or list(settings.prompts)
     if not args.plan_only:

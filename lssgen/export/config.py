@@ -149,6 +149,7 @@ class ExportConfig:
         (),
         help="stage sizes in pixels: 512,1024 or 512x768",
         unset="the stages of the model's usual picture",
+        least=1,
         most=MOST_SIDE_PX,
     )
     precision: Precision = choice("fp32", help="what the networks compute in")

@@ -111,7 +111,9 @@ class Request:
     original_size: tuple[int, int] | None = choice(
         None, help="size of the picture before it was cropped", group=_TOLD, unset=_OWN, most=MOST_SIDE_PX
     )
-    target_size: tuple[int, int] | None = choice(None, help="size after that", group=_TOLD, unset=_OWN)
+    target_size: tuple[int, int] | None = choice(
+        None, help="size after that", group=_TOLD, unset=_OWN, most=MOST_SIDE_PX
+    )
     crops_coords_top_left: tuple[int, int] = choice(
         (0, 0),
         name="--crop-left-top",

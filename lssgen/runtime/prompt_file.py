@@ -25,6 +25,7 @@ from typing import Literal
 import msgspec
 
 from lssgen.bundle import sha256_of
+from lssgen.durable import clear_folder
 from lssgen.errors import PlanError, PromptError
 from lssgen.jsons import JsonError, NoFileError, convert_json, decode_json, read_bytes, read_json, read_object
 from lssgen.runtime.options import Options, request_from_options
@@ -189,6 +190,8 @@ class PromptFolders:
         """
         for line in lines:
             place = self._folder / line.folder
+            for folder in (place, place / SAMPLES):
+                clear_folder(folder)
             (place / RESULT).unlink(missing_ok=True)
             write_file(place / METADATA, json.dumps(line.metadata).encode() + b"\n")
             results: list[Result] = []

@@ -240,3 +240,49 @@ def test_two_runs_with_one_name_do_not_mix(painting: Any, flags: tuple[str, ...]
 def test_every_command_is_a_script_that_listens_first() -> None:
     own = {f"lssgen-{name}": f"lssgen.cli:{name.replace('-', '_')}" for name in COMMANDS}
     assert {"lssgen": "lssgen.cli:main", **own} == SCRIPTS
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_stopped_build_leaves_neither_a_half_nor_a_compiler(
+    number: signal.Signals, toy: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    words = ["--engine", "tensorrt-rtx", "--target", "sm89", "--engines", str(tmp_path / "e")]
+    command = script("lssgen-build", str(toy), *words)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=_home(tmp_path)) as build:
+        _until(lambda: bool(list(tmp_path.glob("e/.*.partial"))))
+        build.send_signal(number)
+        _, err = build.communicate(timeout=60)
+    assert build.returncode == STOPPED[number]
+    assert err.splitlines()[-1] == b"lssgen-build: stopped"
+    assert not list(tmp_path.glob("e/.*"))
+    assert not _children_with(str(tmp_path))
+
+
+def _children_with(words: str) -> list[str]:
+    """Processes that have some words in their command line or environment."""
+    found: list[str] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            said = b"".join((process / name).read_bytes() for name in ("cmdline", "environ"))
+        except OSError:
+            continue
+        if words.encode() in said and process.name != str(os.getpid()):
+            found.append(process.name)
+    return found
+
+
+@pytest.mark.slow
+def test_a_stopped_export_goes_on_where_it_was(sd3: Path, tmp_path: Path) -> None:
+    words = ["--model", str(sd3), "--resolutions", "64", "--probe", "none", "--output", str(tmp_path / "b")]
+    with subprocess.Popen(script("lssgen-export", *words), stderr=subprocess.PIPE, env=_home(tmp_path)) as export:
+        _until(lambda: bool(list(tmp_path.glob("b/*.onnx"))))
+        export.terminate()
+        _, err = export.communicate(timeout=60)
+    assert export.returncode == 143
+    assert err.splitlines()[-1] == b"lssgen-export: stopped"
+    assert not list(tmp_path.glob("b/.export/draft-*"))
+    done = subprocess.run(
+        script("lssgen-export", *words), capture_output=True, text=True, check=True, env=_home(tmp_path)
+    )
+    assert "was there" in done.stderr
