@@ -126,17 +126,20 @@ def read_pairs(
         )
     )
     # A program that ends while they read would send them SIGTERM, which they pass over, and wait for them for ever.
-    Finalize(items, _end, (set(active_children()) - others,), exitpriority=0)
-    while True:
-        try:
-            low, high, places, passed = next(items)
-        except StopIteration:
-            return
-        except (OSError, EOFError) as error:  # a process that died while it handed something over
-            raise reader_died(error) from error
-        for place, count_of in zip(places.tolist(), passed.tolist(), strict=True):
-            undecodable.update(crops.passed_over(place, count_of))
-        yield low, high
+    end = Finalize(None, _end, (set(active_children()) - others,), exitpriority=0)
+    try:
+        while True:
+            try:
+                low, high, places, passed = next(items)
+            except StopIteration:
+                return
+            except (OSError, EOFError) as error:  # a process that died while it handed something over
+                raise reader_died(error) from error
+            for place, count_of in zip(places.tolist(), passed.tolist(), strict=True):
+                undecodable.update(crops.passed_over(place, count_of))
+            yield low, high
+    finally:
+        end.cancel()
 
 
 def _end(readers: Iterable[BaseProcess]) -> None:

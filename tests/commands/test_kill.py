@@ -65,7 +65,7 @@ def built(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def run(toy: Path, tmp_path: Path) -> Work:
-    (tmp_path / "p.jsonl").write_text("".join(f'{{"prompt": "a red circle {index}"}}\n' for index in range(12)))
+    (tmp_path / "p.jsonl").write_text("".join(f'{{"prompt": "a red circle {index}"}}\n' for index in range(60)))
     common = ["--bundle", str(toy), "--threads", "1", "--scaling-space", "latent", "--num-images", "3"]
     return Work(
         lambda folder: ["run", "--prompts", str(tmp_path / "p.jsonl"), "--outdir", str(folder), *common], painted
@@ -110,7 +110,7 @@ def test_killed_at_random_and_run_again_it_comes_out_bit_by_bit(
             break
         folder = tmp_path / f"killed{number}"
         with started(work.words(folder), tmp_path / "home") as process:
-            time.sleep(moments.uniform(0, takes))
+            time.sleep(moments.uniform(0.3 * takes, takes))
             process.send_signal(signal.SIGKILL)
             process.communicate()
         killed, late = killed + (process.returncode == -9), late + (process.returncode == 0)

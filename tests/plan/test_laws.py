@@ -48,7 +48,8 @@ def test_every_plan_keeps_the_laws_of_stages_or_is_refused(alias, asked, number)
         assert len(stage.steps) <= solver.evaluations * stage.schedule_steps + (asked["solver"] == "pndm")
         assert solver.draws or asked["solver"] == "dpm" or all(step.noise is None for step in stage.steps)
         levels = sigmas(stage)
-        assert all(above >= below for above, below in pairwise(levels))
+        # KDPM2's middle level equals its neighbour where labels repeat, but for the last bit of a float64.
+        assert all(above >= below * (1 - 1e-14) for above, below in pairwise(levels))
         assert len(stage.levels) == len(stage.steps) >= 1
         assert (stage.image == 0) == (index == 0 or stage.noise == 1)
         for step in stage.steps:
