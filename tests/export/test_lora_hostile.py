@@ -234,6 +234,7 @@ def test_header_with_impossible_places_is_refused(sd3: Path, tmp_path: Path, ent
         merged(sd3, path)
 
 
+@pytest.mark.slow
 def test_million_keys_are_refused_in_seconds(sd3: Path, tmp_path: Path) -> None:
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     path = header(tmp_path / "lora.safetensors", {f"lora_unet_{n}.lora_up.weight": entry for n in range(1_000_000)})

@@ -1,5 +1,6 @@
 """A tiny checkpoint, the bundle that export makes of it, and the diffusers pipeline that reads it."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +23,7 @@ from lssgen.manifest import Precision
 from lssgen.models.configs import read_json
 from lssgen.runtime.pipeline import Pipeline
 from lssgen.runtime.results import Result
-from lssgen.runtime.text import TextEncoder
+from lssgen.runtime.text import PromptWarning, TextEncoder
 
 PROMPT, NEGATIVE = "the red circle", "a big ring"
 
@@ -97,9 +98,13 @@ def exported(
 
 
 def painted(pipeline: Pipeline, options: dict[str, Any], seeds: tuple[int, ...], negative: str | None = None) -> Result:
-    """A run with the defaults of `loop.staged`."""
+    """A run with the defaults of `loop.staged`; the negative prompt may be of no use to it."""
     given: Any = {"scaling_space": "latent", "guidance_scale": 1.0, "shorten": False} | options
-    return pipeline(PROMPT, negative_prompt=negative, seed=seeds[0], num_images=len(seeds), batch=len(seeds), **given)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the negative prompt has no effect", PromptWarning)
+        return pipeline(
+            PROMPT, negative_prompt=negative, seed=seeds[0], num_images=len(seeds), batch=len(seeds), **given
+        )
 
 
 def latents(result: Result) -> Tensor:
