@@ -106,7 +106,7 @@ def test_step_is_the_transformer_guidance_and_update(
     bundle: Bundle, pipeline: Any, batch: int, height: int, width: int, weights: tuple[float, ...]
 ) -> None:
     draw = torch.Generator().manual_seed(batch)
-    x, history, noise = (torch.randn(batch, 4, height, width, generator=draw) for _ in range(3))
+    x, noise, *history = (torch.randn(batch, 4, height, width, generator=draw) for _ in range(5))
     text = torch.randn(len(weights), batch, 101, 32, generator=draw)
     pooled = torch.randn(len(weights), batch, 24, generator=draw)
     gates = torch.ones(len(weights), 2)
@@ -117,14 +117,24 @@ def test_step_is_the_transformer_guidance_and_update(
         with torch.no_grad():
             output += weight * pipeline.transformer(*arguments, skip_layers=[0] if branch == 2 else None).sample
     h0 = 0.25 * x + 0.75 * output
-    row = torch.tensor([431.0, 0.5, 0.25, 0.75, 0.9, 0.2, -0.3, 0.1])  # label c_in h_x h_f keep noise blend[0..1]
+    blend = (-0.3, 0.1, 0.05, -0.02)
+    row = torch.tensor([431.0, 0.5, 0.25, 0.75, 0.9, 0.2, *blend])  # label c_in h_x h_f keep noise blend[0..3]
     each = torch.tensor(weights)[:, None].expand(-1, batch)
     got = run(
-        bundle, "step", latent=x, history=history[None], noise=noise, row=row.expand(batch, -1), layer_gates=gates,
-        guidance_weights=each, prompt_embeds=text, pooled_prompt_embeds=pooled,
-    )  # fmt: skip
-    np.testing.assert_allclose(got[0], 0.9 * x - 0.3 * h0 + 0.1 * history + 0.2 * noise, **CLOSE)
-    np.testing.assert_allclose(got[1], h0[None], **CLOSE)
+        bundle,
+        "step",
+        latent=x,
+        history=torch.stack(history),
+        noise=noise,
+        row=row.expand(batch, -1),
+        layer_gates=gates,
+        guidance_weights=each,
+        prompt_embeds=text,
+        pooled_prompt_embeds=pooled,
+    )
+    seen = sum(weight * estimate for weight, estimate in zip(blend, (h0, *history), strict=True))
+    np.testing.assert_allclose(got[0], 0.9 * x + seen + 0.2 * noise, **CLOSE)
+    np.testing.assert_allclose(got[1], torch.stack([h0, *history[:2]]), **CLOSE)
 
 
 def test_decode_is_the_picture_of_the_pipeline_to_one_grey_level(bundle: Bundle, pipeline: Any) -> None:

@@ -28,6 +28,8 @@ from torch import Tensor
 from lssgen.errors import ModelError
 from lssgen.models.nets.cogview4 import CogViewStep
 
+pytestmark = pytest.mark.slow  # an export of half a minute, as SD and SD3 have every time
+
 LONG = "a big ring, and a small square, and a red circle left of them"
 
 RUNS: dict[str, dict[str, Any]] = {

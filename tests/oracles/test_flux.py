@@ -31,6 +31,8 @@ from lssgen.errors import ExportError
 from lssgen.export.config import ExportConfig
 from lssgen.export.export import export
 
+pytestmark = pytest.mark.slow  # an export of half a minute, as SD and SD3 have every time
+
 RUNS: dict[str, dict[str, Any]] = {
     "single stage": SINGLE,
     "two stages, a batch": TWO | {"guidance_scale": 3.5},

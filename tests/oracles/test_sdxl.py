@@ -26,6 +26,8 @@ from exported import (
 from loop import Case, relative, staged
 from torch import Tensor
 
+pytestmark = pytest.mark.slow  # an export of half a minute, as SD and SD3 have every time
+
 RUNS: dict[str, dict[str, Any]] = {
     "single stage": SINGLE,
     "two stages, guided": TWO | GUIDED,

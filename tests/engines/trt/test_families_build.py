@@ -50,12 +50,9 @@ def bundle_of(family: str, precision: Precision, folder: Path) -> Bundle:
     )
 
 
-CASES = [
-    pytest.param(family, precision, marks=() if (family, precision) == ("sd3", "fp16") else pytest.mark.slow)
-    for family in CHECKPOINTS
-    for precision in ("fp16", "bf16")
-]
-"""An export and a build take 40 to 70 s of one core; the rest is for `make test-all`."""
+pytestmark = pytest.mark.slow  # an export and a build take 40 to 70 s of one core
+
+CASES = [(family, precision) for family in CHECKPOINTS for precision in ("fp16", "bf16")]
 
 
 MASKED = {"cogview4"}
