@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from lssgen.durable import UNFINISHED
-
 pytestmark = pytest.mark.slow
 
 KILLS = 20
+UNDONE = r"\..*\.partial|\.export|draft-"
+"""Names of what is not finished."""
+
 LONGEST_S = 900.0
 """Seconds after which no further kills are tried, so that a slow machine ends too."""
 
@@ -32,10 +33,12 @@ class Work:
     Attributes:
         words: The command's, after `lssgen`.
         left: What counts of what it leaves in its folder, by name.
+        in_turn: Kills in one folder before the run that may end; more for what takes long, and goes on where it was.
     """
 
     words: Callable[[Path], Sequence[str]]
     left: Callable[[Path], dict[str, Any]]
+    in_turn: int = 1
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -75,7 +78,7 @@ def run(toy: Path, tmp_path: Path) -> Work:
 @pytest.fixture
 def export(sd3: Path) -> Work:
     flags = ["--model", str(sd3), "--resolutions", "64,128", "--max-sequence-length", "24", "--threads", "1"]
-    return Work(lambda folder: ["export", *flags, "--output", str(folder)], contents)
+    return Work(lambda folder: ["export", *flags, "--output", str(folder)], contents, in_turn=4)
 
 
 @pytest.fixture
@@ -105,21 +108,22 @@ def test_killed_at_random_and_run_again_it_comes_out_bit_by_bit(
     wanted = work.left(tmp_path / "whole")
     moments = random.Random(name)
     killed = late = unfinished = 0
-    for number in range(KILLS):
+    for number in range(KILLS // work.in_turn):
         if time.monotonic() - began > LONGEST_S:
             break
         folder = tmp_path / f"killed{number}"
-        with started(work.words(folder), tmp_path / "home") as process:
-            time.sleep(moments.uniform(0.3 * takes, takes))
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-        killed, late = killed + (process.returncode == -9), late + (process.returncode == 0)
-        unfinished += any(UNFINISHED.fullmatch(path.name) for path in folder.rglob("*"))
+        for _ in range(work.in_turn):
+            with started(work.words(folder), tmp_path / "home") as process:
+                time.sleep(moments.uniform(0.3, 1) * takes * 2 / (1 + work.in_turn))
+                process.send_signal(signal.SIGKILL)
+                process.communicate()
+            killed, late = killed + (process.returncode == -9), late + (process.returncode == 0)
+            unfinished += any(re.match(UNDONE, path.name) for path in folder.rglob("*"))
         with started(work.words(folder), tmp_path / "home") as process:
             _, err = process.communicate()
         assert process.returncode == 0, err
         assert work.left(folder) == wanted
-        assert not [path for path in folder.rglob("*") if re.match(r"\..*\.partial|\.export|draft-", path.name)]
+        assert not [path for path in folder.rglob("*") if re.match(UNDONE, path.name)]
     print(f"{name}: killed {killed} times at random within {takes:.1f} s, {late} times too late; ", end="")
     print(f"{unfinished} times something unfinished was left, and removed by the next run")
     record_property("killed", killed)
