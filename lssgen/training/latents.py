@@ -125,7 +125,8 @@ def read_pairs(
             worker_init_fn=_leave_signals,
         )
     )
-    # A program that ends while they read would send them SIGTERM, which they pass over, and wait for them for ever.
+    # Whoever waits for them sends them SIGTERM, which they pass over, and would wait for ever: a program that ends
+    # while they read, or while an error's traceback still holds the loader.
     end = Finalize(None, _end, (set(active_children()) - others,), exitpriority=0)
     try:
         while True:
@@ -139,12 +140,14 @@ def read_pairs(
                 undecodable.update(crops.passed_over(place, count_of))
             yield low, high
     finally:
-        end.cancel()
+        end()
 
 
 def _end(readers: Iterable[BaseProcess]) -> None:
     for reader in readers:
         reader.kill()
+    for reader in readers:
+        reader.join()
 
 
 def _leave_signals(worker: int) -> None:

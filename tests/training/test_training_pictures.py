@@ -3,6 +3,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,18 @@ if __name__ == "__main__":
 def test_a_program_ends_while_processes_still_read(images: Path) -> None:
     """They pass over SIGTERM, by which Python ends what is left of them before it waits for them."""
     subprocess.run([sys.executable, "-c", LEFT, str(images)], timeout=60, check=True)
+
+
+def test_nobody_reads_on_after_an_error_that_is_kept(spoilt: tuple[Path, ...]) -> None:
+    """Its traceback keeps the loader alive, and the program would wait for the loader's processes when it ends."""
+    others = set(active_children())
+    kept: list[TrainingError] = []
+    try:
+        list(read_pairs(RandomCrops(spoilt[1:3], RECIPE, 0), range(2), 2, 1, set()))
+    except TrainingError as error:
+        kept.append(error)
+    assert kept
+    assert set(active_children()) == others
 
 
 def test_what_stands_in_depends_on_the_position_alone(spoilt: tuple[Path, ...]) -> None:
