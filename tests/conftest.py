@@ -1,5 +1,7 @@
 """What tests of several rooms share."""
 
+from collections.abc import Generator
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,13 @@ from toy_bundle import toy_bundle
 
 from lssgen.bundle import Bundle, read_bundle
 from lssgen.demo import write_demo_bundle
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_runs_on() -> Generator[None]:
+    """No process outlives the tests: Python would wait for it at the end, where no test can fail any more."""
+    yield
+    assert active_children() == []
 
 
 @pytest.fixture(scope="session")
