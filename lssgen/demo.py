@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from lssgen.bundle import MANIFEST, hashes, see_seal, sha256_of
 from lssgen.durable import whole_folder
 from lssgen.errors import BundleError
+from lssgen.jsons import JsonError, decode_json, read_json
 from lssgen.manifest import FORMAT, Manifest
 
 CHECKPOINT = Path(__file__).parent / "models" / "demo"
@@ -57,9 +58,9 @@ def write_demo_bundle(folder: Path) -> None:
     """
     try:
         see_seal(SHIPPED)
-        layout = msgspec.json.decode((SHIPPED / LAYOUT).read_bytes(), type=Layout)
-        expected = hashes(msgspec.json.decode((SHIPPED / MANIFEST).read_bytes(), type=Manifest))
-    except (FileNotFoundError, msgspec.MsgspecError, BundleError) as error:
+        layout = read_json(SHIPPED / LAYOUT, Layout)
+        expected = hashes(read_json(SHIPPED / MANIFEST, Manifest))
+    except (FileNotFoundError, JsonError, BundleError) as error:
         raise _damaged(error) from error
     with whole_folder(folder) as draft:
         for name, sha256 in expected.items():
@@ -75,9 +76,9 @@ def is_current(folder: Path) -> bool:
     """
     try:
         found = (folder / MANIFEST).read_bytes()
-        said = msgspec.json.decode(found, type=_Said)
+        said = decode_json(found, _Said)
         shipped = (SHIPPED / MANIFEST).read_bytes()
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, JsonError):
         return False
     return said.format == FORMAT and (said.source.model != NAME or found == shipped)
 

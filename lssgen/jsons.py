@@ -1,4 +1,6 @@
-"""JSON files that somebody else wrote, read with care; everything in lssgen that reads JSON from a disk reads it here.
+"""JSON files that somebody else may have written, read with care; all that lssgen reads are read here.
+
+What is under a seal of ours, and the lines of a training's log, are read where they are written.
 
 A file may begin with a mark of its byte order, as some editors write it. It must be an ordinary file of at most
 `MOST_BYTES`, in UTF-8, nested no deeper than `DEEPEST`, and what it holds must be of the type that is asked for.

@@ -28,7 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "manifest": {"errors", "ports", "plan"},
     "soundness": {"ports", "plan", "manifest"},
     "bundle": {"errors", "manifest", "files", "jsons", "soundness"},
-    "demo": {"errors", "durable", "manifest", "bundle"},
+    "demo": {"errors", "durable", "jsons", "manifest", "bundle"},
     "verification": {"errors", "paths", "durable", "jsons", "manifest", "bundle"},
     "parity": {"errors", "ports", "manifest"},
     "engines": {*BUNDLES, "choices", "machine"},  # engines.trt by name only, when it is chosen

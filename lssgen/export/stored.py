@@ -1,7 +1,6 @@
 """Tensors on disk: where the safetensors files of a checkpoint hold them, read from the headers alone."""
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lssgen.errors import ModelError
+from lssgen.jsons import JsonError, decode_json
 from lssgen.models.configs import read_json, refuse_pointer
 
 TYPES: Mapping[str, torch.dtype] = {
@@ -167,16 +167,12 @@ def read_header(file: Path) -> tuple[Mapping[str, Stored], Mapping[str, str]]:
             if not 2 <= length <= min(size - 8, LONGEST_HEADER):
                 raise ValueError("its header is longer than the file" if length > size - 8 else "it has no header")
             stream.seek(8)
-            header: dict[str, Any] = json.loads(stream.read(length))
+            header = decode_json(stream.read(length), dict[str, Any])
         said = cast("Mapping[str, object]", header.pop("__metadata__", None) or {})
         found = {key: _entry(file, key, entry, 8 + length, size) for key, entry in header.items()}
         return found, {str(key): str(value) for key, value in said.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, JsonError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{file} is not a whole safetensors file ({error}); fetch the checkpoint again") from error
-    except RecursionError:
-        raise ModelError(
-            f"{file} is not a whole safetensors file (its header is nested too deeply); fetch the checkpoint again"
-        ) from None
 
 
 def _entry(file: Path, key: str, entry: Mapping[str, Any], start: int, size: int) -> Stored:

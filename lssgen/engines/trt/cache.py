@@ -27,6 +27,7 @@ from lssgen.bundle import sha256_of
 from lssgen.durable import PARTIAL, UNFINISHED, clear_partial, locked, whole_folder
 from lssgen.engines.trt.report import Report
 from lssgen.errors import BuildError
+from lssgen.jsons import JsonError, read_json
 
 PLAN, REPORT = "engine.plan", "report.json"
 DAY = 86400.0
@@ -75,11 +76,10 @@ def key_of(*parts: object) -> str:
 def entry_at(folder: Path) -> Entry | None:
     """The engine in a folder, or None where there is none, or only a part of one."""
     try:
-        text = (folder / REPORT).read_bytes()
-        report = msgspec.json.decode(text, type=Report)
+        report = read_json(folder / REPORT, Report)
         whole = (folder / PLAN).stat().st_size == report.plan_bytes
         used = (folder / REPORT).stat().st_mtime
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, JsonError):
         return None
     return Entry(folder.name, folder, report, used) if whole else None
 
