@@ -37,6 +37,7 @@ def with_noise(canvases: list[Canvas], noise: Sequence[Floats], plan: Plan, chan
     """
     if not len(noise):
         return canvases
+    # Cast before the look at what is finite: a float64 beyond float32's range becomes infinite only here.
     given = [np.asarray(stage, np.float32) for stage in noise]
     wanted = [(len(canvases), channels, stage.height, stage.width) for stage in plan.stages]
     if [stage.shape for stage in given] != wanted or not all(np.isfinite(stage).all() for stage in given):

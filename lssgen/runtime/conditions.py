@@ -44,6 +44,7 @@ def _read(workspace: Workspace, plan: Plan, stage: int, feed: Picture, picture: 
         cells = ImageOps.fit(as_mask(picture), (width, height), Image.Resampling.BOX)
         return np.asarray(cells, np.float32)[None, None] / np.float32(255)
     size = (width * plan.cell_px, height * plan.cell_px)
+    # Scaled anew for every stage, from the picture as given: what a smaller stage saw is never enlarged.
     fitted = np.asarray(ImageOps.fit(as_rgb(picture), size, Image.Resampling.LANCZOS))
     if feed.read_as == "latent":
         return workspace.encode(stage, fitted)[None]

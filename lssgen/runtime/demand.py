@@ -45,5 +45,6 @@ def _batches(manifest: Manifest, request: Request, prompts: int) -> tuple[int, .
     """Every number of pictures that are painted together."""
     if prompts > 1 and any(tokens.pad_to == "longest" for tokens in manifest.tokenizers):
         return tuple(range(1, request.batch + 1))  # only prompts of one length are painted together
+    # Batches go across prompts, so that only the last may be smaller.
     whole, rest = divmod(prompts * request.num_images, request.batch)
     return tuple(sorted({*([request.batch] if whole else []), *([rest] if rest else [])})) or (request.batch,)

@@ -12,6 +12,7 @@ from lssgen.errors import PlanError, PromptError
 
 _PLAIN: Mapping[Any, tuple[Callable[[object], bool], str]] = {
     bool: (lambda value: isinstance(value, bool), "True or False"),
+    # True is an int to Python, and would be taken for a seed of 1 or a height of 1 px.
     int: (lambda value: not isinstance(value, bool) and isinstance(value, Integral), "a whole number"),
     float: (lambda value: not isinstance(value, bool) and isinstance(value, Real), "a number"),
     str: (lambda value: isinstance(value, str), "a text"),

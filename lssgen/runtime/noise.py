@@ -54,7 +54,9 @@ class NoiseStream:
         return out.reshape(shape)
 
     def _uniform(self, size: int) -> NDArray[np.float32]:
+        # Over the whole range of uint32 NumPy rejects nothing and buffers nothing: these are the generator's own words.
         words = self._twister.randint(0, 1 << 32, size, np.uint32)
+        # torch keeps the low 24 bits, as many as a float32 holds.
         words &= np.uint32(0xFFFFFF)
         return words.astype(np.float32) * np.float32(2**-24)
 
@@ -68,6 +70,7 @@ def check_seed(seed: int) -> None:
 def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
     """(16 n,) uniform numbers in [0, 1) -> (16 n,) normal ones."""
     halves = uniform.reshape(-1, 2, _BLOCK // 2)
+    # 1 - u lies in (0, 1], where u itself may be 0, whose logarithm is infinite. All in float32, as torch computes it.
     radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - halves[:, 0]))
     angle = np.float32(2 * np.pi) * halves[:, 1]
     return np.stack((radius * np.cos(angle), radius * np.sin(angle)), axis=1).reshape(-1)

@@ -128,11 +128,13 @@ class Request:
         if self.prompt_weighting not in (known := get_args(Weighting)):
             raise PlanError(f"prompt_weighting is {self.prompt_weighting!r}; it must be one of {', '.join(known)}")
         check_seed(self.seed)
+        # Found now: with guidance off nobody tokenizes it, and run.json could not be written with it.
         if (self.negative_prompt or "") != (self.negative_prompt or "").encode(errors="replace").decode():
             raise PromptError("the negative prompt holds what is not text (a lone half of a surrogate pair)")
         if not 0 <= self.guidance_rescale <= 1:
             raise PlanError(f"guidance_rescale is {self.guidance_rescale:g}; it must lie in 0 to 1")
         for name, least in (("original_size", 1), ("target_size", 1), ("crops_coords_top_left", 0)):
+            # A type alone does not tell (height, width) from three numbers, which JSON and callers may give.
             sides: tuple[int, ...] | None = getattr(self, name)
             if sides is not None and (len(sides) != 2 or min(sides) < least):
                 raise PlanError(f"{name} is {sides}; it must be two numbers of pixels, each at least {least}")
@@ -167,6 +169,7 @@ def options_from_request(request: Request) -> Options:
         word: getattr(request if word in Request.__dataclass_fields__ else request.plan_options, word)
         for word in Options.__annotations__
     }
+    # None would count as not given, and bring back a default that is on; False says that it is off.
     return cast(Options, {**choices, "skip_layers": choices["skip_layers"] or False})
 
 
@@ -220,6 +223,7 @@ def _refuse_what_is_missing(bundle: Bundle, request: Request) -> None:
         )
     for stage in plan.stages:
         for step in stage.steps:
+            # Made and dropped: it raises where the step blends more estimates than the graph carries.
             step.row(manifest.history)
     told = (request.original_size, request.target_size, request.crops_coords_top_left)
     if told != (None, None, (0, 0)) and not manifest.feeds(Sizes):

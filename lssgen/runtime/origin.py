@@ -99,6 +99,7 @@ def start_from(plan: Plan, picture: Image.Image, mask: Image.Image | None) -> St
             f"the mask is {mask.width} x {mask.height} px, the picture it belongs to {picture.width} x "
             f"{picture.height} px; both must have the same size"
         )
+    # BOX and not LANCZOS, which rings: pixels that should stay, next to the mask's edge, would get shares above 0.
     repaint = np.asarray(ImageOps.fit(as_mask(mask), size, Image.Resampling.BOX), np.float32)
     repaint /= np.float32(255)
     if not repaint.any():
@@ -114,6 +115,7 @@ def origin_of(workspace: Workspace, plan: Plan, start: Start) -> Origin:
         size = (stage.width * plan.cell_px, stage.height * plan.cell_px)
         picture = start.picture.resize(size, Image.Resampling.LANCZOS)
         latents.append(workspace.encode(index, np.asarray(picture)))
+        # Blocks of the mask itself and not a smaller mask, whose averages would round a few painted pixels to 0.
         cells = start.repaint.reshape(stage.height, plan.height_px // stage.height, stage.width, -1)
         kept.append((cells.max((1, 3)) == 0).astype(np.float32))
     return Origin(latents=tuple(latents), kept=tuple(kept))
@@ -123,4 +125,5 @@ def pasted(painted: NDArray[np.uint8], start: Start) -> NDArray[np.uint8]:
     """(height, width, 3) painted pixels where the picture may change, given ones where it stays."""
     share = start.repaint[..., None]
     mixed = share * painted.astype(np.float32) + (1 - share) * np.asarray(start.picture, np.float32)
+    # astype alone would cut off, which darkens what is mixed by half a level.
     return np.rint(mixed).astype(np.uint8)

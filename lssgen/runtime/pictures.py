@@ -23,6 +23,7 @@ SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmic
 
 FORMATS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     ".png": ("PNG", {}),
+    # 0 keeps a colour for every pixel; JPEG's usual 2 x 2 blocks of colour blur red on blue, at any quality.
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".webp": ("WEBP", {"quality": 95, "method": 4}),
@@ -62,6 +63,8 @@ def write_picture(image: Image.Image, path: Path, parameters: Mapping[str, objec
         extras = {"pnginfo": chunks}
     elif name == "JPEG" and len(packet) > _JPEG_LIMIT:
         extras = {"xmp": _packet("{}")}  # the mark stays; the parameters are in run.json too
+    # Encoded in memory first: what Pillow cannot encode leaves no file, and `write_whole` has the bytes to write at
+    # once.
     file = BytesIO()
     image.save(file, name, **settings, **extras)
     write_file(path, file.getvalue())

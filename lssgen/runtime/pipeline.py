@@ -195,7 +195,9 @@ class Pipeline:
         if said := read_literally([*prompts, request.negative_prompt or ""], request.prompt_weighting):
             warn(said)
         refuse_too_many(len(prompts) * request.num_images)
+        # The last picture's seed: one beyond the largest would be found only when its turn comes.
         check_seed(request.seed + len(prompts) * request.num_images - 1)
+        # All prompts are tokenized before anything is painted: one that cannot be read is told now.
         canvases = self._canvases(prompts, request)
         canvases = with_noise(canvases, noise, request.plan, self.bundle.manifest.facts.channels)
         batches = list(in_batches(canvases, request.batch))
@@ -207,6 +209,7 @@ class Pipeline:
             counter=StepCounter(request.plan, len(batches), on_step),
             on_preview=on_preview,
         )
+        # A generator, made here so that all that is wrong with the arguments has been raised before the first `next`.
         return Painting(request, (self._batch(run, batch) for batch in batches))
 
     def close(self) -> None:
@@ -231,6 +234,7 @@ class Pipeline:
         Raises:
             EngineError: This thread has it already.
         """
+        # Looked at without the lock, which this thread would wait for, for ever, if it holds it already.
         if self._painter == get_ident():
             raise EngineError(
                 "this pipeline is in the middle of a run, which is calling back; use it when the run has ended, or "
@@ -255,8 +259,10 @@ class Pipeline:
             elif demand not in self._met:
                 self._engines.require(demand)
         except EngineError:
+            # A hash of every file costs seconds, so it waits until something has failed.
             verify_bundle(self.bundle)  # raises if the reason is a file that is not what was exported
             raise
+        # What was met stays met until the engines are closed: no batch works out all profiles again.
         self._met.add(demand)
         return self._engines
 
@@ -318,6 +324,7 @@ class Pipeline:
         except BackendError:
             if not self._workspaces.keep_only(geometry):
                 raise
+        # The steps that the first try has told are told again, so that the count ends at the total.
         run.counter.done = done
         return self._painted(run, canvases, geometry, text)
 

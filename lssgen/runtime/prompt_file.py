@@ -72,6 +72,7 @@ def read_prompt_file(
         raise PromptError(f"prompt file {path} {error}") from error
     lines: list[PromptLine] = []
     wrong: list[str] = []
+    # Not splitlines, which also cuts text at U+2028 and U+0085: plain characters within a JSON string.
     for number, line in enumerate(data.split(b"\n")):
         if not line.strip() or line == codecs.BOM_UTF8:
             continue
@@ -156,6 +157,7 @@ class PromptFolders:
         self._lock.__enter__()
         try:
             self._begin()
+        # Ctrl-C too: nobody calls __exit__ where __enter__ has raised, and the lock would stay.
         except BaseException:
             self._lock.__exit__(None, None, None)
             raise
@@ -192,6 +194,7 @@ class PromptFolders:
             place = self._folder / line.folder
             for folder in (place, place / SAMPLES):
                 clear_folder(folder)
+            # Before anything else changes: a folder with a result counts as complete.
             (place / RESULT).unlink(missing_ok=True)
             write_file(place / METADATA, json.dumps(line.metadata).encode() + b"\n")
             results: list[Result] = []
@@ -204,6 +207,7 @@ class PromptFolders:
                 results.append(result)
             whole = Result.joined(results)
             outcome = Outcome(
+                # Without loading, which only the first prompt pays: the times of prompts are there to be compared.
                 time=sum(times.total - times.load for times in whole.times),
                 n_sample=len(samples),
                 batch_size=self._request.batch,
@@ -266,9 +270,12 @@ def _unchanged(place: Path, sample: SampleRecord) -> bool:
 
 def _refuse_other_settings(folder: Path, before: RunRecord, now: RunRecord) -> None:
     def settings(record: RunRecord) -> dict[str, object]:
+        # By hash and not by folder, since a bundle may have been moved; another engine's pictures differ in their last
+        # bits.
         bundle, engine = record.bundle.get("manifest_sha256"), record.backend.get("backend")
         return {**record.configuration, "bundle": bundle, "engine": engine, "format": record.suffix}
 
+    # Through JSON and back, as the recorded ones went: a tuple would differ from the list that it was written as.
     old, new = settings(before), msgspec.json.decode(msgspec.json.encode(settings(now)))
     differing = [f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in new if old.get(name) != new[name]]
     if differing:

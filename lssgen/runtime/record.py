@@ -83,6 +83,7 @@ def record_of(
         finished=finished,
         configuration=msgspec.to_builtins(options_from_request(request)),
         bundle={"folder": as_text(folder.resolve()), "manifest_sha256": sha256_of(folder / MANIFEST)},
+        # Asked now and not when the pipeline was made: the keys of its engines are known once they are open.
         backend=pipeline.backend.describe(),
         plan=request.plan,
         suffix=suffix,
@@ -96,6 +97,7 @@ def record_of(
 def parameters_of(picture: Picture, request: Request) -> dict[str, object]:
     """What a picture says about itself: its prompt and seed, and every choice of the run."""
     choices = msgspec.to_builtins(options_from_request(request))
+    # The picture's own seed and one picture, not the run's: with these parameters, this picture is painted again.
     return {"prompt": picture.prompt, **choices, "seed": picture.seed, "num_images": 1}
 
 
@@ -149,6 +151,7 @@ def settings_from_file(path: Path) -> Settings:
         PlanError: It has a keyword that does not exist.
     """
     try:
+        # By keys and not as a RunRecord: records of other versions, and files that hold keywords only, are read too.
         given = read_object(path)
         keywords = convert_json(given.get("configuration", given), dict[str, object])
         prompt = keywords.pop("prompt", [])

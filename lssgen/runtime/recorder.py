@@ -63,6 +63,7 @@ class RecordingEngines:
 
     def __getitem__(self, graph: str) -> "RecordingEngine":
         engine, known = self._engines[graph], self._known.get(graph)
+        # `require` may put another engine in a graph's place, and close the one that was recorded before.
         if known is None or known.engine is not engine:
             known = self._known[graph] = RecordingEngine(engine, graph, self._hear)
         return known

@@ -142,6 +142,8 @@ class _Pace:
 
     def queued(self) -> None:
         """Another step is on its way."""
+        # One step ahead keeps the device busy while the host writes the next row; more would delay what the user is
+        # told, and a stop.
         self._queued.append(self._space.mark())
         self._settle(1)
 
@@ -167,8 +169,10 @@ class _Run:
         self._hear = hear
         self._origin = batch.origin
         self._noise = batch.noise
+        # New streams for every run: the second one, that looks for a NaN, must draw the same numbers.
         self._streams = [NoiseStream(seed) for seed in batch.seeds]
         self._pictures = batch.pictures
+        # Skip-layer guidance changes the branches within a run; each set has its own stacked text, written once.
         for branches in {_branches(step) for stage in plan.stages for step in stage.steps}:
             workspace.write_text(branches, batch.text)
         every = np.ones(len(batch.seeds), np.float32)
@@ -207,6 +211,7 @@ class _Run:
             self._space.latent(0, 0).write(np.float32(stage.noise) * noise + start)
             return noise
         self._space.noise(index).write(noise)
+        # After the stage's own noise: the published order, in which one generator draws for the whole run.
         if self._space.draws_posterior:
             self._space.noise(index, "posterior").write(self._draw(index))
         mix = self._each((stage.image, stage.noise))
@@ -226,6 +231,7 @@ class _Run:
                 self._keep(self._origin, index, turn + 1, stage.levels[turn], noise)
             if look:
                 self._read(index, turn + 1)
+            # Only now: work that `_keep` and `_read` wait for is part of the step's time.
             pace.queued()
         pace.end()
 
@@ -235,6 +241,7 @@ class _Run:
 
     def _keep(self, origin: Origin, index: int, turns: int, level: tuple[float, float], noise: Floats) -> None:
         """Put the origin, as noisy as the latent is by now, back where it stays."""
+        # On the host, with a wait for every step: inpainting is rare, and a graph for it would be one more to build.
         kept = origin.kept[index] == 1
         if not kept.any():
             return

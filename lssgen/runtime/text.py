@@ -179,6 +179,7 @@ def prompts_of(prompt: object) -> list[str]:
     Raises:
         PromptError: There is none, or something else than a text.
     """
+    # bytes are iterable, but as numbers: they are one prompt of a wrong kind, and refused as that.
     if isinstance(prompt, str | bytes) or not isinstance(prompt, Iterable):
         return [see_prompt(prompt)]
     prompts = [see_prompt(one) for one in cast(Iterable[object], prompt)]
@@ -196,6 +197,8 @@ class _PortTokenizer:
             self._tokenizer: Tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise BundleError(f"tokenizer {path} cannot be read: {error}; export the model again") from error
+        # A tokenizer.json may bring its own padding and truncation, of whoever used it last; the manifest's rules
+        # count.
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(rules.length)
         self._several = _several_vectors(self._tokenizer)
@@ -237,6 +240,7 @@ class _PortTokenizer:
         kept = self._encode(text)
         if not kept.overflowing:
             return ""
+        # The largest and not the last: special tokens at the end have the offset 0.
         heard = max(end for _, end in kept.offsets) - len(self.rules.prefix)
         return text[max(0, heard) :].strip()
 
@@ -250,6 +254,8 @@ class _PortTokenizer:
         return text
 
     def _several_in(self, text: str) -> list[tuple[str, str]]:
+        # Most tokenizers have no such words, and tokenizing a second time only to look for them would cost as much
+        # again.
         if not self._several:
             return []
         met = set(self._encode_as_it_is(text).tokens)

@@ -83,6 +83,7 @@ def weighted(prompt: str, weighting: Weighting) -> Weighted:
     return found
 
 
+# Alternatives in this order: an escaped bracket before a lone backslash, and ":1.3)" before ")" and ":".
 _A1111 = re.compile(r"\\[()\[\]\\]|\\|\(|\[|:\s*([+-]?[.\d]+)\s*\)|\)|\]|[^\\()\[\]:]+|:")
 
 
@@ -102,6 +103,7 @@ def _a1111(prompt: str) -> Weighted:
         elif begun["["] and mark == "]":
             spans.append((begun["["].pop(), length, 1 / STRONGER))
         else:
+            # A closing mark that nothing was opened for is text, as in the webui.
             written = mark.removeprefix("\\")
         pieces.append(written)
         length += len(written)
@@ -133,11 +135,13 @@ def _comfyui_parts(text: str, weight: float, prompt: str, depth: int) -> Iterabl
     if depth > DEEPEST:
         raise PromptError(f"prompt {prompt[:80]!r} has brackets nested more than {DEEPEST} deep")
     for part in _groups(text):
+        # A bracket that is not closed is text to ComfyUI, which the webui counts to the end.
         if len(part) < 2 or part[0] != "(" or part[-1] != ")":
             yield part, weight
             continue
         inner, inner_weight = part[1:-1], weight * STRONGER
         colon = inner.rfind(":")
+        # As ComfyUI: what begins with a colon, or has none, has no weight of its own.
         if colon > 0 and _is_number(inner[colon + 1 :]):
             inner, inner_weight = inner[:colon], _number(inner[colon + 1 :], prompt)
         yield from _comfyui_parts(inner, inner_weight, prompt, depth + 1)
@@ -208,6 +212,7 @@ def token_weights(
         skipped: Characters before the prompt: those of a chat template.
     """
     weights = np.ones(len(offsets))
+    # Tokens of words often hold the space before them, which may lie on the other side of a mark: it has no say.
     solid = np.asarray([not letter.isspace() for letter in text.text], bool)
     for token, ((begin, end), is_special) in enumerate(zip(offsets, special, strict=True)):
         first, last = max(begin - skipped, 0), max(end - skipped, 0)
@@ -224,6 +229,7 @@ def multiplied(states: Array, part: Part) -> None:
         PromptError: The weights leave nothing whose mean could be restored.
     """
     rows = part.of(states)
+    # In float64: means near zero, of numbers of both signs, would lose their digits in a float32 sum.
     before = rows.mean(dtype=np.float64)
     rows *= part.weights[:, None].astype(rows.dtype)
     after = rows.mean(dtype=np.float64)
@@ -235,6 +241,7 @@ def multiplied(states: Array, part: Part) -> None:
 def moved(states: Array, empty: Array, part: Part) -> None:
     """ComfyUI's rule, in place, for the (rows, columns) of an output and the same of the empty prompt."""
     rows, none = part.of(states), part.of(empty)
+    # Rows of weight 1 stay as they are to the last bit, which empty + (row - empty) is not.
     change = part.weights != 1
     rows[change] = none[change] + part.weights[change, None].astype(rows.dtype) * (rows[change] - none[change])
 
@@ -247,6 +254,7 @@ _NONE = "parts of a prompt, alternatives and schedules are not offered"
 _ROUND = re.compile(r"\([^()]*:\s*[+-]?[.\d]+\s*\)|\(\([^()]+\)\)")
 _SQUARE = re.compile(r"\[[^\[\]]+\]")
 _SCHEDULE = re.compile(r"\[[^\[\]]*[:|][^\[\]]*\]")
+# A bare word needs two letters and two signs to be Compel's: C++, or a dash at a word's end, is text.
 _COMPEL = re.compile(r"\([^()]*\)(?:\+{1,9}|-{1,9}|\d?\.\d+)(?![\w.])|\b\w{2,}(?:\+{2,9}|-{2,9})(?=[\s,.)]|$)")
 _TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]+>", re.IGNORECASE)
 _WORD = re.compile(r"\bembedding:[\w.-]+", re.IGNORECASE)

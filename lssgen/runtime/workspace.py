@@ -169,6 +169,7 @@ class Workspace:
         for port in self._step.inputs:
             feed = self._step.feeds[port.name]
             if isinstance(feed, Text):
+                # Text does not change with a stage, so it goes into one buffer for all of them, before the first step.
                 said = np.stack([text[_speaker(branch)][feed.output] for branch in branches])
                 self._fed(port, feed, 0, 0, branches).write(said)
 
@@ -193,6 +194,7 @@ class Workspace:
             raise BundleError(f"the bundle has no graph transition_{self.geometry.scaling_space}; export it again")
         graph = self._transition
         (port,) = (port for port in graph.inputs if isinstance(graph.feeds[port.name], Mix))
+        # Before the binding is asked for, which finds this buffer by its key.
         self._made(("mix",), port, stage, ()).write(mix)
         return self._bound(
             f"transition_{self.geometry.scaling_space}",
@@ -204,6 +206,7 @@ class Workspace:
         """(height, width, 3) uint8 picture of a stage's size -> (C, h, w) latent, the mean of the VAE's posterior."""
         buffers = self._alone("encode", stage)
         buffers["picture"].write(picture[None])
+        # Zeros make mean + std * noise the mean: a run that starts from a picture does not depend on chance.
         if noise := buffers.get("posterior_noise"):  # tiny autoencoders have no posterior
             noise.write(np.zeros(noise.shape, np.float32))
         self._bound("encode", (stage,), lambda: buffers)()
@@ -273,6 +276,7 @@ class Workspace:
 
     def _state(self, port: Port, stage: int, turn: int, branches: Branches) -> Buffer:
         """One of a state's two buffers. A state that has a branch axis begins anew where the branches change."""
+        # The latent has no branch axis: it goes on where the branches change.
         own = branches if "branches" in port.shape else ()
         return self._made((port.name, stage, turn, own), port, stage, branches)
 
