@@ -15,6 +15,7 @@ from lssgen.plan.levels import Evaluation, Level, with_halves
 from lssgen.plan.schedules import BetaSchedule, EdmSchedule, Prediction
 from lssgen.plan.sigmas import betas, remaining, spread, timesteps_of
 
+# The sigma of 2^-24 of the picture, which diffusers leaves where nothing should be (`sigmas._FAINTEST`).
 _HIGHEST = 2.0**12
 """Sigma that stands for pure noise in tables."""
 
@@ -52,6 +53,7 @@ def start_noise(schedule: BetaSchedule | EdmSchedule, evaluations: tuple[Evaluat
     """Standard deviation of the first stage's noise (diffusers' `init_noise_sigma`)."""
     highest = evaluations[0].level.noise
     if isinstance(schedule, EdmSchedule):
+        # With 1 and not sigma_data^2, as diffusers' EDM classes have it; sigma_max is 80, so it hardly shows.
         return sqrt(schedule.sigma_max**2 + 1)
     if schedule.walk == "exploding":
         return sqrt(highest**2 + 1) if schedule.spacing == "leading" else highest
@@ -62,6 +64,7 @@ def edm_evaluations(schedule: EdmSchedule, steps: int) -> tuple[Evaluation, ...]
     """The evaluations of a full EDM schedule; labels are ln(sigma) / 4."""
     sigmas = _edm_sigmas(schedule, steps)
     data = schedule.sigma_data
+    # diffusers' c_out; Playground v2.5 says "epsilon" and means the residual that EDM adds to c_skip x.
     sign = 1 if schedule.prediction == "epsilon" else -1
 
     def evaluation(at: Level, to: Level) -> Evaluation:
@@ -84,6 +87,7 @@ def _edm_sigmas(schedule: EdmSchedule, steps: int) -> list[float]:
         even = np.linspace(log(schedule.sigma_min), log(schedule.sigma_max), steps, dtype=np.float32)
         return [float(sigma) for sigma in np.exp(even)[::-1]]
     top, bottom = schedule.sigma_max**root, schedule.sigma_min**root
+    # float32 as in diffusers, whose labels are the logarithms of these.
     ramp = np.linspace(0, 1, steps, dtype=np.float32)
     sigmas = ((top + ramp * np.float32(bottom - top)) ** schedule.rho).astype(np.float32)
     return [float(sigma) for sigma in sigmas]
@@ -107,6 +111,7 @@ def _by_timestep(schedule: BetaSchedule, left: NDArray[np.float32], steps: int) 
     times = _distilled_timesteps(schedule, steps) if distilled else _timesteps(schedule, steps, whole=True)
     _see_first(schedule, steps, times)
     if schedule.repeats_second:
+        # diffusers' list has n + 1 entries; its warm-up evaluates the second timestep again, as `solvers.pndm` says.
         times = np.concatenate((times[:2], times[1:]))
     levels = [_preserving(float(left[int(t)])) for t in times]
     if schedule.walk == "nominal":
@@ -131,12 +136,15 @@ def _by_sigma(schedule: BetaSchedule, left: NDArray[np.float32], steps: int) -> 
         _see_first(schedule, steps, times)
     sigmas = np.interp(times, np.arange(len(table)), table)
     if schedule.sigma_rule != "default":
+        # DPM-Solver's family spreads between the ends of the whole table, Euler's between those of the timesteps
+        # picked.
         high, low = (table[-1], table[0]) if preserving else (sigmas[0], sigmas[-1])
         ends = (schedule.sigma_max or float(high), schedule.sigma_min or float(low))
         sigmas = spread(schedule.sigma_rule, *ends, steps)
         times = timesteps_of(sigmas, log_table)
         if schedule.rounds and schedule.sigma_rule in ("karras", "lu"):
             times = np.round(times)
+    # These classes keep their timesteps as int64, which cuts off what `timesteps_of` interpolates.
     if preserving:
         times = np.trunc(times)
     last = {"clean": 0.0, "lowest": float(table[0]), "last": float(sigmas[-1])}[schedule.end]
@@ -150,6 +158,7 @@ def _at_sigmas(
     """Evaluations at all sigmas but the last, with the timesteps that the network is told."""
 
     def evaluation(at: Level, to: Level, time: float | None = None) -> Evaluation:
+        # A level half-way lies between those of the schedule, so that its timestep must be looked up.
         told = float(timesteps_of(np.asarray([at.sigma]), log_table)[0]) if time is None else time
         label = 0.25 * log(at.sigma) if schedule.continuous else told
         if schedule.walk == "preserving":
@@ -176,10 +185,12 @@ def _timesteps(schedule: BetaSchedule, steps: int, *, whole: bool = False) -> ND
     """(steps,) falling timesteps; `whole` rounds those of "linspace"."""
     top = schedule.train_steps
     if schedule.spacing == "leading":
+        # diffusers' whole step, so the list may end well short of the top: 50 steps begin at 981 of 1000.
         return np.arange(steps)[::-1] * float(top // steps) + schedule.offset
     if schedule.spacing == "trailing":
         return np.round(np.arange(top, 0, -top / steps))[:steps] - 1  # rounding may make one more of them
     even = np.linspace(0, top - 1, steps)[::-1]
+    # The classes that work with sigma make this list in float32 and interpolate sigmas at what is left of it.
     return np.round(even) if whole else even.astype(np.float32).astype(np.float64)
 
 
@@ -187,12 +198,14 @@ def _later_timesteps(schedule: BetaSchedule, steps: int, log_table: NDArray[np.f
     """(steps,) as `_timesteps`, but of one step more, without the lowest: the last step goes to its end itself."""
     top = schedule.train_steps
     if schedule.least_log_snr is not None:
+        # -log(sigma) is the log-SNR; it falls with the timestep, so those that are left are the first ones.
         top = int(np.count_nonzero(-log_table >= schedule.least_log_snr))
     if top <= steps:
         raise PlanError(f"{steps} steps do not fit: lambda_min_clipped leaves {top} timesteps; ask for fewer")
     if schedule.spacing == "leading":
         return np.arange(1, steps + 1)[::-1] * float(top // (steps + 1)) + schedule.offset
     if schedule.spacing == "trailing":
+        # From the clipped top, but in steps of the whole table, as diffusers has it.
         return np.round(np.arange(top, 0, -schedule.train_steps / steps))[:steps] - 1
     return np.round(np.linspace(0, top - 1, steps + 1))[:0:-1]
 
@@ -203,6 +216,7 @@ def _distilled_timesteps(schedule: BetaSchedule, steps: int) -> NDArray[np.float
         raise PlanError(
             f"{steps} steps do not fit: LCM was distilled at {schedule.origin_steps} timesteps; ask for no more"
         )
+    # 999, 979, ... 19 for LCM's 50: the distillation's own timesteps, one below multiples of 20.
     origin = np.arange(schedule.origin_steps, 0, -1) * (schedule.train_steps // schedule.origin_steps) - 1.0
     return origin[np.floor(np.linspace(0, len(origin), steps, endpoint=False)).astype(int)]
 

@@ -9,6 +9,7 @@ from lssgen.plan.schedulers import Scheduler
 
 _Word = TypeVar("_Word", bound=str)
 
+# JSON files of diffusers switch a field off in any of these ways, or leave it out.
 _OFF = (False, None, 0)
 
 

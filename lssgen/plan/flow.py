@@ -37,7 +37,10 @@ def flow_evaluations(
     grid_levels, labels = _grid(schedule, grid, steps, custom)
     sigmas = _spread(schedule, _stretched(schedule, _shifted(grid_levels, schedule, shift)))
     if schedule.grid == "unipc" and abs(sigmas[0] - 1) < _NEARLY:
+        # Before the labels, as there: the first one is then 999 and not 1000.
         sigmas[0] -= _NEARLY
+    # Classes made for tables of betas keep timesteps as int64 on flow too; cut off before sigmas are rounded to
+    # float32.
     told = np.trunc(sigmas * schedule.train_steps) if schedule.grid else None
     sigmas = sigmas.astype(np.float32)
     if told is None:
@@ -67,6 +70,7 @@ def _grid(
     if schedule.grid == "unipc":
         return np.linspace(1, 1 / top, steps + 1)[:-1], None
     if schedule.grid == "dpm":
+        # DPM-Solver's classes count in pictures, alpha from 1 to 1 / n: the clean end, sigma 0, is left out.
         return (1 - np.linspace(1, 1 / top, steps + 1))[:0:-1], None
     if grid == "labels":
         # CogView4's pipeline casts its timesteps to whole numbers before it makes levels of them.
@@ -108,6 +112,7 @@ def shift_for(schedule: FlowSchedule, tokens: int, *, clamp: bool) -> float:
     if clamp:
         tokens = min(tokens, schedule.max_tokens)
     slope = (schedule.max_shift - schedule.base_shift) / (schedule.max_tokens - schedule.base_tokens)
+    # m x + b in the order of diffusers' calculate_shift, so that mu has its last bit.
     return tokens * slope + (schedule.base_shift - slope * schedule.base_tokens)
 
 
@@ -125,6 +130,7 @@ def _smallest(schedule: FlowSchedule) -> float:
     if schedule.dynamic:
         return float(level)
     shift = np.float32(schedule.shift)
+    # In float32: diffusers takes sigma_min from a float32 tensor (0.0029940, shift 3), and linspace ends exactly there.
     return float(shift * level / (np.float32(1) + (shift - np.float32(1)) * level))
 
 

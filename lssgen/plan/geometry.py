@@ -192,6 +192,7 @@ def _steps(cells: tuple[int, int], cell_px: int, options: PlanOptions) -> int:
     wider = options.base_width / (cell_px * cells[1])
     higher = options.base_height / (cell_px * cells[0])
     # log2(2) is 1, all steps; for less it would ask for more than all, and for 1 divide by zero.
+    # Floats are floored and then cut to int, as published: 10 steps at 512 x 768 are 10 // 1.415 = 7.
     return int(n // log2(max(2, wider * higher)))
 
 

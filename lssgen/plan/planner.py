@@ -53,6 +53,7 @@ def make_plan(facts: ModelFacts, options: PlanOptions) -> Plan:
     sizes = stage_sizes(facts, options)
     entered = sizes if options.strength > options.start_sigma else sizes[-1:]
     stages = tuple(_stage(run, size, first=index == 0) for index, size in enumerate(entered))
+    # Unshortened, since shortening is among what the staged run saves.
     alone = _stage(run, replace(sizes[-1], steps=_most_steps(run)), first=True)
     return Plan(
         stages=stages,
@@ -128,6 +129,7 @@ def _stage(run: _Run, size: StageSize, *, first: bool) -> Stage:
     evaluations = run.sampling.solver.expanded(evaluations)
     steps = tuple(
         replace(step, guidance=_guidance(run, index, size, first=first))
+        # The index counts rows: a solver that evaluates twice in a step has its window in evaluations.
         for index, step in enumerate(_rows(run, evaluations, cut))
     )
     return Stage(
@@ -179,6 +181,7 @@ def _start(
             f"no level of the schedule in the stage of {_px(run, size)} is as noisy as {option} {wanted:g}: "
             "lower it, or give sigmas that start higher"
         )
+    # The last that is noisy enough, so the start is never less noisy than asked for.
     return max(index for index, enough in enumerate(noisy) if enough)
 
 
@@ -196,6 +199,7 @@ def _start_by_steps(run: _Run, size: StageSize, option: str, wanted: float) -> i
     Raises:
         PlanError: None is left.
     """
+    # The double's product, cut off: 50 steps and 0.667 are 33, as in diffusers' image-to-image pipelines.
     left = int(size.steps * wanted)
     if left < 1:
         raise PlanError(
@@ -216,6 +220,7 @@ def _noisy_by_label(run: _Run, evaluations: tuple[Evaluation, ...], wanted: floa
 def _mix(run: _Run, evaluation: Evaluation) -> tuple[float, float]:
     """Weights of the upsampled picture and of fresh noise at the start of a later stage."""
     by_label = run.options.injection == "label" and run.options.start_rule == "published"
+    # A grid of the scheduler's own has labels that are cut to whole numbers: its levels are known better than by them.
     if isinstance(run.schedule, FlowSchedule) and by_label and not run.schedule.grid:
         noise = float(np.float32(evaluation.label) / np.float32(run.schedule.train_steps))
         return 1 - noise, noise
@@ -254,6 +259,7 @@ def _level_notes(run: _Run, stages: tuple[Stage, ...]) -> tuple[str, ...]:
         f"The stage of {stage.width * px} x {stage.height * px} px is noised to {stage.noise:.4f}, but its solver "
         f"starts at {stage.steps[0].sigma:.4f}, as published; injection 'sigma' makes them equal."
         for stage in stages[1:]
+        # A label over 1000 and its sigma differ by float32's rounding in every flow model; CogView4's by 0.15.
         if abs(stage.noise - stage.steps[0].sigma) > 1e-3
     )
 

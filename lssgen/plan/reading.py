@@ -57,9 +57,11 @@ def read_sampling(facts: ModelFacts, record: Scheduler, name: str) -> Sampling:
         schedule = _edm(fields, solver)
     else:
         schedule = _beta(fields, record, solver)
+    # A solver by name reads the file as its own class would: on flow and EDM the levels stay another class's.
     tuned = SCHEDULERS.get(solver.scheduler, record)
     config = {**facts.scheduler_config, **solver.fields}
     stochastic = record.kind == "flow" and fields.flag("stochastic_sampling")
+    # stochastic_sampling turns diffusers' flow Euler into jumps to a clean picture and back, which is another solver.
     if stochastic and name == "euler":
         name, solver = "restart", SOLVERS["restart"]
     return Sampling(
@@ -126,10 +128,12 @@ def _edm(fields: Fields, solver: Solver) -> EdmSchedule:
 
 
 def _beta(fields: Fields, record: Scheduler, solver: Solver) -> BetaSchedule:
+    # Clipping and thresholding are not affine, so no row of numbers can say them.
     fields.off("clip_sample")
     fields.off("shift_terminal")
     fields.off("interpolation_type", "linear")
     if solver.scheduler == "PNDMScheduler":
+        # PNDM's Runge-Kutta warm-up evaluates four times in each of its first steps, for which there are no rows.
         if not fields.flag("skip_prk_steps"):
             raise fields.refusal("skip_prk_steps", "true")
         fields.one_of("timestep_spacing", ("leading",))
@@ -155,14 +159,18 @@ def _beta(fields: Fields, record: Scheduler, solver: Solver) -> BetaSchedule:
         spacing=fields.one_of("timestep_spacing", ("leading", "trailing", "linspace")),
         offset=fields.whole("steps_offset"),
         repeats_second=solver.scheduler == "PNDMScheduler",
+        # Classes without the field end on a clean picture.
         last_alpha_one=fields.flag("set_alpha_to_one") or "set_alpha_to_one" not in fields,
         sigma_rule=rule,
         sigma_min=_end(fields, "sigma_min"),
         sigma_max=_end(fields, "sigma_max"),
+        # diffusers' DPMSolverMultistep, the one that reads both fields, leaves the labels of a cosine table unrounded.
         rounds=solver.halves != "" or (record.walk == "preserving" and not (cosine and "euler_at_final" in fields)),
         end="clean" if clean else "last" if rule != "default" and record.ends_where_it_is else "lowest",
+        # EulerDiscreteScheduler asks for both; with epsilon it tells timesteps whatever the file says.
         continuous=continuous and prediction == "v_prediction",
         least_log_snr=_least_log_snr(fields),
+        # 50 is the default that classes get which do not read it: a shorter table must not be refused for it.
         origin_steps=fields.whole("original_inference_steps", 1, max(train_steps, 50)),
         halves=solver.halves,
     )

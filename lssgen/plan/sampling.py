@@ -118,6 +118,7 @@ def _solver_of(facts: ModelFacts, record: Scheduler) -> str:
     for name in record.solvers:
         if all(fields.value(field) == value for field, value in SOLVERS[name].fields.items()):
             return name
+    # The last one takes what none before it does: "dpm" has whatever order and algorithm the file says.
     return record.solvers[-1]
 
 
@@ -132,6 +133,7 @@ def _kind(facts: ModelFacts) -> Kind:
 def _with_config(facts: ModelFacts, config: Mapping[str, object]) -> ModelFacts:
     other = replace(facts, scheduler=str(config["_class_name"]), scheduler_config=config)
     kind, own = _kind(other), _kind(facts)
+    # A class that is not known is let through: `sampling_of` refuses it, and names the nearest solver that works.
     if other.scheduler in SCHEDULERS and kind != own:
         raise PlanError(
             f"scheduler {other.scheduler} samples models of {_KINDS[kind]}, and {facts.name} was trained on "
@@ -149,10 +151,12 @@ def _with_solver(facts: ModelFacts, name: str) -> ModelFacts:
     walks = kind == "beta" or (facts.scheduler in SCHEDULERS and SCHEDULERS[facts.scheduler].kind == "beta")
     if walks and solver.scheduler and (kind == "beta" or "use_flow_sigmas" in SCHEDULERS[solver.scheduler].fields):
         config = {**solver.unsaid, **facts.scheduler_config, **solver.fields, "_class_name": solver.scheduler}
+        # Its class now says the solver; an earlier choice by name would be believed before it.
         config.pop(_CHOSEN, None)
         return replace(facts, scheduler=solver.scheduler, scheduler_config=config)
     if facts.scheduler in SCHEDULERS:
         return replace(facts, scheduler_config={**facts.scheduler_config, **solver.fields, _CHOSEN: name})
+    # An unknown class of a flow model: its levels are said by fields that the known flow class reads too.
     known = "FlowMatchEulerDiscreteScheduler"
     return replace(facts, scheduler=known, scheduler_config={**facts.scheduler_config, _CHOSEN: name})
 
@@ -163,6 +167,7 @@ def _with_fields(facts: ModelFacts, option: str, said: Mapping[str, object]) -> 
     Raises:
         PlanError: The class does not read one of them.
     """
+    # What is only switched off a class need not read.
     record, needed = SCHEDULERS.get(facts.scheduler), {name for name, value in said.items() if value}
     if record is not None and not needed <= set(record.fields):
         takes = [

@@ -60,6 +60,7 @@ class SchedulerChoice:
             PlanError: There is no such file or name, or the file is not a scheduler's configuration.
         """
         path = Path(text)
+        # What looks like a path is one: a missing file is told as that, and not as a misspelt name.
         if "/" in text or text.endswith(".json") or path.exists():
             return cls(config=_config(path))
         solver, rule = _named(text)

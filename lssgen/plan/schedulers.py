@@ -270,6 +270,7 @@ _RECORDS = (
         walk="distilled",
         solvers=("tcd",),
         fields=(*_SPACED, *_CLIPPED, "original_inference_steps", "timestep_scaling"),
+        # Not a field of this class: here it says that its last step leads to timestep 0, which holds a little noise.
         defaults={**_DISTILLED, **_LEADING, "final_sigmas_type": "sigma_min"},
         near=("lcm", "euler"),
     ),

@@ -76,6 +76,7 @@ SOLVERS: Mapping[str, Solver] = {
     "ddim": Solver(
         scheduler="DDIMScheduler",
         kinds=("beta",),
+        # Not on flow and EDM, where without eta it is "euler" to the number.
         rows=lambda course, tuning: first_order(course.left, eta=tuning.eta),
         unsaid=_UNCLIPPED,
         order="1",
@@ -121,6 +122,7 @@ SOLVERS: Mapping[str, Solver] = {
         memory=1,
         draws=True,
     ),
+    # Without fields: the one for files that ask for what no name above has, such as "dpmsolver" of order 1.
     "dpm": Solver(scheduler=_DPM, kinds=_ALL, rows=dpm_multistep, order="as the scheduler's config says", memory=2),
     "dpm++2s": Solver(
         scheduler="DPMSolverSinglestepScheduler",
@@ -139,6 +141,7 @@ SOLVERS: Mapping[str, Solver] = {
     "deis": Solver(
         scheduler="DEISMultistepScheduler",
         kinds=("beta",),
+        # Not on flow: near pure noise it loses the network's output in rounding (`reading._own_flow`).
         rows=deis,
         order="2 (up to 3 by the scheduler's config)",
         memory=2,

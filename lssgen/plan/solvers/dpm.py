@@ -38,12 +38,15 @@ def _integral(at: Level, to: Level, tuning: Tuning, *, higher: bool) -> _Integra
     base, scale = (to.noise / at.noise, to.image) if images else (to.image / at.image, to.noise)
     fresh = 0.0
     if tuning.stochastic and images:
+        # The SDE lets go of x by another e^-h, and draws afresh the noise that this costs. max: rounding, in very short
+        # steps.
         base, growth, fresh = base * decay, growth**2, to.noise * sqrt(max(0.0, 1 - decay**2))
     elif tuning.stochastic:
         scale, fresh = 2 * scale, to.noise * sqrt(max(0.0, growth**2 - 1))
     level = scale * (1 - growth)
     if not higher:
         return _Integral(base, level, 0.0, 0.0, fresh)
+    # expm1 and not exp - 1, which loses its digits in the short steps of long schedules.
     z = log(growth)
     return _Integral(base, level, -scale * (expm1(z) / z - 1), -scale * ((expm1(z) - z) / z**2 - 1 / 2), fresh)
 
@@ -109,8 +112,10 @@ def _restarted(known: list[Level], evaluation: Evaluation) -> list[Level]:
 def _orders(steps: int, tuning: Tuning, *, clean: bool) -> list[int]:
     """Order of every step of a full schedule; `clean` where it ends on a clean picture."""
     order = tuning.order
+    # diffusers switches lower_order_final on by itself where the end is clean or the steps do not divide.
     if not (tuning.lower_order_final or clean or steps % order):
         return list(range(1, order + 1)) * (steps // order)
+    # diffusers' get_order_list: what whole runs of 1 to `order` leave over, with first order last.
     rest = {1: [1], 2: [1, 1] if steps % 2 == 0 else [1], 3: ([1, 2, 1], [1], [1, 2])[steps % 3]}[order]
     orders = list(range(1, order + 1)) * ((steps - len(rest)) // order) + rest
     return [*orders[:-1], 1] if clean else orders
@@ -126,6 +131,7 @@ def _singlestep_weights(integral: _Integral, to: Level, known: list[Level], tuni
         lean = integral.second(tuning) / near
         return (lean, integral.level - lean)
     if tuning.variant == "midpoint":
+        # diffusers' midpoint form of the third order takes D1 from the newest estimate alone, and no D2.
         return (integral.slope / near, 0.0, integral.level - integral.slope / near)
     # With d0 = (m1 - m2) / far and d1 = (m0 - m2) / near: D1 = (near d0 - far d1) / gap, D2 = 2 (d1 - d0) / gap.
     far = (known[1].log_snr - known[-1].log_snr) / whole

@@ -27,6 +27,7 @@ def first_order(evaluations: Sequence[Evaluation], *, eta: float = 0.0) -> tuple
 def first_move(evaluation: Evaluation, fresh: float = 0.0) -> Move:
     """One such step, in terms of the network's output, where `fresh` of the new noise is drawn."""
     at, to = evaluation.level, evaluation.to
+    # max: where all the noise is fresh, rounding may leave less than 0.
     keep = sqrt(max(0.0, to.noise**2 - fresh**2)) / at.noise
     gain = to.image - keep * at.image
     return Move(keep + gain * evaluation.image_x, (gain * evaluation.image_f,))
@@ -47,6 +48,7 @@ def ddpm(evaluations: Sequence[Evaluation], *, wide: bool = False) -> tuple[Step
     for evaluation in evaluations:
         at, to = evaluation.level, evaluation.to
         fresh = _posterior(evaluation)
+        # The forward step's beta; the mean is the posterior's in both cases, as in diffusers.
         drawn = sqrt(max(0.0, 1 - (at.image / to.image) ** 2)) if wide else fresh
         steps.append(step(evaluation, first_move(evaluation, fresh), noise=drawn if evaluation.label > 0 else None))
     return tuple(steps)
@@ -60,6 +62,7 @@ def lcm(evaluations: Sequence[Evaluation], *, timestep_scaling: float, sigma_dat
     steps: list[Step] = []
     for index, evaluation in enumerate(evaluations):
         last = index == len(evaluations) - 1
+        # The boundary condition of consistency models, in the label: at timestep 0 the network's output must not count.
         scaled = evaluation.label * timestep_scaling
         skip = sigma_data**2 / (scaled**2 + sigma_data**2)
         out = scaled / sqrt(scaled**2 + sigma_data**2)

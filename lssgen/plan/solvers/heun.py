@@ -70,7 +70,9 @@ def kdpm2_ancestral(evaluations: Sequence[Evaluation]) -> tuple[Step, ...]:
     steps = list(_pairs(evaluations, lambda length, trial: (length, -trial)))
     for index in range(1, len(steps), 2):
         above, to = evaluations[index - 1].level.sigma, evaluations[index].to.sigma
+        # k-diffusion's get_ancestral_step with eta 1: down^2 + fresh^2 = to^2.
         down, fresh = to**2 / above, to * sqrt(max(0.0, 1 - (to / above) ** 2))
+        # The trial is undone as it was made: to the next level, and not to the one below it.
         _, trial = steps[index].blend
         steps[index] = replace(steps[index], blend=(down - above, trial), noise=fresh)
     return tuple(steps)

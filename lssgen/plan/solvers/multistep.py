@@ -33,6 +33,7 @@ def _log_weights(known: Sequence[float], to: float) -> list[float]:
     weights: list[float] = []
     for here, place in enumerate(places):
         others = [other for there, other in enumerate(places) if there != here]
+        # poly gives the highest power first, and for no roots a bare 1.
         flat, linear, square = (*np.atleast_1d(np.poly(others))[::-1].tolist(), 0.0, 0.0)[:3]
         ends = [
             r * (flat + linear * (log(r) - 1) + square * (log(r) ** 2 - 2 * log(r) + 2)) if r else 0.0

@@ -9,6 +9,8 @@ from lssgen.plan.levels import Evaluation, Level
 Variant = Literal["midpoint", "heun", "bh1", "bh2"]
 """Form of the higher orders: DPM-Solver's "midpoint" and "heun", UniPC's "bh1" and "bh2"."""
 
+# diffusers' `len(self.timesteps) < 15`; DPM-Solver's authors found higher orders unstable at the end of short
+# schedules.
 FEW_STEPS = 15
 """Schedules shorter than this end with lower orders, where the scheduler's configuration allows."""
 

@@ -26,6 +26,7 @@ def unipc(course: Course, tuning: Tuning) -> tuple[Step, ...]:
     before: list[Level] = []
     for index, evaluation in enumerate(course.left):
         latent = Move(1.0)
+        # disable_corrector counts steps of the full schedule, and names the step before the one that corrects it.
         if before and len(course.cut) + index - 1 not in tuning.uncorrected:
             latent = _move(before, evaluation.level, tuning, corrects=True).after(predicted.undone())
         left = len(course.left) - index
