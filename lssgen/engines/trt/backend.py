@@ -42,6 +42,7 @@ class TensorRT:
         self._options = options
         self._residence = Residence(device, low_memory=options.low_memory)
         self._opened: weakref.WeakSet[TrtEngines] = weakref.WeakSet()
+        # A runtime belongs to the GPU that its thread has chosen when it is made.
         device.choose()
         with library.listen() as log:
             self._runtime: Any = library.module.Runtime(library.logger)
@@ -106,6 +107,7 @@ class TensorRT:
             EngineError: One of them cannot be loaded; none of them is left.
         """
         loaded: dict[str, TrtEngine] = {}
+        # From the look at free memory to the last engine, so that no other thread takes what was free.
         with self._device.turn:
             self._residence.make_room([entry.report for entry in entries.values()], instead)
             for old in instead:
@@ -151,12 +153,14 @@ class TrtEngines:
             see_graph(self._bundle, graph)
         sizes = dict(self._sizes)
         for graph, profiles in profiles_of(self._bundle.manifest, demand).items():
+            # Sizes met before too, so that one engine, with its weights on the device once, serves them all.
             sizes[graph] = arranged((*sizes.get(graph, ()), *profiles))
         lacking = {graph: profiles for graph, profiles in sizes.items() if not self._holds(graph, profiles)}
         if lacking:
             entries = self._backend.provide(self._bundle, lacking)
             old = [self._engines[graph] for graph in entries if graph in self._engines]
             self._engines |= self._backend.load(entries, self._bundle.manifest.facts.name, old)
+            # After the new ones are there: where they cannot be built or loaded, the old ones go on.
             for engine in old:
                 engine.close()
         self._sizes = sizes

@@ -70,6 +70,7 @@ class Fault:
 
 def key_of(*parts: object) -> str:
     """A key from everything that decides an engine's bytes."""
+    # Sorted: in which order a mapping was filled says nothing about what is needed.
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()[:32]
 
 
@@ -77,7 +78,9 @@ def entry_at(folder: Path) -> Entry | None:
     """The engine in a folder, or None where there is none, or only a part of one."""
     try:
         report = read_json(folder / REPORT, Report)
+        # By size, since this is asked of every entry at every start; by hash where one is opened (`order._found`).
         whole = (folder / PLAN).stat().st_size == report.plan_bytes
+        # The report's, which `touch` moves; the plan's must not move, or it would be hashed again at the next start.
         used = (folder / REPORT).stat().st_mtime
     except (OSError, JsonError):
         return None
@@ -151,6 +154,7 @@ class Cache:
                 return False
             doomed = self.folder / f".{key}.{'0' * 16}{PARTIAL}"  # left by a kill, it is cleared like a draft
             try:
+                # Renamed before it is deleted: a reader finds a whole engine or none.
                 (self.folder / key).rename(doomed)
             except FileNotFoundError:
                 return False
@@ -189,6 +193,7 @@ class Cache:
         """Remove what killed builds left, unless somebody is at it now."""
         drafts = [UNFINISHED.fullmatch(path.name) for path in self.folder.glob(f".*{PARTIAL}") if path.is_dir()]
         for key in {draft[1] for draft in drafts if draft}:
+            # Whoever holds the lock is building, and its draft is alive.
             with suppress(filelock.Timeout), locked(self._lock(key), wait=False):
                 clear_partial(self.folder / key)
 
@@ -217,6 +222,7 @@ def _write_problems(folder: Path) -> Generator[None]:
                 f"the disk of {folder} is full ({free / 1e6:.0f} MB free); make room, remove engines with "
                 "lssgen-build --prune, or set LSSGEN_HOME to another disk"
             ) from error
+        # The block may read weights or run a compiler, whose troubles are none of this folder's.
         if not str(error.filename).startswith(str(folder)):
             raise
         raise BuildError(

@@ -36,6 +36,7 @@ def compile_apart(job: Job, plan: Path, tell: Tell) -> Facts:
         BuildError: The compiler crashed, or was killed.
         OSError: The file cannot be written.
     """
+    # A file and no pipe for what it says: nobody reads it meanwhile, and a full pipe would stop the compiler.
     with tempfile.TemporaryFile() as said, _compiler(said) as process:
         assert process.stdin is not None, "it is a pipe"
         assert process.stdout is not None, "it is a pipe"
@@ -74,6 +75,7 @@ def _compiler(said: IO[bytes]) -> Generator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.kill()
+        # Waits for its end, and closes the pipes.
         process.communicate()
 
 
@@ -81,12 +83,14 @@ def _obituary(job: Job, status: int, said: str) -> str:
     """Why there is no engine, from how the compiler's process ended."""
     what = f"{job.flavour} crashed while it built {job.name} from {job.onnx}"
     if status == -_SIGKILL:
+        # The graph and the files with its weights, which bear its name.
         size = sum(file.stat().st_size for file in job.onnx.parent.glob(f"{job.onnx.stem}*"))
         return (
             f"the process that built {job.name} from {job.onnx} was killed (signal 9, SIGKILL), most often because the "
             f"machine has no memory left: a build takes 3 to 4 times the bytes of the weights, here of some "
             f"{size / 1e6:.0f} MB. Close other programs, or build on a machine with more memory"
         )
+    # The last line, such as an abort's or an exception's; there may be pages before it.
     last = said.strip().rpartition("\n")[2]
     said_last = f" ({last})" if last else ""
     if status < 0:

@@ -49,6 +49,7 @@ def compile_graph(job: Job, plan: Path, hear: Hear) -> Facts:
         builder: trt.Builder | None = module.Builder(library.logger)
         if builder is None:
             raise BackendError(f"{library.flavour} cannot create a builder: {log.reason()}")
+        # TensorRT 10 must be told; 11 and TensorRT-RTX know no other networks, and ignore it.
         network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         attentions = parse(library, network, job)
         config = builder.create_builder_config()
@@ -63,6 +64,7 @@ def compile_graph(job: Job, plan: Path, hear: Hear) -> Facts:
                 reason = log.reason().rstrip(".")
                 raise BuildError(f"{library.flavour} cannot build {job.name}: {reason}. {advice(job)}")
         found = findings(log.lines)
+    # A view: a copy of an engine would be gigabytes more.
     view = memoryview(engine)
     plan.write_bytes(view)
     return Facts(
@@ -79,10 +81,13 @@ def compile_graph(job: Job, plan: Path, hear: Hear) -> Facts:
 
 def _configure(library: Library, job: Job, config: "trt.IBuilderConfig") -> None:
     module = library.module
+    # Else the log names neither layers nor their ONNX nodes, and there is nothing to make a report of.
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
     config.builder_optimization_level = job.options.level
     if not job.options.tf32:
+        # On unless it is cleared.
         config.clear_flag(module.BuilderFlag.TF32)
+    # A flag of the engine and not of the run: without it the library takes no budget.
     if job.options.weight_streaming:
         config.set_flag(module.BuilderFlag.WEIGHT_STREAMING)
     if job.options.refit:
@@ -122,6 +127,7 @@ def main() -> None:
         answers.flush()
 
     logging.getLogger("lssgen").addHandler(_Telling(answer))
+    # Before the request is read; a parent that died even earlier has closed our input, which ends this too.
     _end_with_parent()
     request = request_of(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_input, daemon=True).start()
@@ -151,6 +157,7 @@ def _end_with_parent() -> None:
 
 def _end_with_input() -> None:
     sys.stdin.buffer.read()
+    # Not sys.exit, which ends this thread only; the compiler may be in the middle of minutes of C++.
     os._exit(1)
 
 

@@ -29,6 +29,7 @@ def new_context(
         EngineError: The library cannot make it: there is no memory for it, for instance.
     """
     strategy = library.module.ExecutionContextAllocationStrategy.USER_MANAGED
+    # The turn, since the profile is set by work on the stream.
     with device.turn, library.listen() as log:
         device.choose()
         context = engine.create_execution_context(strategy if config is None else config)
@@ -62,6 +63,7 @@ def tie(
     if missing:
         raise EngineError(f"{name} does not know the shapes of {', '.join(missing)}")
     for port in outputs:
+        # The library checks no output's size: it would write beyond the end of a buffer that is too small.
         made, given = sizes_of(context.get_tensor_shape(port.name)), buffers[port.name].shape
         if made != given:
             raise ShapeError(f"{name} makes {port.name} {list(made)}, and was given a buffer of {list(given)}")

@@ -58,6 +58,8 @@ class TrtEngine:
         self._closed = False
         try:
             with entry.plan.open("rb") as file:
+                # Mapped: the library reads it once and, in low-memory mode, again at every `load_weights`; the host
+                # keeps no copy.
                 self._plan = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise EngineError(f"{entry.plan} is gone ({error.strerror}); run again, and it will be built") from error
@@ -87,6 +89,7 @@ class TrtEngine:
     @property
     def awake(self) -> bool:
         """Whether its weights are on the device."""
+        # TensorRT has no such attribute: its engines come with their weights.
         return self._engine is not None and bool(getattr(self._engine, "weights_loaded", True))
 
     @property
@@ -100,6 +103,7 @@ class TrtEngine:
         self._see_open("bound")
         report = self.report
         axes = check_buffers(self._name, (*report.inputs, *report.outputs), buffers)
+        # Profiles are smallest first, so this is the one with the least scratch.
         profile = next((i for i, profile in enumerate(report.profiles) if profile.holds(axes)), None)
         if profile is None:
             came = ", ".join(f"{axis} {size}" for axis, size in sorted(axes.items()))
@@ -117,6 +121,7 @@ class TrtEngine:
             self.residence.remove(self)
             self._closed = True
             if self._engine is not None:
+                # Work that is still on the stream reads the weights.
                 self.device.synchronize()
                 self._forget()
 
@@ -165,11 +170,13 @@ class TrtEngine:
                 raise
             self._idle.clear()  # contexts take memory, and these serve nobody
             return self.take_context(profile)
+        # TensorRT-RTX compiles for the device when a context is made: a kill later on shall not cost that again.
         self.keep_kernels()
         return context
 
     def give_context(self, profile: int, context: "trt.IExecutionContext") -> None:
         """Take back a context whose binding is gone."""
+        # After `_forget` there is no engine that the context could run on.
         if self._engine is not None:
             self._idle.setdefault(profile, []).append(context)
 
@@ -222,6 +229,7 @@ class TrtEngine:
         """The plan's own profiles are those of its report, or file and report do not belong together."""
         for index, profile in enumerate(self.report.profiles):
             for port in self.report.inputs:
+                # Of (smallest, best, largest).
                 largest = sizes_of(engine.get_tensor_profile_shape(port.name, index)[2])
                 if largest != tuple(extent.high for extent in profile.shape(port)):
                     raise StaleEngineError(
@@ -285,6 +293,8 @@ class TrtBinding:
     def __call__(self) -> None:
         with self._device.turn:
             if self._graph is None:
+                # Under the turn with all that leads to it: what another thread put on the stream would be in the
+                # capture.
                 self._run()
             else:
                 self._graph.launch()
@@ -299,6 +309,7 @@ class TrtBinding:
         self._context = self._scratch = None
 
     def __del__(self) -> None:
+        # The graph first: it replays the context that another binding may be given now.
         self._graph = None
         if self._context is not None:
             self._owner.give_context(self._profile, self._context)

@@ -34,6 +34,7 @@ class Exam:
     """
 
     def __init__(self, library: Library, device: Device, job: Job, precision: Precision) -> None:
+        # At once: that a package is missing must not come out after minutes of building.
         reference()
         self._library = library
         self._device = device
@@ -58,6 +59,7 @@ class Exam:
         probe = replace(probe, bound=min(probe.bound, most))
         if not probe.finite:
             raise BuildError("it gives numbers that are not finite")
+        # Written so that an error of NaN is refused.
         if not probe.error <= probe.bound:
             raise BuildError(
                 f"its outputs are {probe.error:.2g} (relative) away from those of ONNX Runtime, more than the "
@@ -67,6 +69,7 @@ class Exam:
 
     @cached_property
     def _wanted(self) -> Outputs:
+        # Once, and only when an engine is there to compare: the CPU takes minutes for a large graph.
         return Outputs(reference_outputs(self._job.onnx, self._inputs))
 
     def _run(self, plan: Path, profile: int) -> dict[str, Array]:
@@ -90,6 +93,7 @@ class Exam:
             engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan.read_bytes())
             if engine is None:
                 raise BuildError(f"it cannot be loaded: {log.reason()}")
+        # Before the context, or the library does not take it.
         if self._job.options.weight_streaming:
             engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
         return engine

@@ -111,6 +111,7 @@ Answer = Step | Warned | Refused | Unwritten | Done
 
 def line(message: Request | Answer) -> bytes:
     """A message as a line."""
+    # str for Path, the only type here that JSON does not have. JSON escapes line ends, so a message is one line.
     return msgspec.json.encode(message, enc_hook=str) + b"\n"
 
 

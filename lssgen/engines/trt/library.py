@@ -72,10 +72,12 @@ class Library:
         self.version = str(module.__version__)
         self._logs: tuple[Log, ...] = ()
         self._changing = threading.Lock()
+        # One for the process: the first logger that a process gives is kept, and later ones are ignored.
         self.logger: Any = _logger(module, self._hear)
 
     def _hear(self, line: str, is_error: bool) -> None:
         """A line goes to who listens on its thread; one of the library's own threads, to everybody."""
+        # A tuple that is replaced and never changed, so that the library's threads need no lock here.
         thread, logs = threading.get_ident(), self._logs
         for log in [log for log in logs if log.thread == thread] or logs:
             if line.startswith(_KEPT):
@@ -115,6 +117,7 @@ def require_library(flavour: Flavour) -> Library:
                 f"engine {flavour!r} needs the Python package {_MODULES[flavour]}, which cannot be imported ({error}); "
                 f'install it with pip install "lssgen[{flavour}]"'
             ) from error
+        # Two parts, which are numbers; later ones may hold letters.
         version = tuple(int(part) for part in str(module.__version__).split(".")[:2])
         if version < _OLDEST[flavour]:
             oldest = ".".join(map(str, _OLDEST[flavour]))
@@ -134,6 +137,8 @@ def progress_monitor(module: Any, tell: Callable[[str, float], None]) -> Any:
 
     class Monitor(module.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
+            # By name: of a class derived from its own, pybind11 wants the base initialised explicitly, as NVIDIA
+            # documents.
             module.IProgressMonitor.__init__(self)
             self.starts: dict[str, float] = {}
             self.worth: dict[str, float] = {}
@@ -148,6 +153,7 @@ def progress_monitor(module: Any, tell: Callable[[str, float], None]) -> Any:
         def phase_finish(self, phase_name: str) -> None:
             self.starts.pop(phase_name, None)
             self.worth.pop(phase_name, None)
+            # The outermost phase has ended, of however many steps it had foreseen.
             if not self.starts:
                 tell(phase_name, 1.0)
 
@@ -155,6 +161,7 @@ def progress_monitor(module: Any, tell: Callable[[str, float], None]) -> Any:
             del step
             if phase_name in self.starts:
                 self.starts[phase_name] += self.worth[phase_name]
+                # Phases may run side by side, and a later one may begin before what an earlier one has reached.
                 self.furthest = min(1.0, max(self.furthest, self.starts[phase_name]))
                 tell(phase_name, self.furthest)
             return True

@@ -64,10 +64,12 @@ def make(task: Task, here: Sequence[Entry], tell: Tell) -> Entry:
     """
     cache, key = Cache(task.folder), key_of(task.need)
     with cache.building(key):
+        # Asked again under the lock: whoever held it before may have made it.
         if cache.get(key) is None:
             began = perf_counter()
             with cache.draft(key) as draft:
                 report = _refitted(task, here, draft, tell) if task.job.options.refit else _built(task, draft, tell)
+                # Within the draft, which goes where this raises: an engine beyond the bounds is never found later.
                 check(report, task.bounds)
                 report = replace(report, seconds=perf_counter() - began)
                 (draft / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
@@ -87,6 +89,7 @@ def _refitted(task: Task, here: Sequence[Entry], draft: Path, tell: Tell) -> Rep
     assert task.device is not None, "whoever asks for exchangeable weights has seen that there is one"
     exam = Exam(task.library, task.device, task.job, task.graph.precision)
     fitting = donors(task.need, structure_of(task.job.onnx), here)
+    # The last of them was used last, and so is the least likely to be pruned meanwhile.
     copied = _copied(task, task.device, exam, fitting[-1], draft) if fitting else None
     return copied or _examined(task, task.device, exam, draft, tell)
 
@@ -123,6 +126,7 @@ def _examined(task: Task, device: Device, exam: Exam, draft: Path, tell: Tell) -
         _LOG.warning("%s, built with --refit, is thrown away and built again without: %s", task.need.graph, error)
     else:
         return replace(report, structure=structure_of(onnx), fixed_weights=fixed, probes=(probe,))
+    # Its report still says what was asked for, or the next run would try, and build, and fail again.
     plain = replace(task, job=replace(task.job, options=replace(task.job.options, refit=False)))
     return _built(plain, draft, tell)
 

@@ -40,6 +40,7 @@ def parse(library: Library, network: "trt.INetworkDefinition", job: Job) -> tupl
     if has_switch(library.module):
         taken = parser.parse_from_file(str(job.onnx))
     else:
+        # With the file's path, from which the parser finds the weights beside it.
         taken = parser.parse(decomposable_model(job.onnx), str(job.onnx))
     if not taken:
         reason = parse_errors(parser).rstrip(".")
@@ -58,6 +59,7 @@ def decomposable_model(onnx: Path) -> bytes:
     from onnx.helper import make_attribute
 
     for node in model.graph.node:
+        # A graph that was prepared by hand may have it, and two of one name make it invalid.
         if node.op_type == "Attention" and all(attribute.name != "TRT_decomposable" for attribute in node.attribute):
             node.attribute.append(make_attribute("TRT_decomposable", 1))
     return model.SerializeToString()
@@ -100,6 +102,7 @@ def _attentions(module: Any, network: "trt.INetworkDefinition") -> tuple[Attenti
         if layer.type != kind:
             continue
         query = layer.get_input(0)
+        # The parser makes two layers of an attention; the first has the node's name with this behind it.
         found.append(Attention(layer.name.removesuffix("_AttentionInput"), query.dtype.name, query.shape[-1]))
         if switch:
             layer.__class__ = module.IAttentionInputLayer  # a layer of a network comes as its base class

@@ -83,10 +83,12 @@ def engines_for(bundle: Bundle, sizes: Sizes, order: Order, tell: Tell = quiet) 
     """As `build_engines`, for profiles in place of the order's demand."""
     library = require_library(order.flavour)
     gpu = _gpu_at_hand(order)
+    # Engines that came with a bundle first: whoever shipped them meant them to be used.
     here = [*Cache(bundle.folder / "engines").entries(), *Cache(order.folder).entries()]
     engines: dict[str, Entry] = {}
     for need in needs_of(bundle, sizes, library, order, gpu):
         entry = _found(need, here) or _made(bundle, need, library, order, gpu, here, tell)
+        # Of those that were found too: they may have been built under other bounds.
         check(entry.report, order.bounds)
         touch(entry)
         engines[need.graph] = entry
@@ -116,6 +118,7 @@ def needs_of(bundle: Bundle, sizes: Sizes, library: Library, order: Order, gpu: 
 
 def content_of(graph: Graph) -> str:
     """Hash of a graph and its weights, from the hashes that the export wrote down."""
+    # Without names: the same files under others, as in a bundle made again, make the same engine.
     return hashlib.sha256("".join(sorted(graph.sha256.values())).encode()).hexdigest()
 
 
@@ -191,6 +194,7 @@ def _made(
     try:
         return make(task, here, tell)
     except BackendError as error:
+        # With engines of this graph at hand, the question is why they do not fit; without, why none can be built.
         near = [entry.report for entry in here if entry.report.graph == need.graph]
         if not near:
             raise

@@ -52,6 +52,7 @@ def structure_of(onnx: Path) -> str:
     """
     model = load_graph(onnx)
     for tensor in model.graph.initializer:
+        # Where a weight lies in its file says nothing about structure: another LoRA's export may pack it elsewhere.
         del tensor.external_data[:]
     return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
@@ -99,6 +100,7 @@ def refit(library: Library, device: Device, donor: Entry, onnx: Path) -> Any:
         engine, refitter = _opened(library, donor.plan)
         if engine is None or refitter is None:
             raise BuildError(f"{donor.plan} cannot be refitted here: {log.reason()}")
+        # Before anything is exchanged: such weights keep the donor's values, and no call of the library says so.
         if _fixed(refitter.get_all_weights(), onnx) != donor.report.fixed_weights:
             raise BuildError("weights that were compiled in, and cannot be exchanged, are others now")
         parser: trt.OnnxParserRefitter = library.module.OnnxParserRefitter(refitter, library.logger)

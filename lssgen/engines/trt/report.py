@@ -177,6 +177,7 @@ def findings(lines: Sequence[str]) -> Findings:
     layers = [_layer(row) for table in tables for row in table.splitlines() if row.startswith("Name: ")]
     fused: dict[str, int] = {}
     for layer in layers:
+        # Myelin's name for its fused attention kernels, "_gemm_mha_v2_..." and such.
         if "mha" in layer.name:
             for node in layer.nodes:
                 fused[node] = fused.get(node, 0) + 1
@@ -221,6 +222,7 @@ def _layer(row: str) -> Layer:
 
 
 def _bytes(dimensions: str, dtype: str) -> int:
+    # For a message only: a type that is not listed counts as Float.
     size = _TYPE_BYTES.get(dtype, 4)
     for axis in filter(None, dimensions.split(",")):
         size *= int(axis)

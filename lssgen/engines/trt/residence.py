@@ -65,6 +65,7 @@ class Residence:
         reports = [*(one.report for one in self._engines if one not in leaving), *new]
         free, total = self._device.memory()
         usable = free + self._present()
+        # Once something was loaded, CUDA has taken its part, which is missing from what is free.
         overhead = 0 if self._arena else _CUDA_BYTES
         in_turn, together = (device_bytes(reports, in_turn=turn) + overhead for turn in (True, False))
         low_memory = self.low_memory or together > usable
@@ -83,6 +84,7 @@ class Residence:
         mode = "one network at a time" if low_memory else f"{megabytes(in_turn)} with --low-memory"
         said = megabytes(predicted), mode, megabytes(usable), megabytes(total)
         _LOG.info("predicted device memory: %s (%s); %s of %s are free", *said)
+        # Before the weights come: that they leave no room for it is known now, and not in the first run.
         self.arena(max((report.scratch_bytes for report in reports), default=0))
 
     def add(self, engine: Resident) -> None:
@@ -137,5 +139,6 @@ class Residence:
         here = list(self._engines)
         weights = sum(one.device_weights for one in here)
         arena = self._arena.size if self._arena else 0
+        # Of the tensors that are predicted, as many as there can be by now: buffers are made while a run goes on.
         tensors = min(sum(io_bytes(one.report) for one in here), self._device.allocated - arena)
         return weights + arena + tensors

@@ -99,4 +99,5 @@ def normal(name: str) -> str:
 
 def ordered(names: set[str]) -> tuple[str, ...]:
     """Names by compute capability."""
+    # By length first, or sm100 would come before sm75.
     return tuple(sorted(names, key=lambda name: (len(name), name)))

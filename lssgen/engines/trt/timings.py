@@ -32,11 +32,13 @@ def kept_timings(module: Any, config: "trt.IBuilderConfig", file: Path) -> Gener
     """
     config.set_flag(module.BuilderFlag.EDITABLE_TIMING_CACHE)
     cache = _read(config, file)
+    # False: a cache of another device or version is not to be used all the same.
     if not config.set_timing_cache(cache, False):
         _LOG.warning("the timings in %s are of another GPU or library, and are measured again", file)
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
     yield
+    # Read and written under one lock, or of two builds that end together one would lose its timings.
     with suppress(OSError), locked(file.with_suffix(".lock")):
         newest = _read(config, file)  # another process may have been here
         cache.combine(newest, False)
