@@ -174,6 +174,7 @@ def check_buffers(engine: str, ports: Sequence[Port], buffers: Mapping[str, Buff
         ShapeError: Says what came and what fits.
     """
     known = {port.name for port in ports}
+    # Unknown ones too: a misspelt port would be missing and superfluous, and a library would take either in silence.
     if set(buffers) != known:
         missing, extra = sorted(known - set(buffers)), sorted(set(buffers) - known)
         raise ShapeError(f"{engine} needs a buffer for each of {sorted(known)}; missing {missing}, unknown {extra}")

@@ -64,6 +64,7 @@ class Device:
     def __init__(self, index: int = 0) -> None:
         self.cuda: Any = bindings()
         self.index = index
+        # Reentrant: a binding that has the turn calls functions that take it.
         self.turn = threading.RLock()
         self.waste = Waste()
         self._memories: weakref.WeakSet[Memory] = weakref.WeakSet()
@@ -71,8 +72,11 @@ class Device:
         properties = self.call("cudaGetDeviceProperties", index)
         self.name: str = properties.name.decode().strip("\0")
         self.target = f"sm{properties.major}{properties.minor}"
+        # Non-blocking: what other libraries put on the default stream neither waits for ours nor breaks a capture.
         self.stream = int(self.call("cudaStreamCreateWithFlags", self.cuda.cudaStreamNonBlocking))
         self._staging = _Staging(self)
+        # finalize and not __del__: it has the handle only, runs once, and at interpreter exit while modules are still
+        # there.
         weakref.finalize(self, self.waste.free, self.cuda.cudaStreamDestroy, self.stream)
 
     def call(self, function: str, *arguments: Any) -> Any:
@@ -147,6 +151,7 @@ class Device:
         Raises:
             EngineError: The work cannot be captured, or there is no memory for the graph. The stream is as before.
         """
+        # Thread-local: a cudaMalloc of another thread, another library's perhaps, does not make the capture invalid.
         mode = self.cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         with self.turn, no_collector(), self.waste.kept():
             self.call("cudaStreamBeginCapture", self.stream, mode)
@@ -176,6 +181,7 @@ class Device:
         if status != self.cuda.cudaError_t.cudaErrorMemoryAllocation:
             return EngineError(f"{function} failed: {status.name}, {self.cuda.cudaGetErrorString(status)[1].decode()}")
         wanted = f"another {arguments[0] / 1e6:.0f} MB" if function == "cudaMalloc" else f"what {function} needs"
+        # Not by `memory`, which comes here again where it fails.
         _, free, total = self.cuda.cudaMemGetInfo()
         return BackendError(
             f"{self.name} has no room for {wanted}: {free / 1e6:.0f} of {total / 1e6:.0f} MB are free; close other "
@@ -183,6 +189,7 @@ class Device:
         )
 
     def _end_failed_capture(self) -> None:
+        # Ended all the same, or the stream stays in capture mode and nothing runs on it any more.
         status, recorded = self.cuda.cudaStreamEndCapture(self.stream)
         if status == self.cuda.cudaError_t.cudaSuccess:
             self.call("cudaGraphDestroy", recorded)
@@ -202,6 +209,7 @@ class Device:
                 "driver" + (_PACKAGES_OF_CUDA_12 if driver >= 12000 else "")
             )
         if status != cuda.cudaError_t.cudaSuccess or not count:
+            # CUDA gives 0 as the driver's version where there is none.
             why = "no NVIDIA driver answers" if not driver else f"the driver shows no GPU ({status.name})"
             raise BackendError(f"{why} on this machine; run where an NVIDIA GPU is, or with --engine onnxruntime")
         if self.index >= count:
@@ -218,6 +226,7 @@ class Memory:
 
     def __init__(self, device: Device, size: int) -> None:
         self.size = size
+        # cudaMalloc(0) gives no address, and engines want one for every tensor and for scratch of no bytes.
         self.address = int(device.call("cudaMalloc", max(size, _ALIGNMENT)))
         weakref.finalize(self, device.waste.free, device.cuda.cudaFree, self.address)
 
@@ -246,6 +255,7 @@ class CudaBuffer:
     def write(self, value: Array) -> None:
         if value.shape != self._shape:
             raise ShapeError(f"a buffer of shape {self._shape} was given an array of shape {value.shape}")
+        # CUDA copies bytes: another type or order of axes would become nonsense unseen.
         self._device.upload(np.ascontiguousarray(value, self._dtype), self.address)
 
     def read(self) -> Array:
@@ -259,6 +269,7 @@ class Event:
 
     def __init__(self, device: Device) -> None:
         self._device = device
+        # 0 keeps timing on, which `seconds_since` needs.
         self.handle = device.call("cudaEventCreateWithFlags", 0)
         weakref.finalize(self, device.waste.free, device.cuda.cudaEventDestroy, self.handle)
         self.record()
@@ -270,6 +281,7 @@ class Event:
     def reached(self) -> bool:
         cuda = self._device.cuda
         self._device.choose()
+        # Not by `call`, to which "not ready" is a failure.
         (status,) = cuda.cudaEventQuery(self.handle)
         if status == cuda.cudaError_t.cudaErrorNotReady:
             return False
@@ -307,6 +319,7 @@ class _Staging:
     """
 
     def __init__(self, device: Device) -> None:
+        # The device holds its staging: a reference back would leave both, and pinned memory, to the garbage collector.
         self._device = weakref.proxy(device)
         self._address = int(device.call("cudaHostAlloc", _BLOCKS * _BLOCK_BYTES, device.cuda.cudaHostAllocDefault))
         weakref.finalize(self, device.waste.free, device.cuda.cudaFreeHost, self._address)
@@ -322,6 +335,7 @@ class _Staging:
             if self._used == _BLOCK_BYTES:
                 self._left[self._block].record()
                 self._block, self._used = (self._block + 1) % _BLOCKS, 0
+                # Only where the host is four blocks ahead of the device.
                 self._left[self._block].wait()
             size = min(source.size - done, _BLOCK_BYTES - self._used)
             start = self._block * _BLOCK_BYTES + self._used

@@ -116,6 +116,7 @@ def profiles_of(manifest: Manifest, demand: Demand) -> dict[str, tuple[Profile, 
     found: dict[str, tuple[Profile, ...]] = {}
     for name in demand.graphs or manifest.graphs:
         graph = manifest.graphs[name]
+        # Sorted into tuples, since occasions that differ in what this graph does not count make one profile.
         profiles = dict.fromkeys(
             tuple(sorted(_axes(name, graph, sizes, tokens).items())) for sizes in _occasions(manifest, graph, demand)
         )
@@ -166,6 +167,7 @@ def token_axes(manifest: Manifest) -> dict[str, Extent]:
         for axis in port.shape
         if isinstance(axis, str) and graph.axes.get(axis) == "tokens"
     }
+    # A tokenizer's own rule comes last: of an axis that is a range, the usual size is one point.
     return usual | spoken
 
 
@@ -173,6 +175,7 @@ def _length(tokens: Tokens) -> Extent:
     if tokens.pad_to == "length":
         return fixed(tokens.length)
     shortest = tokens.pad_multiple
+    # Prompts are mostly much shorter than the longest: the compiler shall choose its kernels for such a one.
     return Extent(shortest, min(tokens.length, max(shortest, tokens.length // 4)), tokens.length)
 
 
@@ -195,8 +198,10 @@ def _places(manifest: Manifest, graph: Graph, demand: Demand) -> Sequence[dict[Q
         case "prompt":
             return [{"one": 1}]
         case "transition":
+            # Every stage has twice the sides of the one before, so other pairs of sizes are never met.
             return [stage_quantities(cell_px, size, _double(size)) for size in sizes if _double(size) in sizes]
         case "end" if not demand.previews:
+            # A size whose double is there, too, is a stage before the last, of which no picture is decoded.
             return [stage_quantities(cell_px, size) for size in sizes if _double(size) not in sizes]
         case _:
             return [stage_quantities(cell_px, size) for size in sizes]

@@ -81,6 +81,7 @@ class OrtEngine:
         self._path = path
         self._graph = graph
         self._session: ort.InferenceSession | None = None
+        # Weak: bindings hold the engine, and live as long as their workspace.
         self._bindings: weakref.WeakSet[_OrtBinding] = weakref.WeakSet()
         self._closed = False
         self.stays = False
@@ -117,6 +118,7 @@ class OrtEngine:
         """
         self._see_open("run")
         if self._session is None:
+            # Before the session is opened: two large ones at once are what low-memory mode is against.
             self._backend.make_way(self)
             self._session = self._backend.open_session(self._path, self._name)
         return self._session
@@ -124,6 +126,7 @@ class OrtEngine:
     def sleep(self) -> None:
         """Free the session, and with it the weights. Bindings stay valid, and wake the engine."""
         for binding in self._bindings:
+            # An IOBinding holds its session, which would not be freed.
             binding.untie()
         self._session = None
 
@@ -207,6 +210,7 @@ class OrtEngines:
                 self._engines[graph].wake()
         except EngineError:
             for graph in graphs:
+                # New ones only: what was there before stays, as `Engines.require` promises.
                 self._engines.pop(graph).close()
             raise
 
@@ -233,6 +237,7 @@ class OrtBackend:
         self._provider = provider
         self.device = "cuda" if provider == CUDA else "cpu"
         self._device_id = self._options.device_id if isinstance(self._options, OrtCudaOptions) else 0
+        # Weak: a bundle that nobody has any more shall not stay in memory for having run last.
         self._awake: weakref.ref[OrtEngine] | None = None
 
     @property
@@ -266,10 +271,12 @@ class OrtBackend:
         options.intra_op_num_threads = self._options.threads
         options.log_severity_level = _SILENT
         if self.device != "cpu":
+            # Without it, `_see_placement` is told nothing.
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
             session = ort.InferenceSession(graph, options, providers=[(self._provider, self._settings())])
         except Exception as error:  # ONNX Runtime has a dozen unrelated exception classes
+            # "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : the reason".
             reason = str(error).rpartition(" : ")[2].strip()
             if "NOT_IMPLEMENTED" in str(error):
                 raise BackendError(

@@ -49,6 +49,7 @@ def open_backend(name: str, **options: Unpack[EngineOptions]) -> Backend:
         make = _named(place.function)
     except ImportError as error:
         raise BackendError(
+            # A shared library that does not load has no module's name.
             f'engine {name!r} needs {error.name or error}; install it with pip install "lssgen[{place.extra}]"'
         ) from error
     return make(chosen)

@@ -46,6 +46,7 @@ _captures_lock = threading.Lock()
 def no_collector() -> Generator[None]:
     """Let no garbage collection free what belongs to a library, of which `Waste` knows nothing, during a capture."""
     with _captures_lock:
+        # A capture that begins during another finds the collector off already, and must have it on again at the end.
         _captures.append(gc.isenabled() or any(_captures))
         gc.disable()
     try:
