@@ -164,6 +164,7 @@ def adapter_from(settings: Mapping[str, Any], said_by: str) -> Adapter:
         said_by=said_by,
         alpha=_number(settings, "lora_alpha", said_by, DEFAULT_ALPHA),
         alphas=_numbers(settings, "alpha_pattern", said_by),
+        # Not PEFT's default of 8: a file that is silent has factors, which say it.
         rank=int(_number(settings, "r", said_by, 0)) or None,
         ranks={key: int(value) for key, value in _numbers(settings, "rank_pattern", said_by).items()},
         root=bool(settings.get("use_rslora")),
@@ -195,6 +196,7 @@ def _refuse_others(settings: Mapping[str, Any], said_by: str) -> None:
                 f"{said_by} is for {what}, which was trained on top of other weights than the model's own; save it "
                 "with PEFT's path_initial_model_for_weight_conversion, or merge it and export the merged checkpoint"
             )
+    # Of newer versions of PEFT. Those that are off change nothing; one that is on may change everything.
     new = sorted(key for key, value in settings.items() if value and key not in HARMLESS | REFUSED.keys())
     if new:
         raise ModelError(f"{said_by} has settings that are not known here: {', '.join(new)[:200]}; {MERGE}")
@@ -215,6 +217,7 @@ def _numbers(settings: Mapping[str, Any], field: str, said_by: str) -> dict[str,
 
 def _checked(value: Any, field: str, said_by: str) -> float:
     try:
+        # float() reads True as 1 and "8" as 8, which PEFT would not multiply with.
         number = math.nan if isinstance(value, bool | str) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
@@ -243,6 +246,7 @@ def _tokens(settings: Any, said_by: str) -> Mapping[str, tuple[int, ...]]:
         found = {name: tuple(indices) for name, indices in rows.items()}
     except TypeError as error:
         raise ModelError(f"trainable_token_indices of {said_by} cannot be read: {error}") from error
+    # type, and not isinstance: True is an int to Python.
     if not all(type(index) is int for indices in found.values() for index in indices):
         raise ModelError(f"trainable_token_indices of {said_by} are not whole numbers")
     return found

@@ -21,6 +21,7 @@ def lora_here(name: Path) -> Path:
         UnknownModelError, FetchError: It is neither here nor on the hub.
     """
     remote = None if name.exists() else hub_file(str(name))
+    # PEFT's file says nothing about its alpha; the configuration beside it does.
     if remote is not None and PurePosixPath(remote.file).name == LORA_FILES[0]:
         beside = str(PurePosixPath(remote.file).with_name(CONFIG))
         with contextlib.suppress(UnknownModelError):  # the file itself says what is wrong, if anything is
@@ -58,6 +59,7 @@ def _file_of(repository: str, revision: str | None, usual: tuple[str, ...], what
 
     def choose(names: list[str]) -> list[str]:
         found[:] = _chosen(names, usual)
+        # Nothing is fetched where it is not clear what is meant; PEFT's configuration comes along, where there is one.
         return [*found, CONFIG] if len(found) == 1 else []
 
     folder = snapshot(repository, revision, choose)

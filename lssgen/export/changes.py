@@ -61,6 +61,7 @@ class Delta:
 
     def added(self) -> Tensor:
         """The change as a matrix, (out, everything else), float32."""
+        # flatten: the kernels of a convolution's LoRA multiply like matrices.
         return self.scale * (self.up.float().flatten(1) @ self.down.float().flatten(1))
 
     def misfit(self, shape: tuple[int, ...]) -> str:
@@ -89,6 +90,7 @@ class Delta:
         return self.magnitude.float().reshape(length.shape) / length * (weight + added)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        # repr, which tells any two floats apart: another strength is another graph.
         yield f"down {self.scale!r} {self.start} {self.start_scale!r}", self.down
         yield "up", self.up
         if self.magnitude is not None:
@@ -145,6 +147,7 @@ class Rows:
 
     def merged(self, weight: Tensor, base: Tensor) -> Tensor:
         del base
+        # Not in place: the base may be the tensor that other changes start from.
         return weight.index_copy(0, torch.tensor(self.at), self.values.float())
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:

@@ -88,6 +88,7 @@ class Checkpoint:
         if name not in self._configs:
             config = self._config(name)
             if name in self.taught:
+                # max: some tables have more rows than the tokenizer has words, and new words take those first.
                 config = {**config, "vocab_size": max(int(config["vocab_size"]), self.taught[name].end)}
             self._configs[name] = config
         return self._configs[name]
@@ -119,6 +120,7 @@ class Checkpoint:
         """
         if names not in self._opened:
             weights = open_weights({name: self.path(name) for name in names})
+            # Before the LoRAs' changes, which may be of rows of these tables.
             for part in self.taught.keys() & set(names):
                 weights = replace(
                     weights, stored={**weights.stored, **self.taught[part].table_in(part, weights.stored)}
@@ -163,6 +165,7 @@ class Checkpoint:
         """
         if not embeddings:
             return self
+        # With a projection and without. T5 and GLM learn no words here.
         parts = [part for part in self.index if self.class_of(part).startswith("CLIPTextModel")]
         widths = {part: int(self.config(part)["hidden_size"]) for part in parts}
         read = [(embedding, read_embedding(embedding, widths)) for embedding in embeddings]
@@ -171,6 +174,7 @@ class Checkpoint:
             words = [word for _, found in read for word in found.get(part, ())]
             if words:
                 name = part.replace("text_encoder", "tokenizer")
+                # Of the tokenizer and not of the table: ids are the tokenizer's to give.
                 vocabulary = open_tokenizer(self.path(name), self.class_of(name)).get_vocab()
                 taught[part] = teach(part, words, vocabulary)
         notes = [note for embedding, found in read for note in notes_on(embedding, found, parts)]
@@ -187,6 +191,7 @@ class Checkpoint:
         digest = hashlib.sha256()
         for part in sorted(self.taught.keys() & set(names)):
             for word in self.taught[part].words:
+                # Shapes too, or numbers that are cut up otherwise would have one hash.
                 digest.update(f"{part} {word.text!r} {list(word.vectors.shape)}".encode())
                 digest.update(word.vectors.contiguous().numpy().tobytes())
         for deltas in self.deltas:
@@ -194,6 +199,7 @@ class Checkpoint:
                 delta = deltas[key]
                 for what, tensor in delta.tensors():
                     digest.update(f"{key} {what} {list(tensor.shape)}".encode())
+                    # float: NumPy has no bfloat16, and every half is exact in float32.
                     digest.update(tensor.float().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
@@ -232,6 +238,7 @@ class Checkpoint:
                     module = cls.from_config({key: value for key, value in config.items() if key != "_class_name"})
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ModelError(f"{name} of {self.folder} cannot be built from its config.json: {error}") from error
+        # bfloat16 has the range of float32, so nothing overflows there that would not overflow anyway.
         if dtype is torch.float16:
             keep_float32(module, tuple(getattr(module, "_keep_in_fp32_modules", None) or ()))
         return cast(nn.Module, module).eval().requires_grad_(False)

@@ -75,6 +75,7 @@ class Embedding:
     def from_text(cls, text: str) -> "Embedding":
         """Path and words of "cat.safetensors:<cat>" or "two.safetensors:<s0>,<s1>"."""
         path, colon, words = text.rpartition(":")
+        # A path that exists is meant as it is: a colon may be part of it, as after a drive's letter.
         if not colon or Path(text).exists():
             return cls(Path(text))
         return cls(Path(path), tuple(words.split(",")))
@@ -211,6 +212,7 @@ def default_resolutions(facts: ModelFacts) -> tuple[Resolution, ...]:
         PlanError: The checkpoint's scheduler cannot be planned with.
     """
     defaults = facts.defaults
+    # A model of small pictures may have a usual size below its family's min_resolution: it then has one stage.
     smallest = min(defaults.min_resolution, defaults.height, defaults.width)
     plan = make_plan(facts, PlanOptions.from_defaults(defaults, min_resolution=smallest))
     return tuple((stage.height * facts.cell_px, stage.width * facts.cell_px) for stage in plan.stages)
@@ -235,4 +237,5 @@ def checked_resolutions(resolutions: tuple[Resolution, ...], facts: ModelFacts) 
                 f"{facts.name} takes sides that are multiples of {unit} px{limit}; {width} x {height} is not such a "
                 f"size: use {' or '.join(f'{wide} x {high}' for high, wide in near)}"
             )
+    # By area, so that "smallest first" means the same for a tall and a wide size.
     return tuple(sorted(set(resolutions), key=lambda size: (size[0] * size[1], size)))

@@ -55,6 +55,7 @@ def write_data(values: Sequence[ir.Value], slabs: Slabs, path: Path) -> str:
                 file.write(chunk)
                 digest.update(chunk)
                 length += len(chunk)
+            # Else all offsets behind it would be wrong, and the graph would read other weights without a word.
             assert length == gap + nbytes, f"{value.name}: {length - gap} bytes, expected {nbytes}"
             value.const_value = ir.ExternalTensor(
                 path.name, offset + gap, nbytes, value.dtype, shape=value.shape, name=value.name, base_dir=path.parent

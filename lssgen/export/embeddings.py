@@ -99,6 +99,7 @@ class Extended(Stored):
     def read(self, start: int = 0, stop: int | None = None) -> Tensor:
         stop = prod(self.shape) if stop is None else stop
         found = torch.zeros(stop - start)
+        # In pieces, as `Weights.slabs` reads: each may lie in the old rows, in the new ones, or across.
         old = min(stop, prod(self.table.shape))
         if start < old:
             found[: old - start] = self.table.read(start, old).float()
@@ -129,6 +130,7 @@ def read_embedding(embedding: Embedding, widths: Mapping[str, int]) -> Mapping[s
     tensors = _tensors(path)
     if T5_KEYS & tensors.keys():
         raise ModelError(f"{path} has vectors for T5, which learns no words here; save it with the CLIP encoders' only")
+    # clip_l and clip_g are one word for two encoders; other keys are words, each for the encoder of its width.
     pairs = BY_KEY.keys() & tensors.keys()
     if pairs and len(pairs) < len(tensors):
         keys = ", ".join(sorted(tensors))[:200]
@@ -161,6 +163,7 @@ def teach(part: str, words: Iterable[Word], vocabulary: Mapping[str, int]) -> Ta
         for other in known:
             _tell_apart(part, word, other)
         known.append(word)
+    # The tokenizer gives new words the ids from its length on.
     return Taught(tuple(known), len(vocabulary))
 
 
@@ -198,8 +201,11 @@ def _tell_apart(part: str, one: Word, other: Word) -> None:
         ModelError: They are the same, or one of several vectors is part of the other.
     """
     short, long = sorted((one, other), key=lambda word: len(word.text))
+    # CLIP's tokenizers write everything in small letters.
     if {piece.lower() for piece in short.pieces} & {piece.lower() for piece in long.pieces}:
         raise ModelError(f"{part} would learn {one.text!r} twice; {OTHERWISE}")
+    # A word of several vectors is written out wherever it stands (`tokenizers.teach_tokenizer`), within the longer one
+    # too.
     if len(short.vectors) > 1 and short.text.lower() in long.text.lower():
         raise ModelError(f"{part} could not tell {short.text!r} from the one in {long.text!r}; {OTHERWISE}")
 
@@ -265,6 +271,7 @@ def _words(path: Path, key: str, vectors: Tensor, asked: tuple[str, ...], severa
         )
     if len(asked) > 1:
         return [Word(_checked(path, text), row[None]) for text, row in zip(asked, vectors, strict=True)]
+    # A1111's files do not say their word; there it is the file's name.
     text = asked[0] if asked else path.stem if key in NAMELESS else key
     return [Word(_checked(path, text), vectors)]
 

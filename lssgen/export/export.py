@@ -89,6 +89,7 @@ def export(config: ExportConfig, say: Say = lambda _: None) -> Bundle:
             notes=list(outline.notes),
         )
         tokenizers = _tokenizers(outline, store)
+        # 1 +: a transition by interpolation has no weights, but is a graph to be made all the same.
         sizes = {recipe.name: 1 + workshop.stored_bytes(recipe) for recipe in outline.recipes}
         graphs: dict[str, Graph] = {}
         for number, recipe in enumerate(outline.recipes, start=1):
@@ -145,11 +146,13 @@ def design(config: ExportConfig) -> Design:
     else:
         model = replace(model, checkpoint=model.checkpoint.with_part("upsampler", chosen.folder))
     embeddings = [replace(one, path=embedding_here(one.path)) for one in config.embeddings]
+    # Before the LoRAs: their fit is seen in shapes, and a taught table is longer.
     model = replace(model, checkpoint=model.checkpoint.with_embeddings(embeddings))
     components = Parts(model.checkpoint, torch.float32)
     blueprint: Blueprint = import_module(model.family.nets).blueprint(components, wishes)
     if config.skip_layers:
         _see_layers(model, wishes.skipped, blueprint.layers)
+    # Even where others are asked for: that the scheduler can be planned with is seen before anything is made.
     usual = default_resolutions(facts)
     parts = dict.fromkeys(part for recipe in blueprint.recipes for part in recipe.components)
     see_weights(model.checkpoint, model.family, parts)
@@ -209,6 +212,7 @@ def _text_length(config: ExportConfig, model: Model) -> int:
     asked = config.max_sequence_length
     if asked is None or not model.family.max_sequence_length:
         return model.max_sequence_length
+    # True is 1: with T5 at least one token is read, without it none will do.
     if not config.t5 <= asked <= LONGEST_TEXT:
         without = ", or for --no-t5" if T5_PARTS[0] in model.family.optional else ""
         raise ExportError(

@@ -136,7 +136,9 @@ def _see_revision(model: str, revision: str | None) -> None:
 def _found(model: str, revision: str | None, need: Need) -> Model:
     """As `find_model`, for all but files; where the hub is asked, weights may be left there."""
     alias = ALIASES.get(model) or _alias_of(model)
+    # By its own name or by the id that it stands for: both have the alias's defaults.
     if alias is not None and not alias.local:
+        # The weights of parts that others stand in for stay on the hub.
         swapped = replace(need, lean=(*need.lean, *alias.swaps))
         return _named(alias, _fetched(alias.source, alias.name, revision, swapped), need)
     if alias is not None:
@@ -151,6 +153,8 @@ def _found(model: str, revision: str | None, need: Need) -> Model:
         try:
             return _fetched(repository, repository.rpartition("/")[2], revision or remote["revision"], need)
         except (FetchError, UnknownModelError) as error:
+            # "bundles/sd3" could be either: where such a folder's parent is here, a misspelt path is as likely as an
+            # id.
             if not Path(model).parent.is_dir():
                 raise
             raise type(error)(f"there is no folder {model} here{near(model)}, and as a hub id: {error}") from error
@@ -169,6 +173,7 @@ def _from_file(single: SingleFile, base: str | None, need: Need, prediction: Pre
     file = single.path
     name = base or single.alias
     try:
+        # Configuration and tokenizers only: whether the base's gigabytes are needed is known once the file was read.
         origin = _found(name, None, Need(weights=False))
     except FetchError as error:
         raise FetchError(
@@ -194,6 +199,7 @@ def _from_file(single: SingleFile, base: str | None, need: Need, prediction: Pre
         )
     notes = found_out(folder).notes
     if wanted:
+        # At the commit that the configuration came from, whatever has been pushed since.
         full = _found(name, origin.revision, Need(without=tuple(part for part in parts if part not in wanted)))
         try:
             full.checkpoint.weights(tuple(wanted))
@@ -368,5 +374,6 @@ def _is_weights(name: str) -> bool:
 
 def _variant(name: str) -> str:
     """The mark in a file's name: "fp16" for "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors"."""
+    # Also of marks that nobody asks for, as in ".non_ema.safetensors": such files are in no variant.
     marks = re.findall(r"\.(\w+?)(?=[.-])", name.rpartition("/")[2])
     return marks[0] if marks else ""

@@ -109,6 +109,7 @@ class _Reader:
         adapter = file.adapters.get("")
         component = file.component
         if adapter is not None and not component:
+            # Without prefixes two CLIPs' names are the same; sizes tell them apart.
             component = component_of({one.name: one.pair[1].shape[0] for one in layers}, adapter.model, self.target)
         places = Places(self.target, component)
         strengths = self._strengths(file, layers)
@@ -149,6 +150,8 @@ class _Reader:
             if "down" in roles and "up" in roles:
                 layers.append(self._layer(file, name, roles))
             elif "table down" in roles and "table up" in roles:
+                # PEFT's change of a table is (B A)^T, with A (rank, words) and B (width, rank): the roles are
+                # exchanged.
                 pair = (file.tensor(roles["table up"]).T, file.tensor(roles["table down"]).T)
                 layers.append(self._checked(file, Layer(name, roles, pair, table=True)))
             elif "tokens" in roles:
@@ -168,6 +171,7 @@ class _Reader:
                 raise ModelError(
                     f"{file.path}: {name} has {diagonal.numel()} values between factors of rank {down.shape[0]}"
                 )
+            # up diag(d) down: the diagonal goes into the first factor.
             down = down.float() * diagonal.reshape(-1, *[1] * (down.ndim - 1))
         return self._checked(file, Layer(name, keys, (down, up)))
 
@@ -225,6 +229,7 @@ class _Reader:
         else:
             found = places.of_pair((layer.keys["down"], layer.keys["up"]), layer.name, layer.pair)
         if not found:
+            # An alpha alone changes nothing.
             self.unmatched += [key for role, key in layer.keys.items() if role != "alpha"]
             if len(self.unmatched) > HOPELESS:
                 raise self._misfit()
@@ -244,6 +249,7 @@ class _Reader:
             bias = f"{name.removesuffix('weight')}bias"
             if bias not in self.target.shapes:
                 raise ModelError(f"{file.path} changes the bias of {name}, which has none")
+            # A bias is a column times one 1, so that it is a change like any other.
             self._add(self.then, bias, Delta(torch.ones(1, 1), value[:, None], scale))
 
     def _split(self, file: LoraFile, layer: Layer, role: Role, places: Places) -> Mapping[str, Tensor]:
@@ -258,6 +264,7 @@ class _Reader:
                 f"{file.path} has {value.numel()} values in {layer.keys[role]}, not one for each of the layer's "
                 f"{up.shape[0]} outputs; lengths along the inputs are not read here"
             )
+        # As factors of rank 1, since renaming takes only these apart where a fused layer is several weights.
         rows = (down[:1], value.reshape(-1, *[1] * (up.ndim - 1)))
         found = places.of_pair((layer.keys["down"], layer.keys["up"]), layer.name, rows)
         return {name: wide.flatten() for name, (_, wide) in found.items()}
@@ -267,6 +274,7 @@ class _Reader:
         for layer, key in tokens.items():
             adapter, _ = _adapter(file, layer)
             rows = {} if adapter is None else adapter.tokens
+            # PEFT names layers by the ends of their names.
             at = next((rows[end] for end in rows if layer == end or layer.endswith(f".{end}") or not end), None)
             name = places.of_layer(layer)
             if at is None or name is None:

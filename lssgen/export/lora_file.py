@@ -172,6 +172,7 @@ def _file(path: Path, component: str = "") -> LoraFile:
     except ModelError as error:
         raise ModelError(f"{path} cannot be read as a LoRA: {error}") from error
     config = path.parent / CONFIG
+    # A configuration beside several files, as in a folder of downloads, need not be this one's.
     alone = path.name == FILES[0] or len(list(path.parent.glob("*.safetensors"))) == 1
     if alone and config.is_file():
         return LoraFile(path, stored, header, {"": adapter_from(read_json(config), str(config))}, component)
@@ -197,6 +198,7 @@ def _object(text: str, said_by: str) -> Mapping[str, Any]:
         ModelError: The text is something else.
     """
     try:
+        # A header's texts may hold halves of surrogate pairs, which UTF-8 has no bytes for.
         return decode_json(text.encode("utf-8", "replace"), dict[str, Any])
     except JsonError as error:
         raise ModelError(f"{said_by} {error}") from error

@@ -196,8 +196,10 @@ class Places:
             layer: What the file calls the layer.
             pair: The factors.
         """
+        # By the file's own names, then as kohya would say it, which diffusers renames.
         for names in (keys, _kohya(layer)):
             given = dict(zip(names, pair, strict=True))
+            # As they are first: most files have diffusers' names.
             for tensors in (given, self._target.rename(given)):
                 if found := self._all_of(tensors):
                     return found
@@ -236,6 +238,7 @@ class Places:
     def _normal(self, layer: str) -> str:
         """The layer's name as a key of what is known: component first, all dots underscores."""
         known, name = self._known, flat(layer.removeprefix(PEFT_PREFIX).replace(".processor.", "."))
+        # Before the network: a folder "text_encoder" has names that the network may have too.
         if self._component and f"{self._component}_{name}" in known:
             return f"{self._component}_{name}"
         for prefix, components in ENCODERS.items():

@@ -26,6 +26,7 @@ def working_bytes(module: nn.Module, inputs: tuple[Port, ...], axes: Mapping[str
         inputs: Its arguments.
         axes: Size of every dynamic axis that they name.
     """
+    # Buffers are real: modules compute them while they are built.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     meter = _Meter()
     with torch.no_grad(), faked(module, mode), mode:
@@ -52,6 +53,7 @@ class _Meter(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
+                # By storage, which views share with what they are views of.
                 self._take(tensor.untyped_storage())
         self.peak = max(self.peak, self.alive + _scores(func, args))
         return made

@@ -55,6 +55,7 @@ def first_fits(patterns: Sequence[str], names: Sequence[str], said_by: str) -> M
         raise ModelError(f"{said_by} has {len(patterns)} patterns; {MOST} are read at most")
     for pattern in patterns:
         _see(pattern, said_by)
+    # PEFT's get_pattern_key, whose re.match ties the beginning.
     whole = [rf"(.*\.)?({pattern})$" for pattern in patterns]
     if all(_PLAIN.fullmatch(pattern) for pattern in patterns):
         compiled = [re.compile(one) for one in whole]
@@ -79,6 +80,7 @@ def _elsewhere(patterns: Sequence[str], names: Sequence[str], said_by: str) -> S
     """Index of the first pattern that each name fits, found by a process of its own."""
     try:
         done = subprocess.run(
+            # Without the user's environment and site-packages: only the standard library is needed, and starts at once.
             [sys.executable, "-I", "-S", "-c", _CHILD],
             input=json.dumps([list(patterns), list(names)]),
             capture_output=True,

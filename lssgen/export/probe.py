@@ -77,6 +77,7 @@ def probe_graph(
 def _runner(path: Path, precision: Precision, threads: int) -> Callable[[Arrays], Arrays]:
     """How a graph is computed: as it is, or piece by piece with its weights on disk and its own rounding."""
     size = sum(file.stat().st_size for file in (path, path.with_suffix(".data")) if file.exists())
+    # On the CPU, ONNX Runtime keeps float32 between half-precision nodes and would hide what overflows on a GPU.
     if precision != "fp32" or size > DIRECT_BYTES:
         return open_pieces(path, threads=threads).run
     graph = session(path, threads)
@@ -107,6 +108,7 @@ def require(name: str, probe: Probe) -> None:
     sizes = _said(probe.axes)
     if not probe.finite:
         raise ProbeError(f"{name} gives numbers that are not finite at {sizes}")
+    # Written so that an error of NaN is refused.
     if not probe.error <= probe.bound:
         raise ProbeError(
             f"{name} differs from its torch module by {probe.error:.2g} (relative), more than {probe.bound:g}, "

@@ -13,6 +13,7 @@ from lssgen.errors import FetchError, UnknownModelError
 
 SITE = "https://huggingface.co"
 
+# Neither part of dots alone: ../name is a path, and never a repository.
 _NAME = r"(?!\.+/)[\w.-]+/(?!\.+(?:/|$))[\w.-]+"
 _REVISION = r"(?:@(?P<revision>[\w./-]+))?"
 REPOSITORY = re.compile(rf"(?P<repository>{_NAME}){_REVISION}")
@@ -106,6 +107,7 @@ def ask(repository: str, fetch: Callable[[], str], *, wanted: str = "") -> str:
     page = f"{SITE}/{repository}"
     try:
         return fetch()
+    # Before RepositoryNotFoundError, of which it is a kind.
     except hub_errors.GatedRepoError as error:
         raise FetchError(
             f"{repository} wants its licence accepted first: open {page}, accept it there, then sign in with "
@@ -142,6 +144,7 @@ def snapshot(repository: str, revision: str | None, choose: Callable[[list[str]]
 
     def fetch() -> str:
         try:
+            # Asked first, since `allow_patterns` alone cannot say "safetensors, or else fp16".
             names = hub.list_repo_files(repository, revision=revision)
         except (hub_errors.GatedRepoError, hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError):
             raise

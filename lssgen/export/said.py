@@ -95,6 +95,7 @@ def see_kind(file: Header) -> None:
     """
     architecture = _field(file, "modelspec.architecture")
     for end, what in OTHERS.items():
+        # As in "stable-diffusion-xl-v1-base/lora": whole words, or "vae" would be found in names.
         if re.search(rf"[/_-]{end}(-|$)|^{end}$", architecture):
             raise ModelError(f"the header of {file.path} calls it {architecture!r}, {what}")
     steps = _field(file, "modelspec.timestep_range")
@@ -157,12 +158,14 @@ def _marks(file: Header, base: Mapping[str, object]) -> Said:
                 f"{file.path} was trained as Playground v2.5 was (its keys edm_mean and edm_std), and its base has the "
                 "schedule of another model; name one that has it: --base playground"
             )
+        # Playground's latents are normalised by channel, with numbers that such files bring along.
         means = {f"latents_{name}": _numbers(file, f"edm_{name}") for name in ("mean", "std")}
         return Said(vae=means, keys=keys)
     if EDM[0] in keys:
         levels = {key.partition(".")[2]: _numbers(file, key)[0] for key in EDM if key in keys}
         scheduler = {
             "_class_name": "EDMEulerScheduler",
+            # ComfyUI's value where a file names the largest level alone.
             "sigma_min": 0.002,
             **levels,
             "sigma_data": 1.0,
@@ -195,6 +198,7 @@ def _prediction(file: Header, marks: Said, sd2: bool, base: Mapping[str, object]
         return prediction, f"as {source} says"
     norm = next((key for key in file.stored if key.endswith(SD2_NORM)), None)
     if sd2 and norm is not None:
+        # ComfyUI's torch.std(..., unbiased=False); the threshold is of that.
         spread = float(_tensor(file, norm).std(correction=0))
         prediction = "v_prediction" if spread > SD2_SPREAD else "epsilon"
         other = "epsilon" if prediction == "v_prediction" else "v_prediction"
@@ -269,6 +273,8 @@ def _size(file: Header) -> int:
     """Side of the square pictures that the header speaks of."""
     for name in ("modelspec.resolution", "ss_resolution"):
         sides = {int(side) for side in re.findall(r"\d+", _field(file, name))}
+        # Headers hold "1024x1024" and "(512, 768)", and whatever trainers were told: only a plausible square is
+        # believed.
         if len(sides) == 1 and 128 <= (side := sides.pop()) <= 2048 and side % 64 == 0:
             return side
     return 0

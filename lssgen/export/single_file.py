@@ -116,6 +116,7 @@ class SingleFile:
     @cached_property
     def kind(self) -> str:
         """diffusers' name of the file's kind; empty where it knows none."""
+        # diffusers looks at keys and shapes; on the meta device tensors of any size cost nothing.
         shapes = {key: torch.empty(tensor.shape, device="meta") for key, tensor in self.stored.items()}
         try:
             kind = str(infer_diffusers_model_type(shapes))
@@ -299,6 +300,7 @@ def _key(single: SingleFile, base: Checkpoint, settings: Mapping[str, Mapping[st
     """Hash of all that the folder is made of."""
     made_of = {
         "format": FORMAT,
+        # Its renaming is part of what is written.
         "diffusers": diffusers.__version__,
         "file": Weights(single.stored).sha256[single.path],
         "index": base.index,
@@ -330,6 +332,7 @@ def _write(
             library = str(base.index[part][0])
             stem = STEMS[0] if library == "diffusers" else STEMS[1]
             save_file(tensors, folder / part / f"{stem}.safetensors", {"format": "pt"})
+            # Before `_check` reads the file: both at once would be the part twice.
             del tensors
             _check(single, base, folder, part)
     notes = (*said.notes, *left_over(single, claimed))
@@ -362,6 +365,7 @@ def _converted(single: SingleFile, base: Checkpoint, part: str) -> tuple[Tensors
     """
     skeleton = base.skeleton(part, torch.float32)
     try:
+        # Text encoders, whose classes diffusers' SINGLE_FILE_LOADABLE_CLASSES does not have.
         if hasattr(skeleton.config, "vocab_size"):
             found, used = _encoder(single, base.class_of(part), skeleton.config)
         else:

@@ -60,6 +60,7 @@ class Store:
         if draft is not None:
             for name in graph.sha256:
                 durable.put(draft / name, self.folder / name)
+        # After its files: a note means that they are whole.
         durable.write_whole(self.folder / WORK / f"{graph.key}.json", msgspec.json.encode(graph))
         self.known[graph.key] = graph
 
@@ -69,11 +70,13 @@ class Store:
 
     def finish(self, manifest: Manifest) -> Bundle:
         """Swap the manifest in and clear away what it does not name."""
+        # Before anything is deleted: files that the old manifest names are there until the new one is.
         durable.write_whole(self.folder / MANIFEST, manifest_json(manifest))
         named = set(files(manifest))
         for path in self.folder.iterdir():
             if OWN_FILE.fullmatch(path.name) and path.name not in named:
                 path.unlink()
+        # The lock lies in it, and is held: on Windows that one file stays.
         shutil.rmtree(self.folder / WORK, ignore_errors=True)
         return Bundle(self.folder, manifest)
 
@@ -104,6 +107,7 @@ def open_store(folder: Path) -> Generator[Store]:
         ) from error
     try:
         durable.clear_folder(folder)
+        # Notes last: they are newer than the manifest.
         yield Store(folder, {**_graphs_of_manifest(folder), **_graphs_noted(work)})
     finally:
         lock.release()

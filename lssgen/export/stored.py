@@ -140,6 +140,7 @@ def _shards(index: Path) -> list[Path]:
         raise ModelError(
             f"{index} is damaged: no weight_map can be read from it; fetch the checkpoint again"
         ) from error
+    # An index from elsewhere must not name files outside of its folder.
     odd = [name for name in names if not isinstance(name, str) or not name or Path(name).name != name]
     if odd:
         raise ModelError(f"{index} names {odd[0]!r}, which is not a file beside it; fetch the checkpoint again")
@@ -163,6 +164,7 @@ def read_header(file: Path) -> tuple[Mapping[str, Stored], Mapping[str, str]]:
             length = int.from_bytes(stream.read(8), "little")
             size = file.stat().st_size
             stream.seek(0)
+            # A file of Git LFS that was not fetched holds a few lines of text, and deserves a message of its own.
             refuse_pointer(file, stream.read(64))
             if not 2 <= length <= min(size - 8, LONGEST_HEADER):
                 raise ValueError("its header is longer than the file" if length > size - 8 else "it has no header")
@@ -189,6 +191,7 @@ def _entry(file: Path, key: str, entry: Mapping[str, Any], start: int, size: int
             "this lssgen: give the fp32, fp16, bf16 or plain fp8 version"
         )
     nbytes = math.prod(shape) * PACKED_BYTES.get(kind, TYPES[kind].itemsize)
+    # Sizes are the file's to claim: what they say is allocated before a byte is read.
     if end - begin != nbytes or start + end > size:
         raise ValueError(f"{key} does not lie inside the file")
     return Stored(file, start + begin, end - begin, TYPES[kind], shape)

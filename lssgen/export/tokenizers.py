@@ -59,6 +59,7 @@ def convert_tokenizer(
     backend: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(original.backend_tokenizer.to_str())
     if original.pad_token_id is None:
         raise ModelError(f"{folder} has no padding token; is its special_tokens_map.json missing?")
+    # Settings of whoever used it last, which the file may hold.
     backend.no_padding()
     backend.no_truncation()
     teach_tokenizer(backend, words)
@@ -94,6 +95,7 @@ def teach_tokenizer(backend: tokenizers.Tokenizer, words: Sequence[Word]) -> Non
     for word in words:
         count = len(word.vectors)
         pieces = [word.text] if count == 1 else [f"{word.text}_{number}" for number in range(count)]
+        # normalized: found in the text as CLIP sees it, in small letters.
         backend.add_tokens([tokenizers.AddedToken(piece, normalized=True) for piece in pieces])
         if count > 1:
             text, *normal = [_normal(backend, piece) for piece in (word.text, *pieces)]
@@ -126,6 +128,7 @@ def chat_affixes(original: Any, rule: TokenRule, folder: Path) -> tuple[str, str
         raise ModelError(
             f"the chat template of {folder} cannot be filled: {error}; is the checkpoint whole?"
         ) from error
+    # A template that trims, escapes or repeats what it is given cannot be cut in two.
     if text.count(PROMPT) != 1:
         raise ModelError(f"the chat template of {folder} does not take a prompt as it is; it makes {text!r}")
     prefix, _, suffix = text.partition(PROMPT)

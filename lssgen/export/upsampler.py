@@ -59,6 +59,7 @@ def choose_upsampler(model: Model, channels: int, given: Path | None, *, convert
     """
     if given is not None:
         return _checked(given, model, channels, convert=convert)
+    # The checkpoint's own before the user's: it was put there for this one.
     for folder in (model.checkpoint.folder / PACKAGED, *map(installed_upsampler, _vaes(model))):
         if (folder / WEIGHTS_FILE).is_file():
             return _checked(folder, model, channels, convert=convert)
@@ -81,6 +82,7 @@ def _checked(folder: Path, model: Model, channels: int, *, convert: bool) -> Cho
     vae = model.latents
     trained = _trained_for(folder, info, published, channels)
     other = trained if trained is not None and not same_latents(trained, vae) else None
+    # As published: Playground's stages go through the upsampler of SDXL, whose latents are normalised otherwise.
     lent = published is not None and any(same_latents(vae, known) for known in published.lent_to)
     if other is not None and not (convert or lent):
         raise UpsamplerError(

@@ -130,6 +130,7 @@ def _halves(name: str) -> list[str]:
         if re.search(rf"(^|[_-]){half}\b", last):
             found = [f"{start}/{file}" if start else file for file in (last, last.replace(half, other))]
             # A path is tried as it is where there is nothing beside it; what the hub has, it will say.
+            # Sorted: either half names the same pair, and so the same folder.
             return sorted(found, reverse=True) if Path(found[1]).exists() or not Path(name).exists() else [name]
     return [name]
 
@@ -216,6 +217,7 @@ def _large(file: SingleFile, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """
     skeleton = _skeleton(config)
     keys = file.keys("first_stage_model.", "vae.") or list(file.stored)
+    # diffusers' own names already.
     if any(key.startswith(("decoder.up_blocks.", "encoder.down_blocks.")) for key in keys):
         return {key: file.tensor(key) for key in keys}
     try:

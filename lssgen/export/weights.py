@@ -81,6 +81,7 @@ class Weights:
         """
         stored = self[name]
         tensor = stored.read().reshape(stored.shape)
+        # Before the cast, so that a damaged file is told from a number that is too large for fp16.
         _see_finite(name, stored, tensor)
         dtype = dtype or tensor.dtype
         if deltas := self.deltas.get(name, ()):
@@ -165,6 +166,7 @@ class Weights:
             name = next((name for name in names if name in fitted), None)
             if name is not None:
                 value = fitted.tensor(name, tensor.dtype)
+                # By identity, so that tied parameters stay one tensor.
                 values[id(tensor)] = nn.Parameter(value, False) if isinstance(tensor, nn.Parameter) else value
         for part in module.modules():
             slots: dict[str, Any]
@@ -218,6 +220,7 @@ def tensors_of(module: nn.Module) -> list[tuple[tuple[str, ...], Tensor]]:
 def _names(key: str) -> Iterator[str]:
     """What a module may call the tensor that a checkpoint calls `key`, most likely first."""
     for old, new in (("", ""), *OLD_NAMES.items()):
+        # Only the component is sure; wrappers come behind it.
         component, _, rest = key.replace(old, new).partition(".")
         yield f"{component}.{rest}"
         for wrapper in WRAPPERS:

@@ -93,6 +93,7 @@ class Workshop:
             precision = "fp32"
             self._note(f"{recipe.name} is kept in fp32: the checkpoint says that its numbers are too large for fp16.")
         key = self.key(recipe, precision)
+        # It did not hold up in an earlier export: to find that out again would take as long.
         why = next((graph.why for graph in self.store.known.values() if graph.stands_for == key), "")
         if not why:
             try:
@@ -128,6 +129,7 @@ class Workshop:
         self._patience(recipe, "tracing, and writing {} of weights")
         module = self.module(recipe, precision)
         weights = self.checkpoint.weights(recipe.components)
+        # 3 and 2: unlike axes have unlike sizes, or the tracer might take one for the other.
         sizes = axis_sizes(*ANY_CELLS, self.cell_px, batch=3, branches=2, tokens=self.token_axes)
         with self.store.draft(recipe.name) as draft:
             written = write_graph(
@@ -172,6 +174,7 @@ class Workshop:
         if not axes:
             return ()
         self._patience(recipe, "comparing with torch, reading {} of weights layer by layer")
+        # Another seed than the trace's: a number that was baked in would fit there.
         samples = [(sizes, torch_inputs(recipe, {**self.token_axes, **sizes}, seed=1)) for sizes in axes]
         weights = self.checkpoint.weights(recipe.components)
         with weights_on_demand(self.module(recipe, "fp32"), weights) as exact:
@@ -213,6 +216,7 @@ class Workshop:
         asked = self._axes(recipe, height, width, batch)
         if "height" not in asked and "picture_height" not in asked:
             return asked
+        # The estimate runs the whole module on fake tensors, which small sizes are not worth.
         free = free_memory() if height * width > SMALL_CELLS else None
         if free is None:
             return asked
@@ -257,6 +261,7 @@ class Workshop:
             "precision": precision,
             "opset": OPSET,
             "sources": sources_sha256((*WRITER, recipe.build.__module__)),
+            # Exporters and model code change what a graph looks like from version to version.
             "libraries": {name: metadata.version(name) for name in LIBRARIES},
             "configs": {name: dict(self.checkpoint.config(name)) for name in recipe.components},
             "weights": {name: self.checkpoint.sha256(name) for name in recipe.components},

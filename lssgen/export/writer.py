@@ -62,6 +62,7 @@ def weightless(dtype: torch.dtype) -> Generator[None]:
 
     Buffers stay real and keep their types: a module computes them itself (position tables, frequencies).
     """
+    # Not torch.device("meta"): buffers would be lost with it, which no checkpoint has.
     register = nn.Module.register_parameter
 
     def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
@@ -132,6 +133,7 @@ def write_graph(
 
 def _traced(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], axes: Axes, name: str) -> ir.Model:
     try:
+        # Buffers are real, since modules compute them while they are built.
         with _quiet(), torch.no_grad(), faked(module, FakeTensorMode(allow_non_fake_inputs=True)):
             made = torch.onnx.export(
                 _exported(module, tuple(inputs.values()), [axes[port] for port in inputs]),
@@ -249,6 +251,7 @@ def _name_axes(model: ir.Model, axes: Axes) -> tuple[Port, ...]:
     graph = model.graph
     for node in graph.all_nodes():
         for value in node.outputs:
+            # The sample's sizes: ONNX Runtime warns of them at every other size.
             if not value.is_graph_output():
                 value.shape = None
     ports: list[Port] = []

@@ -17,6 +17,7 @@ def match_norm_scales(model: ir.Model) -> None:
         node.replace_input_with(1, wide.outputs[0])
         narrow = _cast(node.outputs[0], asked, node)
         node.outputs[0].replace_all_uses_with(narrow.outputs[0], replace_graph_outputs=True)
+        # The replacement before has given the cast its own output as input.
         narrow.replace_input_with(0, node.outputs[0])
         node.outputs[0].type = ir.TensorType(x.dtype)
         node.graph.insert_after(node, narrow)  # pyright: ignore[reportOptionalMemberAccess]

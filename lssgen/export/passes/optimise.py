@@ -39,7 +39,9 @@ would take minutes), and the rules about convolutions and biases look at weights
 
 def optimise(model: ir.Model) -> None:
     """Simplify the graph in place. What is an input stays free; nothing is assumed about its values."""
+    # The exporter may leave functions in the graph, into which no rule looks.
     passes.InlinePass()(model)
+    # What is folded lets rules fit that did not, and the other way round.
     for _ in range(ROUNDS):
         optimizer.fold_constants_ir(model, input_size_limit=FOLD_ELEMENTS, output_size_limit=FOLD_ELEMENTS)
         rewriter.RewritePass(RULES)(model)
