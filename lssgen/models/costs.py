@@ -24,6 +24,7 @@ def mmdit_cost(net: Config, text_tokens: int) -> NetworkCost:
     dual = len(net.get("dual_attention_layers", ()))
     text, square = text_tokens, width * width
     pooled = net.get("pooled_projection_dim", 2048)
+    # 256: width of a timestep's sines and cosines, in all of these networks.
     once = 256 * width + pooled * width + 2 * square + 2 * square  # timestep and pooled text, last modulation
     once += (12 * blocks + 3 * dual - 4) * square  # modulations; the last block's text has two of six
     words = net.get("joint_attention_dim", 4096) * net.get("caption_projection_dim", 1152)
@@ -51,7 +52,9 @@ def flux_cost(net: Config, text_tokens: int) -> NetworkCost:
     square, text = width * width, text_tokens
     guided = 2 if net.get("guidance_embeds", False) else 1
     once = guided * (256 * width + square) + net.get("pooled_projection_dim", 768) * width + square
+    # Modulations: six for each of a double block's streams, three for a single block, two at the end.
     once += (12 * double + 3 * single + 2) * square
+    # A single block's, too: 3 for query, key and value, 4 and 5 for feed-forward and the joint way out.
     every = 12 * (double + single) * square
     joint = _attention(width) * (double + single)
     return _cost(
@@ -74,6 +77,7 @@ def cogview_cost(net: Config, text_tokens: int) -> NetworkCost:
     blocks, patch, channels = net.get("num_layers", 30), net.get("patch_size", 2), net.get("in_channels", 16)
     square, text = width * width, text_tokens
     time, sizes = net.get("time_embed_dim", 512), 6 * net.get("condition_dim", 256)
+    # Modulations come from the narrow embedding of time and sizes, six for each of text and picture.
     once = width * time + time * time + sizes * time + time * time + (12 * blocks + 2) * time * width
     every = 12 * blocks * square
     joint = _attention(width) * blocks
@@ -160,6 +164,7 @@ class _Unet:
     def resnet(self, of: int, to: int, level: int) -> None:
         self.convolution(of, to, level)
         self.convolution(to, to, level)
+        # The way around has a convolution, of one tap, only where it changes the width.
         self.convolution(of, to, level, taps=int(of != to))
         self.once += self._time * to
 
@@ -168,6 +173,7 @@ class _Unet:
         # In and out, then by layer: 4 for self-attention, 2 for attention to the text, 12 for the gated feed-forward.
         self.cell += (2 * square + depth * (18 * square + 2 * self._text * width)) / 4**level
         self.once += depth * 2 * text_width * width * self._text
+        # A level has a quarter of the cells of the one above, and so a sixteenth of the pairs.
         self.pair += depth * 2 * width / 16**level
 
 

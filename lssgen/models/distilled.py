@@ -46,6 +46,7 @@ _UNETS = ("sd", "sdxl")
 # Networks that predict velocity, or a noise schedule that ends in nothing but noise, have trailing timesteps too.
 _TURBO: Mapping[str, tuple[object, ...]] = {
     "timestep_spacing": ("trailing",),
+    # None: a file that says nothing has the class's default, which is that.
     "prediction_type": ("epsilon", None),
     "rescale_betas_zero_snr": (False, None),
 }
@@ -99,6 +100,7 @@ _KINDS = (
         families=_UNETS,
         steps=0,
         guidance_scale=0.0,
+        # "8step" and "8-steps", but not the last digits of "1024", nor a word that begins with step.
         name=r"(lightning|hyper).*?(?<!\d)(?P<steps>\d{1,2})[-_ ]?steps?(?![a-z])",
         sampling=_TRAILING,
     ),
@@ -128,6 +130,7 @@ def distilled_by_configs(family: str, net: Mapping[str, Any], scheduler: Mapping
         net: Configuration of the denoiser.
         scheduler: Configuration of the scheduler.
     """
+    # The first that fits: LCM-SDXL has the mark of the second kind too, and wants other guidance.
     for kind in _KINDS:
         known = kind.net or kind.scheduler
         if known and family in kind.families and _has(net, kind.net) and _has(scheduler, kind.scheduler):

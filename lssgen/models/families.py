@@ -287,6 +287,7 @@ def defaults_from_configs(family: Family, configs: Configs) -> Defaults:
     """
     cells = _config(family, configs, family.network).get("sample_size")
     defaults = family.defaults
+    # FLUX's config has no size of a picture, and others may give two sides.
     if family.sized_by_config and isinstance(cells, int):
         defaults = at_size(defaults, cells * cell_px(family, configs))
     kind = distilled_by_configs(family.name, _config(family, configs, family.network), configs.get("scheduler", {}))
@@ -340,6 +341,7 @@ def facts_from_configs(
         grid=family.grid,
         oversize=family.oversize,
         scheduler=scheduler_class,
+        # Last, as the published pipeline's constructor overwrites what the file says.
         scheduler_config={**scheduler, **family.scheduler_fixed},
         start=family.start,
         guidance=family.guidance(net),
@@ -368,6 +370,7 @@ CLIP_TOKENS = 77
 
 def _text_tokens(family: Family, configs: Configs, max_sequence_length: int) -> int:
     """Tokens that the denoiser attends to."""
+    # Published aliases bring no text encoder's JSON: a plan needs nothing else of it.
     clip = int(configs.get("text_encoder", {}).get("max_position_embeddings", CLIP_TOKENS))
     return clip * family.attends_clip + (family.usual_tokens or max_sequence_length)
 

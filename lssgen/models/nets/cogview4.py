@@ -146,6 +146,7 @@ class CogViewStep(Step):
         image = net.patch_embed.proj(pack(x.to(dtype), patch))
         context = net.patch_embed.text_proj(text.to(dtype))
         rotation = self.rotation(text.shape[1], height // patch, width // patch)
+        # Zeros behind the text: every cell of the picture counts.
         scores = F.pad((1 - mask) * NEVER, (0, image.shape[1])).to(dtype)
         # The same for every reader; ONNX Runtime's Attention does not broadcast it.
         scores = scores[:, None, None].expand(-1, -1, scores.shape[1], -1)
@@ -226,6 +227,7 @@ class CogViewText(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         length = input_ids.shape[1]
         own = (attention_mask.sum(1, keepdim=True) + MULTIPLE - 1) // MULTIPLE * MULTIPLE
+        # Below 0: filling in front of the prompt's own, up to a longer neighbour's length.
         places = torch.arange(length).unsqueeze(0) - (length - own)
         seen = places >= 0
         reader, read = places.unsqueeze(2), places.unsqueeze(1)
@@ -235,6 +237,7 @@ class CogViewText(nn.Module):
         states = self.text_encoder(
             input_ids,
             attention_mask=torch.where(visible, 0.0, NEVER).to(dtype).unsqueeze(1),
+            # Counted from the prompt's own beginning, so that filling in front changes no angle.
             position_ids=places.clamp(min=0),
             output_hidden_states=True,
             use_cache=False,

@@ -99,6 +99,7 @@ class FluxStep(Step):
             for width in self.transformer.config.axes_dims_rope
         )
         # Tables, not arithmetic: every size takes its part of them, which is a constant to engines built for the size.
+        # Not persistent: no checkpoint has them.
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
         # Position 0 of the axis that pictures do not use, and of all three for text.
@@ -142,6 +143,7 @@ class FluxStep(Step):
         # The network is told a share and multiplies it again, which moves some labels by one bit.
         told = label / 1000 * 1000
         # Sines and cosines are float32 inside, whatever dtype comes out.
+        # As diffusers: the guidance scale is embedded like a timestep.
         scales = () if scale is None else (scale * 1000,)
         conditioning = net.time_text_embed(told, *scales, pooled.to(dtype))
         image = net.x_embedder(pack(x.to(dtype), PATCH))

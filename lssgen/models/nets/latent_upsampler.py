@@ -97,6 +97,7 @@ class UpSamplerConfig:
     def scale(self) -> Fraction:
         """Side of the latent that goes out, over the side of the one that comes in."""
         return prod(
+            # Fractions, so that 2 * 1/3 * 3 is exactly 2.
             (Fraction(s) if up else Fraction(1, s) for up, s in zip(self.is_up_samples, self.strides, strict=True)),
             start=Fraction(1),
         )
@@ -179,6 +180,7 @@ class LatentUpSampler(nn.Module):
         """
         folder = Path(folder)
         config = {"_class_name": CLASS_NAME, **asdict(self.config)}
+        # Trained weights are channels_last, which safetensors refuses to write.
         weights = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
         with whole_file(folder / WEIGHTS_FILE) as draft:
             save_file(weights, draft, metadata={"format": "pt"})
@@ -191,6 +193,7 @@ class _ResNet(nn.Module):
         widths = config.block_out_channels
         self.activation = ACTIVATIONS[config.act_fn]
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        # The first list is one longer (strict=False): the last width goes into no further block.
         self.up_blocks = nn.ModuleList(
             _Block(config, c_in, c_out, up, stride)
             for c_in, c_out, up, stride in zip(
@@ -231,6 +234,7 @@ class _Block(nn.Module):
         y = self.activation(self.conv2(self.norm2(y)))
         skip = self.skip_proj(x)
         if self.factor != 1:
+            # torch refuses align_corners, even False, for nearest.
             corners = None if self.mode == "nearest" else False
             skip = F.interpolate(skip, scale_factor=self.factor, mode=self.mode, align_corners=corners)
         return y + skip

@@ -84,6 +84,7 @@ class SDText(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         if not self.skip:
+            # The library has normed these already.
             return self.text_encoder(input_ids).last_hidden_state.float()
         states = self.text_encoder(input_ids, output_hidden_states=True).hidden_states[-(self.skip + 1)]
         return final_norm(self.text_encoder)(states).float()

@@ -127,7 +127,9 @@ class Step(nn.Module):
         c_in, h_x, h_f, keep, noise_weight = (column.reshape(-1, 1, 1, 1) for column in row[:, 1:6].unbind(1))
         branches, batch = guidance_weights.shape[0], latent.shape[0]
         seen = (c_in * latent).unsqueeze(0).expand(branches, -1, -1, -1, -1).flatten(0, 1)
+        # Branches vary slowest, as in `flatten_branches`.
         label = row[:, 0].unsqueeze(0).expand(branches, -1).flatten(0, 1)
+        # float before the branches are subtracted, whose difference guidance multiplies, with its rounding.
         outputs = predict(seen, label).float().unflatten(0, (branches, batch))
         output = weighted_sum(guidance_weights, outputs)
         if guidance_rescale is not None:

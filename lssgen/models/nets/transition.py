@@ -34,6 +34,7 @@ def bicubic(image: Tensor) -> Tensor:
     taps = torch.tensor((EVEN, EVEN[::-1]), dtype=image.dtype, device=image.device)
     kernels = torch.einsum("ai,bj->abij", taps, taps).reshape(4, 1, 5, 5)
     batch, channels, height, width = image.shape
+    # Channels as a batch: one kernel for all of them, whatever their number.
     planes = F.pad(image.reshape(batch * channels, 1, height, width), (2, 2, 2, 2), mode="replicate")
     return F.pixel_shuffle(F.conv2d(planes, kernels), 2).reshape(batch, channels, 2 * height, 2 * width)
 
@@ -69,6 +70,7 @@ class ConvertedTransition(ResnetTransition):
         self.outside, self.inside = outside, inside
 
     def forward(self, latent: Tensor, noise: Tensor, mix: Tensor) -> Tensor:
+        # By the VAE's own latents, which both normalisations are of.
         large = self.upsampler(self.inside.from_vae(self.outside.to_vae(latent)))
         return remix(self.outside.from_vae(self.inside.to_vae(large)), noise, mix)
 

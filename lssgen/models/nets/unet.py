@@ -34,6 +34,7 @@ def checked_unet(components: Components, added: str | None) -> Mapping[str, Any]
     """
     net = components.config("unet")
     for name, value in {**PLAIN, "addition_embed_type": added}.items():
+        # A field that is missing counts as plain: older files have fewer fields.
         if net.get(name, value) != value:
             raise ModelError(f"{name} of the unet is {net[name]!r}; export knows text-to-image networks with {value!r}")
     channels, latent = int(net["in_channels"]), int(components.config("vae")["latent_channels"])
@@ -145,6 +146,7 @@ class UnetStep(Step):
             hidden = net.mid_block(hidden, embedding, **_text(net.mid_block, text))
         for block in net.up_blocks:
             taken, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
+            # The size that the next block's skip connection has; after the last block there is none.
             size = skips[-1].shape[2:] if skips else None
             hidden = block(
                 hidden, res_hidden_states_tuple=taken, temb=embedding, upsample_size=size, **_text(block, text)

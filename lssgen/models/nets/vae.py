@@ -25,6 +25,7 @@ class LatentSpace:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.scaling = float(config.get("scaling_factor") or 1.0)
         means, spreads = config.get("latents_mean"), config.get("latents_std")
+        # As diffusers' SDXL pipeline: one of them alone counts for nothing.
         both = means is not None and spreads is not None
         self.mean = cast(Sequence[float], means) if both else (float(config.get("shift_factor") or 0.0),)
         self.spread = cast(Sequence[float], spreads) if both else (1.0,)
@@ -84,7 +85,9 @@ class Vae(nn.Module):
         found = self.vae.encode(picture.to(dtype), return_dict=False)[0]
         if posterior_noise is None:
             return self.space.from_vae(found.float())
+        # From the parameters, since its own `sample` would draw inside the graph.
         mean, log_variance = found.parameters.float().chunk(2, 1)
+        # The bounds of diffusers' DiagonalGaussianDistribution.
         sample = mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * posterior_noise
         return self.space.from_vae(sample)
 
