@@ -60,6 +60,7 @@ class Autoencoder:
             mean = self.space.from_vae(encoded.latents)
             return Posterior(mean, torch.zeros_like(mean))
         spread = encoded.latent_dist
+        # A deviation is scaled like the latent, and not shifted.
         gain = self.space.scaling / per_channel(self.space.spread, spread.std)
         return Posterior(self.space.from_vae(spread.mean), spread.std * gain)
 
@@ -97,6 +98,7 @@ def load_autoencoder(source: str, device: torch.device) -> Autoencoder:
             picture = unprobed.decode(latent)
     except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:  # numbers that do not fit each other
         raise ModelError(f"the VAE in {folder} cannot be used: {first_line(error)}; fetch it again") from error
+    # The first would divide to a cell of 0 px.
     if latent.shape[2] > PROBE_PX or picture.shape != (1, 3, PROBE_PX, PROBE_PX):
         raise ModelError(
             f"the VAE in {folder} makes {tuple(picture.shape)} of a (1, 3, {PROBE_PX}, {PROBE_PX}) picture; upsamplers "
@@ -124,6 +126,7 @@ def _loaded(kind: Any, folder: Path, parts: list[str]) -> Any:
     except Exception as error:  # a configuration with odd values fails wherever the value is used first
         raise ModelError(f"the VAE in {folder} cannot be loaded: {first_line(error)}; fetch it again") from error
     # Diffusers warns of both, and goes on with random weights for what is missing.
+    # Others, as of a loss or of an average, are remains of the VAE's training.
     surplus = [key for key in said["unexpected_keys"] if key.startswith(("encoder.", "decoder."))]
     for keys, what in ((said["missing_keys"], "are missing"), (surplus, "have no place in it")):
         if keys:

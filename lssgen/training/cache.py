@@ -87,6 +87,7 @@ def encode_pairs(job: EncodeJob, say: Say) -> Encoded:
     undecodable: set[Path] = set()
     for shard in _shards(job, folder, say):
         if whole is None:
+            # Filled shard by shard: joining them at the end would take the memory twice.
             whole = Batch(*(t.new_empty(job.total, *t.shape[1:]) for t in shard.pairs.tensors))
         for all_of, some in zip(whole.tensors, shard.pairs.tensors, strict=True):
             all_of[shard.start : shard.start + len(some)] = some
@@ -115,10 +116,12 @@ def _shards(job: EncodeJob, folder: Path, say: Say) -> Iterator[_Shard]:
 def _encoded(job: EncodeJob, folder: Path, missing: list[int], say: Say) -> Iterator[_Shard]:
     undecodable: set[Path] = set()
     positions = (place for start in missing for place in range(start, min(start + SHARD, job.total)))
+    # One reader for all shards that are missing: processes take seconds to start.
     batches = read_pairs(job.crops, positions, READ_TOGETHER, job.workers, undecodable)
     done = -(-job.total // SHARD) - len(missing)
     with followed(f"encoding pictures, {SHARD} pairs each:", total=done + len(missing), done=done, say=say) as tell:
         for start in missing:
+            # Each shard tells of its own pictures, for runs that find it there.
             undecodable.clear()
             parts = [
                 encode_batch(job.autoencoder, low, high, job.device, with_pictures=job.with_pictures)
@@ -183,6 +186,7 @@ def _pair_bytes(job: EncodeJob) -> int:
 
 
 def _key(job: EncodeJob) -> str:
+    # Times too: a picture that was painted over may keep its size.
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in job.crops.paths]
     recipe = asdict(job.crops.recipe)
     made_from = [LAYOUT, job.autoencoder.sha256, files, recipe, job.crops.seed, job.total, job.with_pictures]

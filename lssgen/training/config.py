@@ -43,6 +43,7 @@ class PairRecipe:
     @property
     def crop(self) -> tuple[int, int]:
         """Height and width in pixels of what is cut from the picture."""
+        # Whichever of the two pictures is cut from the file; the other is made from it.
         return (self.height, self.width) if self.target == "origin" else (self.height // 2, self.width // 2)
 
     def check(self, cell_px: int) -> None:

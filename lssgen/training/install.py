@@ -44,6 +44,7 @@ def shortcoming(validation: Validation) -> str:
 
 
 def _better(ours: Row, other: Row) -> bool:
+    # Comparisons with NaN are false: PSNR alone could let it pass.
     if isnan(ours.latent_mse):
         return False
     return ours.latent_mse <= other.latent_mse or ours.psnr_db >= other.psnr_db

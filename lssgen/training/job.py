@@ -80,6 +80,7 @@ def train_upsampler(job: TrainJob, say: Say) -> TrainResult:
         raise TrainingError(
             "0 steps train nothing; give --start-from FOLDER to measure that upsampler, or more --steps"
         )
+    # Outermost: signals and lack of memory come while pictures are looked through and the VAE is loaded, too.
     with interruptible(), told_plainly():
         if job.threads:
             torch.set_num_threads(at_most_cpus(job.threads, "threads", say))
@@ -116,6 +117,7 @@ def _train(trainer: Trainer, job: TrainJob, pictures: "_Pictures", say: Say) -> 
 
 def _finish(trainer: Trainer, job: TrainJob, pictures: "_Pictures", say: Say) -> TrainResult:
     """Validate, write and install what was trained."""
+    # Steps look at loss and gradient; an upsampler that is only measured has had none.
     if not all(bool(weights.isfinite().all()) for weights in trainer.average.parameters()):
         raise TrainingError("the weights are no longer finite; try a smaller --learning-rate (in a new --output)")
     config, autoencoder = job.config, trainer.autoencoder
@@ -188,6 +190,7 @@ def _pictures(job: TrainJob, say: Say) -> _Pictures:
     count = len(found.paths)
     if count < 2:
         raise TrainingError(f"{job.images} has one usable picture; training needs another one to validate on")
+    # By the seed, so that a run that is resumed holds out the same ones.
     order = [found.paths[index] for index in shuffled(count, job.config.seed, 0)]
     held_out = max(1, min(HELD_OUT_AT_MOST, count // HELD_OUT_SHARE))
     say(f"{held_out} of them are held out for validation")
@@ -217,6 +220,7 @@ def _decodable(paths: Sequence[Path], job: TrainJob, say: Say) -> tuple[Path, ..
 
 def _print_of(found: Pictures, paths: Iterable[Path]) -> str:
     """A short name for pictures, which changes with them: their number, and a hash of their names and sizes."""
+    # Neither times nor whole paths: a folder that was moved or copied is the same one to a run that goes on.
     names = sorted((path.relative_to(found.folder).as_posix(), path.stat().st_size) for path in paths)
     return f"{len(names)} pictures ({hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]})"
 
@@ -265,6 +269,7 @@ def _pairs(job: TrainJob, paths: tuple[Path, ...], trainer: Trainer, say: Say) -
     needed = config.steps * config.batch * config.accumulate
     encode = EncodeJob(
         crops=crops,
+        # Pairs that no step would see need not be encoded.
         total=min(config.cached_pairs, needed),
         autoencoder=autoencoder,
         device=device,

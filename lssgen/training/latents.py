@@ -85,6 +85,7 @@ class CachedPairs:
     def batches(self, first: int, size: int) -> Iterator[Batch]:
         total = len(self.pairs.low)
         for batch in count(first):
+            # A batch may lie in two epochs, and in many where pairs are few: none is cut short.
             places = [divmod(position, total) for position in range(batch * size, (batch + 1) * size)]
             rows = torch.tensor([int(shuffled(total, self.seed, epoch)[index]) for epoch, index in places])
             yield Batch(*(t[rows].to(self.device) for t in self.pairs.tensors))
@@ -114,6 +115,7 @@ def read_pairs(
         TrainingError: No picture can be decoded, or a process that reads has died.
     """
     own = torch.Generator()  # DataLoader draws a seed for its workers; not from the global generator
+    # What is there already belongs to somebody else, and is not to be ended with the readers.
     others = set(active_children())
     items = iter(
         DataLoader(

@@ -69,6 +69,7 @@ def _lpips(side_px: int, device: torch.device) -> ImageLoss:  # noqa: ARG001
             f"https://download.pytorch.org/models/{ALEXNET}, or use --image-loss l1 or ms-ssim"
         )
     distance = lpips.LPIPS(net="alex", verbose=False).to(device).requires_grad_(False)
+    # Clamped as published: LPIPS was trained on pictures, which have no values beyond.
     return lambda prediction, target: distance(prediction.clamp(-1, 1), target).mean()
 
 

@@ -107,6 +107,7 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor, int, int]]):
             try:
                 pair = self._cut(_large_enough(self.paths[index], self.recipe), position)
             except TrainingError:
+                # Each process remembers its own, so that a damaged picture is not decoded once an epoch.
                 self._known_bad.add(index)
             else:
                 return pair.low, pair.high, position, passed
@@ -132,6 +133,7 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor, int, int]]):
 
     def _cut(self, picture: Image.Image, position: int) -> "Pair":
         height, width = self.recipe.crop
+        # 1 and 0 (`shuffled`) keep the two streams apart that begin with one seed.
         rng = np.random.default_rng([self.seed, 1, position])
         left = int(rng.integers(picture.width - width + 1))
         top = int(rng.integers(picture.height - height + 1))
@@ -194,6 +196,7 @@ def to_range(pictures: Tensor) -> Tensor:
     return pictures.float() / 127.5 - 1
 
 
+# Every item asks for its epoch's order, and a batch may lie in two epochs.
 @lru_cache(maxsize=4)
 def shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The numbers below `count` in this epoch's order."""

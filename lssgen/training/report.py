@@ -103,6 +103,7 @@ def validate(
                 rows = sheet.setdefault(caption, [])
                 rows.extend(pictures[: SHEET_ROWS - len(rows)])
             tell("")
+    # Within channels: their means differ, and would make any error look small.
     variance = float(torch.cat(highs).transpose(0, 1).flatten(1).var(1).mean())
     rows = tuple(
         Row(

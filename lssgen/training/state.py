@@ -108,6 +108,7 @@ def forget_steps_after(step: int, folder: Path, say: Say) -> None:
     for line in lines:
         number = _step_of(line)
         if 0 < number <= step:
+            # The first of several: a step that was made again after a kill is the same step.
             kept.setdefault(number, line)
     if len(kept) < step:
         say(

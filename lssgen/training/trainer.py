@@ -99,6 +99,7 @@ class Trainer:
                 last = self.step == config.steps
                 if last or stop or self.step % save_every == 0:
                     with writing(self.output):
+                        # Before the state: it must not speak of steps that the log lacks.
                         log.flush()
                         self.save()
                 if last:
@@ -120,6 +121,7 @@ class Trainer:
         progress = Progress(
             step=self.step + 1, latent=float(latent_sum) / config.accumulate, image=float(image_sum) / config.accumulate
         )
+        # Before the optimiser moves: the state that is saved must be from before it.
         if not math.isfinite(progress.latent + progress.image + float(norm)):
             raise TrainingError(
                 f"the loss or its gradient is no longer finite in step {progress.step}; try a smaller --learning-rate "
