@@ -82,6 +82,7 @@ def _build(args: argparse.Namespace, words: EngineOptions) -> None:
 
 def build(bundle: Bundle, order: "Order") -> None:
     """Build the engines of a bundle; a bar while they are built, a line for each, and what running them takes."""
+    # Here, since --help should not wait for them.
     from lssgen.engines.memory import megabytes
     from lssgen.engines.trt.need import device_bytes
     from lssgen.engines.trt.order import build_engines
@@ -160,6 +161,7 @@ def _pruned(places: Places, days: float) -> str:
     gone: list[Entry] = []
     for folder, entries in places.items():
         mine = {entry.key for entry in entries}
+        # Of another bundle or backend than the one that was named: not to be deleted.
         keep = [entry.key for entry in Cache(folder).entries() if entry.key not in mine]
         gone += Cache(folder).prune(keep=keep, unused_days=days)
     return f"deleted {len(gone)} engines, {megabytes(sum(entry.report.plan_bytes for entry in gone))}"

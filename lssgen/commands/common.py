@@ -33,6 +33,7 @@ def run(command: str, work: Callable[[], None], *, quiet: bool = False) -> int:
         except Exception as error:
             if told:  # the signal's exception, as some library turned it into another one
                 return _stopped(command, told)
+            # A mistake of ours keeps its traceback, which a report of it needs.
             if (line := _line(error)) is None:
                 raise
             print(f"{command}: {line}", file=sys.stderr)

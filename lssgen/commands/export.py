@@ -66,6 +66,7 @@ def config_from_args(args: argparse.Namespace) -> ExportConfig:
         ModelError: A LoRA with an impossible strength.
     """
     words = given(args, ExportConfig)
+    # Resolved, since "." has no name.
     words.setdefault("output", Path("bundles") / Path(args.model).resolve().name.removesuffix(".safetensors"))
     if hasattr(args, "skip_layers"):
         words |= {"skip_layers": True, "layers_to_skip": args.skip_layers}

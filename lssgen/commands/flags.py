@@ -51,6 +51,7 @@ def add_flag(parser: Parser, record: type, name: str, *, into: str = "", group: 
         place.add_argument(*spelt, action=argparse.BooleanOptionalAction, **said)
     else:
         read, metavar = _reader(hint, flag)
+        # No choices=: argparse would print all of them into its one-line refusals; `one_of` names the nearest.
         said |= {"type": read, "metavar": flag.metavar or metavar, "required": _is_required(field, flag)}
         place.add_argument(*spelt, action="append" if flag.repeated else "store", **said)
     if _is_record(hint):
@@ -71,6 +72,7 @@ def given(args: argparse.Namespace, record: type, *, into: str = "") -> dict[str
         value = getattr(args, key, None)
         if _is_record(hint):
             inner = given(args, hint, into=f"{key}.")
+            # Any flag of a record asks for it; --no-... wins over all of them.
             if value is False or value or inner:
                 found[name] = value is not False and hint(**inner)
         elif value is not None:
@@ -89,6 +91,7 @@ def _help(field: Field[Any], flag: Flag, note: str, *, is_switch: bool) -> str:
         parts.append("required")
     elif not is_switch:
         parts.append(f"default: {flag.unset or spelt(default_of(field))}")
+    # argparse takes % for the beginning of a format.
     return "; ".join(filter(None, parts)).replace("%", "%%")
 
 

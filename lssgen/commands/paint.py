@@ -60,6 +60,7 @@ def paint(
             on_preview=_preview_writer(prompts, options, places) if places.previews else None,
             **options,
         )
+        # Known now: nothing is painted before the first result is asked for.
         follow.request = painting.request
         _write(pipeline, painting, places, _Given(prompts, pictures_given(args)))
     for file in places.pictures:
@@ -119,6 +120,7 @@ def _write(pipeline: Pipeline, painting: Painting, places: Places, given: _Given
                 for picture in result.pictures:
                     index = len(written)
                     keep(index, picture.latent)
+                    # Together: a picture that is there is on record.
                     with undisturbed():
                         write_picture(picture.image, places.pictures[index], parameters_of(picture, painting.request))
                         written.append(_noted(picture, places.pictures[index]))
@@ -141,6 +143,7 @@ def _latents(places: Places, painting: Painting, channels: int) -> Generator[Cal
     with whole_file(places.latents) as draft:
         latents = opened(draft, shape)  # written to the disk, not held in memory
         yield latents.__setitem__
+        # Before the rename: a mapping's pages may still be in memory only.
         latents.flush()
 
 
@@ -155,6 +158,7 @@ def _as_safetensors(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dty
     """
     entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * prod(shape)]}
     header = json.dumps({"latents": entry}).encode()
+    # As safetensors' own writer, so that the numbers are aligned.
     header += b" " * (-len(header) % 8)
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     return np.memmap(path, "<f4", "r+", offset=8 + len(header), shape=shape)
@@ -236,6 +240,7 @@ class Follow:
 def following(quiet: bool, total: int = 0) -> Generator[Follow]:
     """What shows where a run is; without a total, the run says how long it is."""
     with tqdm(total=total or None, unit="step", disable=True if quiet else None) as bar:
+        # disable=None lets tqdm look whether there is a terminal; where there is none, lines come instead.
         if bar.disable and not quiet:
             with followed(_LOG.info) as follower:
                 yield Follow(bar, follower, total)

@@ -39,6 +39,7 @@ class Parser(argparse.ArgumentParser):
     def group(self, title: str) -> Any:
         """The group of flags with this title, made if it is not there; no title is the first group."""
         if not title:
+            # argparse's own group, "options", which has no public name.
             return self._optionals
         if title not in self._titled:
             self._titled[title] = self.add_argument_group(title)
@@ -73,6 +74,7 @@ class Parser(argparse.ArgumentParser):
             if word == "--":
                 return
             flag = word.partition("=")[0]
+            # The last: a short flag with its value behind it, "-ostar.png".
             if not _is_flag(word) or flag in known or (not word.startswith("--") and word[:2] in known):
                 continue
             near = get_close_matches(flag, [name for name in known if name.startswith("--")], 1)

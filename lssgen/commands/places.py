@@ -73,6 +73,7 @@ class Places:
         with ExitStack() as stack:
             if self.folder is not None:
                 stack.enter_context(locked_folder(self.folder))
+            # Each once: a place that is named twice would be held against itself.
             for place in {place.resolve(): place for place in (self.record, *self.beside)}.values():
                 stack.enter_context(_held(place))
             yield
@@ -106,6 +107,7 @@ def _held(place: Path) -> Generator[None]:
     Raises:
         PromptError: Another run has it.
     """
+    # fsencode: names of files on Linux are bytes, and need not be text.
     name = hashlib.sha256(os.fsencode(place.resolve())).hexdigest()[:32]
     lock = paths.home() / "locks" / f"{name}.lock"
     try:

@@ -69,6 +69,7 @@ def as_table(facts: ModelFacts, options: PlanOptions, plan: Plan) -> str:
     total = sum(stage_flops(stage, facts) for stage in plan.stages)
     rows = [("stage", "pixels", "tokens", "steps", "of", "sigma", "noise", "TFLOP", "cost")]
     rows += [
+        # Shares of one stage at full size, whose arithmetic is total * speedup: together they are 1 / speedup.
         (str(number), *_row(stage, facts, plan.cell_px), f"{stage_flops(stage, facts) / total / speedup:.0%}")
         for number, stage in enumerate(plan.stages, start=1)
     ]

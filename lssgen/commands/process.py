@@ -42,6 +42,7 @@ def as_process(command: str, work: Callable[[], int]) -> int:
         del frame
         with suppress(OSError):
             os.write(2, f"{command}: stopped\n".encode())
+        # Not sys.exit, whose exception an import in progress may turn into an ImportError.
         os._exit(128 + number)
 
     open_streams()
@@ -137,9 +138,11 @@ class _Patient(io.FileIO):
 
 
 def _patient(number: int, stream: TextIO | None, errors: str) -> TextIO:
+    # The number is everybody's, libraries' too, and outlives this object.
     raw = _Patient(number, "w", closefd=False)
     encoding = stream.encoding if stream is not None else "utf-8"
     lines = number == 2 or raw.isatty()
+    # As Python opens them: output into a file in blocks, to a terminal in lines, errors at once.
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=lines, write_through=number == 2)
 
 

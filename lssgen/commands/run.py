@@ -159,12 +159,14 @@ def main(argv: Sequence[str] | None = None, prog: str = "lssgen-run") -> int:
     args = parser.parse_args(argv)
     _refuse_forgotten_quotes(parser, args.prompt)
     words = engine_words(parser, args)
+    # Around the whole command, since what `_run` sets is the process's, and a caller of `main` has its own.
     with warnings.catch_warnings():
         return run(prog, lambda: _run(parser, args, words), quiet=args.quiet)
 
 
 def _run(parser: Parser, args: argparse.Namespace, words: EngineOptions) -> None:
     warnings.showwarning = _show
+    # Python says a warning once a place; every prompt that is cut off shall be heard of.
     warnings.simplefilter("always", PromptWarning)
     settings = settings_from_file(args.config) if args.config else _NOTHING
     options, prompts = _options(args, settings), args.prompt or list(settings.prompts)
@@ -178,10 +180,12 @@ def _run(parser: Parser, args: argparse.Namespace, words: EngineOptions) -> None
         return
     count = len(prompts) * request.num_images
     refuse_too_many(count)
+    # Two words may be meant; three or more are refused before anything is read.
     if len(prompts) == _single_words(prompts) == MOST_WORDS:
         _LOG.warning("%d pictures of one word each; put quotes around both words to paint one", count)
     for note in request.plan.notes:
         _LOG.info("%s", note)
+    # After all that can be refused at once: for the first time, it reads the whole bundle.
     see_whole(bundle, args.verify)
     places = Places.of(args, count)
     with _pipeline(args, words, bundle) as pipeline:
@@ -206,6 +210,7 @@ def _options(args: argparse.Namespace, settings: Settings) -> Options:
     """Options of --config, with what the flags say in their place."""
     options = settings.options
     if args.init_image and not args.mask_image:
+        # As `Pipeline.paint` does: the plan that is printed and checked here must be the one that is painted.
         options = {"strength": STRENGTH, **options}
     flags = given(args, Request) | given_plan_options(args)
     return cast(Options, {**options, **flags})

@@ -57,6 +57,7 @@ def _train(prog: str, job: TrainJob) -> None:
         raise TrainingError(f'{prog} needs {error.name}; install it with pip install "lssgen[export]"') from error
 
     result = train_upsampler(job, lambda sentence: print(sentence, file=sys.stderr, flush=True))
+    # Before it is refused: the numbers say why.
     print(markdown_table(result.validation))
     print(f"upsampler, report and contact sheet: {result.folder}")
     if result.refused:

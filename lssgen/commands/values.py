@@ -40,6 +40,7 @@ def number(text: str) -> float:
 def size(text: str) -> tuple[int, int]:
     """(width, height) of "1280x768", or of "1024", which is both."""
     sides = text.lower().split("x")
+    # Digits are counted, since Python refuses to read more than 4300 of them with an error of its own.
     if len(sides) > 2 or not all(side.strip().isdecimal() and len(side) < _DIGITS for side in sides):
         raise ArgumentTypeError(f"{short(text)} is not a size; write 1024, or 1280x768 for width x height")
     return int(sides[0]), int(sides[-1])

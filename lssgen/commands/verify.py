@@ -42,6 +42,7 @@ def _verify(args: argparse.Namespace) -> None:
         BundleError: Some are not what they should be; says what to do.
     """
     folder = find_bundle(args.bundle)
+    # Not read_bundle, which raises at the first file that is missing: all of them are to be told.
     bundle = Bundle(folder, read_manifest(folder))
     wrong: list[str] = []
     for name, state in _files(bundle):
