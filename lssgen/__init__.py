@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "load"]
 
 
+# Module-level __getattr__ (PEP 562): NumPy, Pillow and ONNX Runtime come with `load`, and not with the name of a
+# version.
 def __getattr__(name: str) -> object:
     """Import what is asked for when it is asked for, so that `import lssgen` costs nothing."""
     if name == "load":

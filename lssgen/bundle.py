@@ -48,6 +48,7 @@ def read_bundle(folder: Path) -> Bundle:
     for name in files(bundle.manifest):
         if not bundle.path(name).is_file():
             raise BundleError(f"bundle {folder} is incomplete: {name} is missing; run the same lssgen-export again")
+        # A link out of the folder would let a bundle from elsewhere read any file of this machine as its weights.
         if not bundle.path(name).resolve().is_relative_to(inside):
             raise BundleError(
                 f"{bundle.path(name)} is a link to {bundle.path(name).resolve()}, outside of the bundle; put the file "
@@ -65,6 +66,8 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         text = read_bytes(path)
+        # Before the rest, which another format need not fit: its reader is told of the format, and not of a missing
+        # field.
         _see_format(path, decode_json(text, _Head))
         manifest = decode_json(text, Manifest)
     except NoFileError as error:
@@ -79,6 +82,7 @@ def read_manifest(folder: Path) -> Manifest:
 class _Head(msgspec.Struct):
     """What every format's manifest says of itself."""
 
+    # Anything, since a damaged manifest may have a text here; it is only compared.
     format: object = None
     lssgen: object = "unknown"
 
@@ -104,6 +108,7 @@ def hashes(manifest: Manifest) -> dict[str, str]:
     """Hash of every file of a bundle but the manifest, by name; empty where the manifest does not know it."""
     graphs = {name: sha for graph in manifest.graphs.values() for name, sha in graph.sha256.items()}
     tokenizers = {tokens.file: tokens.sha256 for tokens in manifest.tokenizers}
+    # By `files` and not by the hashes: a file without one must be looked for all the same.
     return {name: (graphs | tokenizers).get(name, "") for name in files(manifest)}
 
 
@@ -151,6 +156,7 @@ def see_seal(folder: Path) -> None:
         raise BundleError(f"{path} {error}; run the same lssgen-export again") from error
     sealed = _SEAL.search(text)
     body = text[: sealed.start()] + b"\n}\n" if sealed else b""
+    # A flipped bit within the seal itself must not make it look as if there had been none.
     whole = hashlib.sha256(body).hexdigest() == sealed[1].decode() if sealed else not _LIKE_A_SEAL.search(text)
     if not whole:
         raise BundleError(

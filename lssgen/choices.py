@@ -100,6 +100,7 @@ _NUMBERS: Collection[frozenset[Any]] = (frozenset({int}), frozenset({float}))
 def _numbers(record: type) -> Mapping[str, frozenset[Any]]:
     """int or float, and the type of None where that is allowed, by name of the choices that are numbers."""
     hints = get_type_hints(record)
+    # The ... of tuple[float, ...] comes out among the kinds.
     found = {name: frozenset(_kinds(hints[name])) - {Ellipsis} for name in flags_of(record)}
     return {name: kinds for name, kinds in found.items() if kinds - {NoneType} in _NUMBERS}
 

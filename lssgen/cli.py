@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is not None:
         return _chosen(list(argv))
     words = sys.argv[1:]
+    # Known before the command runs, for messages about signals that come while it is still imported.
     name = f"lssgen {words[0]}" if words and words[0] in COMMANDS else "lssgen"
     return as_process(name, lambda: _chosen(words))
 
@@ -77,6 +78,7 @@ def _chosen(words: list[str]) -> int:
     if name == "--version":
         print(f"lssgen {lssgen.__version__}")
         return 0
+    # Not at the top: only a mistake needs it, and every start would pay for it.
     from difflib import get_close_matches
 
     near = get_close_matches(name, COMMANDS, 1)

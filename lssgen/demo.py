@@ -64,6 +64,7 @@ def write_demo_bundle(folder: Path) -> None:
         raise _damaged(error) from error
     with whole_folder(folder) as draft:
         for name, sha256 in expected.items():
+            # Compared while the draft is nobody's bundle yet: a damaged package leaves none.
             if _written(name, layout.get(name), draft / name) != sha256:
                 raise _damaged(f"{name} comes out otherwise than it was exported")
         shutil.copyfile(SHIPPED / MANIFEST, draft / MANIFEST)
@@ -80,6 +81,7 @@ def is_current(folder: Path) -> bool:
         shipped = (SHIPPED / MANIFEST).read_bytes()
     except (OSError, JsonError):
         return False
+    # The user's own export under the demo's name is left alone; only what a package made is made again.
     return said.format == FORMAT and (said.source.model != NAME or found == shipped)
 
 
@@ -116,6 +118,7 @@ def _pieces(weights: Sequence[Weight]) -> Iterator[bytes]:
     for weight in weights:
         folder, _, key = weight.name.partition(".")
         with safe_open(_weights_of(folder), framework="numpy") as tensors:
+            # The exported files are little-endian float32 on every machine, and their hashes are those of such bytes.
             tensor = tensors.get_tensor(key).astype("<f4")
         yield bytes(weight.offset - at)
         yield np.ascontiguousarray(tensor.T if weight.transposed else tensor).tobytes()

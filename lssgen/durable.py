@@ -82,6 +82,7 @@ def whole_folder(path: Path) -> Generator[Path]:
     draft.mkdir()  # fails where anything has that name, a link included
     try:
         yield draft
+        # Files before their folder is renamed, or a power cut could leave the new name with empty files.
         for file in (*draft.rglob("*"), draft):
             flush(file)
         _exchange(draft, path)
@@ -185,6 +186,7 @@ def _exchange(draft: Path, path: Path) -> None:
     path.rename(aside)
     try:
         draft.rename(path)
+    # Ctrl-C too: between the two renames the place is empty.
     except BaseException:
         aside.rename(path)
         raise
@@ -209,6 +211,7 @@ one is written would make a thousand pictures a million looks."""
 def _remove_abandoned(folder: Path) -> None:
     """Remove what killed processes left in a folder a day ago or more; looks once an hour."""
     now = time.time()
+    # 0 <=: a clock that was set back would else keep it from looking until it has caught up.
     if 0 <= now - _SWEPT.get(folder, 0) < SWEEP_EVERY_S:
         return
     _SWEPT[folder] = now
@@ -216,6 +219,8 @@ def _remove_abandoned(folder: Path) -> None:
         left = [Path(entry.path) for entry in entries if UNFINISHED.fullmatch(entry.name)]
         for draft in left:
             with suppress(OSError):  # another writer was quicker, or it is somebody else's
+                # Files only: a folder's own time stands still while its files are written; whoever has the lock clears
+                # those.
                 if draft.is_file() and now - draft.lstat().st_mtime > ABANDONED_S:
                     draft.unlink()
 

@@ -29,6 +29,7 @@ def open_regular(path: Path) -> BinaryIO:
         handle = os.open(path, FLAGS)
     except ValueError as error:  # a null byte in the name
         raise OSError(errno.EINVAL, f"its name cannot be one: {error}", str(path)) from error
+    # Of what was opened: between a look at a path and its opening it may become something else.
     mode = os.fstat(handle).st_mode
     if stat.S_ISREG(mode):
         return os.fdopen(handle, "rb")

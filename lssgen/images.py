@@ -81,6 +81,7 @@ def upright_size(path: Path) -> tuple[int, int]:
     """
     with open_picture(path) as image:
         width, height = image.size
+        # 1, upright, where a picture says nothing.
         return (height, width) if image.getexif().get(ORIENTATION, 1) >= TURNED else (width, height)
 
 
@@ -102,6 +103,7 @@ def as_mask(picture: Image.Image) -> Image.Image:
     """
     if picture.has_transparency_data:
         alpha = picture.convert("RGBA").getchannel("A")
+        # Many programs write an alpha channel that is opaque all over: such a mask is as good as one without.
         if cast(tuple[int, int], alpha.getextrema())[0] < 255:
             raise PictureError(
                 "the mask is transparent in places, which may mean either side; give one without transparency, white "
@@ -128,6 +130,8 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     """Scale a picture of 16 bits, which Pillow would cut off at 255."""
     if picture.mode == "F":
         raise PictureError("a picture of floating-point pixels has no known white; give one of 8 or 16 bits a channel")
+    # "I", and "I;16" with its byte orders.
     if not picture.mode.startswith("I"):
         return picture
+    # 65535 / 255 = 257, so that white stays white; mode "I" holds 32 bits, of which PNGs use 16.
     return Image.fromarray(np.rint(np.clip(np.asarray(picture), 0, 65535) / 257).astype(np.uint8))

@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 """A string, or what is left of the text where it does not end: so the time stays in proportion to the size."""
+# What Notepad and PowerShell's > write; the decoder would only say that the first byte is wrong.
 _OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -91,6 +92,7 @@ def convert_json(value: object, kind: Any) -> Any:
     """
     try:
         return msgspec.convert(value, kind)
+    # RecursionError: an object given from Python has been through no `_depth`.
     except (msgspec.MsgspecError, RecursionError) as error:
         raise JsonError(f"is not what it should be: {_shortened(error)}") from error
 
@@ -119,6 +121,7 @@ def _unmarked(data: bytes) -> bytes:
 
 
 def _depth(data: bytes) -> int:
+    # Most files end here, without their strings being taken out.
     if data.count(b"[") + data.count(b"{") <= DEEPEST:
         return 0  # whatever is a string
     deepest = depth = 0

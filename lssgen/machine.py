@@ -7,6 +7,7 @@ from pathlib import Path
 
 def cpus() -> int:
     """Number of CPUs that this process may use."""
+    # Not os.cpu_count: taskset, Slurm and Docker's --cpuset-cpus leave a process fewer. Linux only.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -38,9 +39,11 @@ def _cgroups() -> list[Path]:
     """Folders of the control groups that limit this process, its own and those around it."""
     root = Path("/sys/fs/cgroup")
     try:
+        # "0::" is the line of cgroup v2; what v1 has is not asked, so that there the machine's own memory counts.
         own = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip().lstrip("/")
     except OSError:
         own = ""
+    # Every group around it may have a limit too, and a lower one.
     return [root / own, *(root / own).parents][: len(Path(own).parts) + 1]
 
 

@@ -58,6 +58,7 @@ def followed(say: Say, *, every: float = EVERY_S) -> Generator[Follower]:
         while not over.wait(every):
             follower.tell()
 
+    # A daemon: a program that ends in the middle of a block need not wait for the next line.
     thread = Thread(target=watch, name="progress", daemon=True)
     thread.start()
     try:

@@ -29,6 +29,7 @@ from lssgen.manifest import (
 LONGEST_SIDE = 2**16
 """Pixels, or cells, along the longest side that any model could have."""
 
+# Limits far above any model's, and far below what would have a runtime take memory without end.
 MOST_TOKENS = 2**16
 MOST_CHANNELS = 2**12
 MOST_HISTORY = 64
@@ -69,6 +70,7 @@ def first_fault(manifest: Manifest) -> str:
 
 def leaves(name: str) -> bool:
     """Whether a file's name leads out of the bundle, or may do so on another system; or cannot be one."""
+    # Both, whichever system this is: a bundle may go on to another one.
     paths = (PurePosixPath(name), PureWindowsPath(name))
     outside = any(path.is_absolute() or path.drive or ".." in path.parts for path in paths)
     return outside or not name or "\0" in name or len(name.encode()) > LONGEST_NAME

@@ -124,6 +124,7 @@ class FakeEngine:
             self._calls.append(self._name.rpartition("/")[2])
             given = {port.name: tied[port.name].array for port in self.inputs}
             for array in given.values():
+                # A graph never writes into its inputs; a function that does so by mistake fails here.
                 array.flags.writeable = False
             try:
                 results = self._network.run(given)
@@ -258,6 +259,7 @@ def step_network(
         *((Port(name, "float32", ("branches", "batch", *shape)), Text(output=name)) for name, shape in text.items()),
         *extra,
     ]
+    # Behind the five that every step has.
     further = [port for port, _ in fed[5:]]
 
     def run(given: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -293,6 +295,7 @@ def transition_network(*, channels: int = 4, posterior: bool = False) -> Network
 
     def run(given: Mapping[str, Array]) -> Mapping[str, Array]:
         image, noise = given["mix"].T[:, :, None, None, None]
+        # A little of it, so that a test sees whether the posterior's noise was drawn, and in which order.
         up = bicubic_double(given["latent"]) + 0.01 * given.get("posterior_noise", np.float32(0))
         return {"next_latent": image * up + noise * given["noise"]}
 
@@ -307,6 +310,7 @@ def transition_network(*, channels: int = 4, posterior: bool = False) -> Network
 
 def bicubic_double(x: Array) -> Array:
     """(..., h, w) -> (..., 2 h, 2 w) as torch's bicubic interpolation with align_corners=False."""
+    # Keys' cubic with a = -0.75, torch's, at distances 1.75, 0.75, 0.25 and 1.25: doubling always falls a quarter off.
     taps = np.asarray((-0.03515625, 0.26171875, 0.87890625, -0.10546875), np.float32)
     for axis in (-2, -1):
         size = x.shape[axis]

@@ -52,6 +52,7 @@ def see_whole(bundle: Bundle, when: Verify = "once") -> None:
         BundleError: Names the first file that is not.
     """
     if when != "never":
+        # Even of what is remembered: the hashes themselves come from the manifest, and reading it costs nothing.
         see_seal(bundle.folder)
     changed = first_changed(bundle.folder, hashes(bundle.manifest), when)
     if changed:
@@ -74,6 +75,7 @@ def first_changed(folder: Path, expected: Mapping[str, str], when: Verify = "onc
     """
     if when == "never":
         return ""
+    # Looked at before they are read: what changes while it is hashed has another entry next time.
     now = Seen(hashes=dict(expected), files={name: _entry(folder / name) for name in expected})
     if when == "once" and _remembered(folder) == now:
         return ""
@@ -86,6 +88,7 @@ def first_changed(folder: Path, expected: Mapping[str, str], when: Verify = "onc
             if sha256 and sha256_of(folder / name) != sha256:
                 return name
             bar.update(now.files[name][1])
+    # Only here: where a file differs, nothing is noted, so that the next start finds it again.
     _remember(folder, now)
     return ""
 
@@ -130,6 +133,7 @@ def _entry(path: Path) -> tuple[int, int, int]:
 
 
 def _note(folder: Path) -> Path:
+    # Names of folders on Linux are bytes, and need not be text.
     place = hashlib.sha256(str(folder.resolve()).encode(errors="surrogateescape")).hexdigest()[:32]
     return paths.home() / "verified" / f"{place}.json"
 

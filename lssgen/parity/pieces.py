@@ -109,6 +109,7 @@ def open_pieces(
         if isinstance(value.const_value, ir.ExternalTensor):
             weights[name] = value.const_value
             model.graph.inputs.append(model.graph.initializers.pop(name))
+            # An input, now: a piece is given its weights when it runs, and its model holds none.
             value.const_value = None
     model = _with_types(model, path.name)
     compute_in_float32(model, rounded=rounded)
@@ -205,6 +206,7 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, kind: ir.DataType) -
     wide = ir.node("Cast", [low.outputs[0]], {"to": ir.DataType.FLOAT})
     low.outputs[0].dtype, wide.outputs[0].dtype = kind, ir.DataType.FLOAT
     ir.convenience.replace_all_uses_with(value, wide.outputs[0])
+    # The replacement has also put the rounded value in the place of what is to be rounded.
     low.replace_input_with(0, value)
     graph.insert_after(node, [low, wide])
 

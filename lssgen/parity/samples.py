@@ -83,11 +83,14 @@ def _sample(
             rows[:, 0] -= 50 * np.arange(shape[0])  # a graph that mixed the pictures' labels up would show
             return rows
         case "guidance_weights", _:  # they add up to one, as in a run: -1, 2 for two branches
+            # Weights of both signs, as beyond 1 in real guidance: a graph that averaged its branches would show.
             weights = [-1.0] * (shape[0] - 1) + [float(shape[0])]
             return np.array([weights] * shape[1], port.dtype).T.copy()
         case "mix", _:
             return np.array([[0.25, 0.75]] * shape[0], port.dtype)
         case "layer_gates", _:
+            # One layer of the last branch left out, as skip-layer guidance does: all ones would not show a gate that is
+            # ignored.
             gates = np.ones(shape, port.dtype)
             gates[-1, shape[1] // 2] = 0
             return gates
