@@ -126,7 +126,7 @@ class OrtEngine:
     def sleep(self) -> None:
         """Free the session, and with it the weights. Bindings stay valid, and wake the engine."""
         for binding in self._bindings:
-            # An IOBinding holds its session, which would not be freed.
+            # An IOBinding belongs to its session, and must not outlive it.
             binding.untie()
         self._session = None
 
