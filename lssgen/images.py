@@ -50,7 +50,7 @@ def open_picture(path: Path) -> Generator[Image.Image]:
         reason = error.strerror or _plainly(error)
         raise PictureError(f"picture {path} cannot be read: {reason}") from error
     except Exception as error:  # of a damaged file, Pillow's formats raise SyntaxError, ValueError and more
-        raise PictureError(f"picture {path} cannot be read: {error or type(error).__name__}") from error
+        raise PictureError(f"picture {path} cannot be read: {str(error) or type(error).__name__}") from error
 
 
 def read_picture(path: Path) -> Image.Image:

@@ -68,6 +68,16 @@ def test_a_bomb_in_the_text_of_a_picture_is_refused(tmp_path: Path) -> None:
         read_picture(tmp_path / "x.png")
 
 
+def test_an_error_without_words_is_told_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError
+
+    photo().save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(PictureError, match="cannot be read: ValueError"):
+        read_picture(tmp_path / "x.png")
+
+
 def pipe(path: Path) -> None:
     os.mkfifo(path)
 

@@ -136,9 +136,12 @@ def read_said(file: Header, *, sd2: bool, base: Mapping[str, object], asked: Pre
         )
     size = _size(file) or (512 if sd2 and prediction == "epsilon" else 768 if sd2 else 0)
     layers = _field(file, "modelspec.encoder_layer") or _field(file, "ss_clip_skip")
-    if layers not in ("", "1"):
+    # Trainers count from the last layer, which is 1, and write "None" where nothing was asked for.
+    if layers.isdecimal() and int(layers) > 1:
+        skip = int(layers) - 1
         notes.append(
-            f"The header of {file.path.name} asks for a clip skip of {layers}; --clip-skip {layers} does that."
+            f"The header of {file.path.name} asks for a clip skip of {layers}, counted from 1 for none; "
+            f"--clip-skip {skip} does that."
         )
     return Said(
         scheduler={**scheduler, **marks.scheduler},

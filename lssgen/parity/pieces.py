@@ -205,7 +205,7 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, kind: ir.DataType) -
     low = ir.node("Cast", [value], {"to": kind})
     wide = ir.node("Cast", [low.outputs[0]], {"to": ir.DataType.FLOAT})
     low.outputs[0].dtype, wide.outputs[0].dtype = kind, ir.DataType.FLOAT
-    ir.convenience.replace_all_uses_with(value, wide.outputs[0])
+    ir.convenience.replace_all_uses_with(value, wide.outputs[0], replace_graph_outputs=True)
     # The replacement has also put the rounded value in the place of what is to be rounded.
     low.replace_input_with(0, value)
     graph.insert_after(node, [low, wide])

@@ -47,4 +47,4 @@ def _batches(manifest: Manifest, request: Request, prompts: int) -> tuple[int, .
         return tuple(range(1, request.batch + 1))  # only prompts of one length are painted together
     # Batches go across prompts, so that only the last may be smaller.
     whole, rest = divmod(prompts * request.num_images, request.batch)
-    return tuple(sorted({*([request.batch] if whole else []), *([rest] if rest else [])})) or (request.batch,)
+    return tuple(sorted({*([request.batch] if whole else []), *([rest] if rest else [])}))

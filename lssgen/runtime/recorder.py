@@ -112,7 +112,7 @@ def dumped_inputs(folder: Path, bundle: Bundle) -> Generator[Hear]:
     The files, such as step-64x64.json for 64 x 64 cells, are there when the block ends well.
 
     Raises:
-        PromptError: The folder cannot be written.
+        PromptError: The folder cannot be written, or the disk is full.
     """
     counts: dict[str, int] = {}
     files: dict[str, TextIO] = {}
@@ -123,15 +123,17 @@ def dumped_inputs(folder: Path, bundle: Bundle) -> Generator[Hear]:
             counts[name] = counts.get(name, 0) + 1
             if counts[name] > CALLS:
                 return
-            if name not in files:
-                files[name] = _opened(stack, folder / name)
-            files[name].write("[" if counts[name] == 1 else ", ")
-            files[name].write(json.dumps({port: polygraphy_array(value) for port, value in inputs.items()}))
+            with _writing(folder / name):
+                if name not in files:
+                    files[name] = _opened(stack, folder / name)
+                files[name].write("[" if counts[name] == 1 else ", ")
+                files[name].write(json.dumps({port: polygraphy_array(value) for port, value in inputs.items()}))
 
         yield hear
-        for file in files.values():
-            file.write("]\n")
-            file.close()
+        for name, file in files.items():
+            with _writing(folder / name):
+                file.write("]\n")
+                file.close()  # what is still to be written is written here, where it may fail with words
 
 
 def polygraphy_array(value: Array) -> dict[str, str]:
@@ -157,8 +159,13 @@ def _size(bundle: Bundle, graph: str, inputs: Mapping[str, Array]) -> str:
 
 
 def _opened(stack: ExitStack, path: Path) -> TextIO:
+    draft = stack.enter_context(whole_file(path))
+    return stack.enter_context(draft.open("w", encoding="ascii"))
+
+
+@contextmanager
+def _writing(path: Path) -> Generator[None]:
     try:
-        draft = stack.enter_context(whole_file(path))
-        return stack.enter_context(draft.open("w", encoding="ascii"))
+        yield
     except OSError as error:
         raise PromptError(f"{path} cannot be written: {error.strerror}; choose another folder") from error

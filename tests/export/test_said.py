@@ -172,8 +172,15 @@ def test_levels_that_are_not_those_of_the_base_are_mentioned(sd: Path, tmp_path:
 
 
 def test_clip_skip_of_the_header_is_mentioned(sd: Path, tmp_path: Path) -> None:
+    """Trainers count the last layer as 1, where --clip-skip and diffusers count 0."""
     model = opened(sd, tmp_path, {"modelspec.encoder_layer": "2"})
-    assert any("--clip-skip 2" in note for note in model.notes)
+    assert any("--clip-skip 1 " in note for note in model.notes)
+
+
+@pytest.mark.parametrize("said", ["1", "None", ""])
+def test_a_header_that_asks_for_no_clip_skip_is_not_mentioned(sd: Path, tmp_path: Path, said: str) -> None:
+    model = opened(sd, tmp_path, {"ss_clip_skip": said})
+    assert not any("clip" in note for note in model.notes)
 
 
 def test_size_of_the_header_is_the_default_size(sd: Path, tmp_path: Path) -> None:

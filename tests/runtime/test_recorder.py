@@ -1,6 +1,8 @@
 """What goes into the graphs, for Polygraphy and for calibration."""
 
+import errno
 import json
+import os
 from base64 import b64decode
 from io import BytesIO
 from pathlib import Path
@@ -12,8 +14,9 @@ import pytest
 
 from lssgen.bundle import Bundle, read_bundle
 from lssgen.engines.registry import open_backend
+from lssgen.errors import PromptError
 from lssgen.ports import Array
-from lssgen.runtime import Options, Pipeline
+from lssgen.runtime import Options, Pipeline, recorder
 from lssgen.runtime.recorder import CALLS, RecordingBackend, dumped_inputs
 
 RUN = Options(scaling_space="latent", num_inference_steps=6)
@@ -67,6 +70,16 @@ def test_an_interrupted_dump_leaves_nothing(bundle: Bundle, tmp_path: Path) -> N
 
     with pytest.raises(KeyboardInterrupt), dumped_inputs(tmp_path / "dump", bundle) as hear:
         Pipeline(bundle, RecordingBackend(open_backend("onnxruntime"), hear))("a", on_step=stop, **RUN)
+    assert not list((tmp_path / "dump").iterdir())
+
+
+def test_a_full_disk_is_told_as_one(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> dict[str, str]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(recorder, "polygraphy_array", full)
+    with pytest.raises(PromptError, match=r"text\.json cannot be written: No space left on device"):
+        dump(bundle, tmp_path / "dump")
     assert not list((tmp_path / "dump").iterdir())
 
 

@@ -5,6 +5,7 @@ At verbose level it lists every layer after fusion with the ONNX nodes it came f
 Of an engine for several targets, TensorRT-RTX 1.7.1 lists the layers for the oldest of them.
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from lssgen.errors import BuildError
 from lssgen.manifest import Probe
 from lssgen.ports import Port
 
+_LOG = logging.getLogger("lssgen")
 _TYPE_BYTES = {"Float": 4, "Half": 2, "BFloat16": 2, "Int8": 1, "Int32": 4, "Int64": 8, "Bool": 1, "UInt8": 1, "FP8": 1}
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _OUTPUTS = re.compile(r"Outputs: \[(.*?)\], TacticName")
@@ -198,6 +200,16 @@ def check(report: Report, bounds: Bounds) -> None:
             f"{report.backend} has kernels for their type and head size; they would be slow and hungry. Report this, "
             f"or allow it with --allow-unfused {len(dropped)}"
         )
+    if len(report.activation_bytes) != len(report.profiles):
+        _LOG.warning(
+            "%s: %s says the scratch memory of %d profiles in its log, and the engine has %d; --max-scratch is not "
+            "checked for the others",
+            report.graph,
+            report.backend,
+            len(report.activation_bytes),
+            len(report.profiles),
+        )
+    # Not strict: see the warning.
     for profile, size in zip(report.profiles, report.activation_bytes, strict=False):
         if size > bounds.activation_bytes:
             largest, node = report.largest

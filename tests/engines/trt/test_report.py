@@ -71,6 +71,11 @@ def test_scratch_above_the_bound_fails_with_the_node_named() -> None:
         check(replace(REPORT, activation_bytes=(20_000_000,)), Bounds(activation_bytes=15_000_000))
 
 
+def test_scratch_that_the_library_does_not_tell_is_not_taken_for_small(caplog: pytest.LogCaptureFixture) -> None:
+    check(replace(REPORT, activation_bytes=()), Bounds())
+    assert "scratch memory of 0 profiles in its log, and the engine has 1" in caplog.text
+
+
 def test_a_report_reads_like_a_line() -> None:
     assert str(REPORT) == (
         "step: fp16 for sm89 in 1.5 s; 0.0 MB, weights 0.0 MB, scratch of each profile 0.0 MB; 1 of 1 attentions fused"
