@@ -44,6 +44,18 @@ def test_half_precision_is_rounded_after_every_node(tmp_path: Path, dtype: torch
     assert torch.equal(torch.from_numpy(got), Chain()(x))
 
 
+def test_an_output_in_half_precision_is_rounded_too(tmp_path: Path) -> None:
+    """Our own graphs end in float32; others' need not."""
+
+    class Half(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.half() * 3 + 100
+
+    x = torch.linspace(-5, 5, WIDTH).repeat(2, 1)
+    (got,) = open_pieces(written(tmp_path, Half()), threads=1).run({"x": x.numpy()}).values()
+    assert torch.equal(torch.from_numpy(got), Half()(x).float())
+
+
 def test_graph_whose_types_do_not_fit_is_refused(tmp_path: Path) -> None:
     import onnx
 
