@@ -85,7 +85,7 @@ def _is_finite(number: float) -> bool:
 
 def spelt_limit(number: float) -> str:
     """A limit as people read it."""
-    return f"{number:,}" if isinstance(number, int) and number < 2**53 else f"{number:g}"
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
 
 
 def _shortened(value: object) -> str:

@@ -43,10 +43,13 @@ NEEDED = ("text", "step", "decode")
 
 PORTS: Mapping[str, Mapping[str, int]] = {
     "decode": {"latent": 4, "picture": 4},
-    "encode": {"picture": 4, "posterior_noise": 4, "latent": 4},
+    "encode": {"picture": 4, "latent": 4},
     "transition": {"next_latent": 4},
 }
 """Ports that a graph must have, by the graph's name up to its "_", and their numbers of axes."""
+
+MAYBE: Mapping[str, Mapping[str, int]] = {"encode": {"posterior_noise": 4}}
+"""The same of ports that it may have: tiny autoencoders have no posterior."""
 
 RANKS: Mapping[type, int] = {
     Latent: 4,
@@ -126,6 +129,9 @@ def _graph_faults(name: str, graph: Graph) -> Iterator[str]:
     for port, rank in PORTS.get(name.partition("_")[0], {}).items():
         if ranks.get(port) != rank:
             yield f"graph {name!r} has no {port} with {rank} axes"
+    for port, rank in MAYBE.get(name, {}).items():
+        if ranks.get(port, rank) != rank:
+            yield f"graph {name!r} has a {port} without {rank} axes"
     for port in graph.feeds:
         if port not in {port.name for port in graph.inputs}:
             yield f"graph {name!r} has no input {port!r}, which is said to be fed"

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "lssgen"
 
 # What a bundle is, and what every room that works with one may know.
-BUNDLES = {"errors", "ports", "plan", "manifest", "bundle", "jsons", "files"}
+BUNDLES = {"errors", "ports", "plan", "manifest", "soundness", "bundle", "jsons", "files"}
 
 # A room (longest prefix wins) and the rooms it may import, besides itself.
 ROOMS: dict[str, set[str]] = {
@@ -30,13 +30,24 @@ ROOMS: dict[str, set[str]] = {
     "bundle": {"errors", "manifest", "files", "jsons", "soundness"},
     "demo": {"errors", "durable", "jsons", "manifest", "bundle"},
     "verification": {"errors", "paths", "durable", "jsons", "manifest", "bundle"},
-    "parity": {"errors", "ports", "manifest"},
-    "engines": {*BUNDLES, "choices", "machine"},  # engines.trt by name only, when it is chosen
+    "ort": set(),
+    "parity": {"errors", "ort", "ports", "manifest"},
+    "engines": {*BUNDLES, "choices", "machine", "ort"},  # engines.trt by name only, when it is chosen
     "engines.trt": {*BUNDLES, "choices", "progress", "paths", "durable", "verification", "parity", "engines"},
     "testing": {*BUNDLES, "engines"},
     "models": {"errors", "jsons", "plan"},
     "models.nets": {*BUNDLES, "paths", "durable", "models"},
-    "export": {*BUNDLES, "choices", "machine", "progress", "paths", "durable", "parity", "models", "models.nets"},
+    "export": {
+        *BUNDLES,
+        "choices",
+        "machine",
+        "progress",
+        "paths",
+        "durable",
+        "parity",
+        "models",
+        "models.nets",
+    },
     "training": {
         "choices",
         "durable",
@@ -65,7 +76,7 @@ LIBRARIES: dict[str, set[str]] = {
     "onnx": {"export", "parity", "engines.trt"},
     "onnx_ir": {"export", "parity"},
     "onnxscript": {"export"},
-    "onnxruntime": {"engines", "parity"},
+    "onnxruntime": {"ort"},
     "tensorrt": {"engines.trt"},
     "tensorrt_rtx": {"engines.trt"},
     "cuda": {"engines"},

@@ -16,7 +16,7 @@ from lssgen.commands.values import number, within
 from lssgen.commands.verify_option import add_verify_option
 from lssgen.engines.options import EngineOptions
 from lssgen.errors import EngineError
-from lssgen.runtime.pipeline import find_bundle
+from lssgen.paths import find_bundle
 from lssgen.verification import see_whole
 
 if TYPE_CHECKING:

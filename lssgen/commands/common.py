@@ -1,6 +1,7 @@
 """What the commands share: one way to end, whatever happens, and one way to say what takes long or memory."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -49,7 +50,9 @@ def _line(error: Exception) -> str | None:
         case LssgenError():
             return f"{type(error).__name__}: {error}"
         case OSError():  # a disk that is full, a name that is too long: the system's words are enough
-            return str(error)
+            # Not str, which begins with a number and spells two names with an arrow.
+            said = error.strerror or str(error)
+            return f"{os.fspath(error.filename)!s}: {said}" if error.filename is not None else said
         case MemoryError():
             reason = str(error) or "the system gave none"
             return f"not enough memory ({reason}); ask for smaller pictures, or fewer at a time"

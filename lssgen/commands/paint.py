@@ -29,7 +29,7 @@ from lssgen.runtime.origin import read_mask, read_picture
 from lssgen.runtime.pictures import refuse_unwritable, write_picture
 from lssgen.runtime.pipeline import Pipeline
 from lssgen.runtime.prompt_file import PromptFolders, read_prompt_file
-from lssgen.runtime.record import PictureRecord, parameters_of, record_of, write_record
+from lssgen.runtime.record import PictureRecord, parameters_of, read_record, record_of, write_record
 from lssgen.runtime.results import BatchTimes, OnPreview, Painting, Picture, Preview, Progress
 from lssgen.runtime.sampler import Floats
 
@@ -111,6 +111,7 @@ def _write(pipeline: Pipeline, painting: Painting, places: Places, given: _Given
         )
         write_record(record, places.record)
 
+    _tell_of_others(places)
     note()  # a place that cannot be written to is found out now, not after the work
     noted = monotonic()
     try:
@@ -129,6 +130,24 @@ def _write(pipeline: Pipeline, painting: Painting, places: Places, given: _Given
                     noted = monotonic()
     finally:
         note()
+
+
+def _tell_of_others(places: Places) -> None:
+    """Say that an earlier run's pictures stay where this one writes, on no record any more."""
+    try:
+        before = read_record(places.record)
+    except PromptError:
+        return
+    own = {as_text(picture.name) for picture in places.pictures}
+    stay = [one.file for one in before.pictures if one.file not in own and places.record.with_name(one.file).exists()]
+    if stay:
+        few = ", ".join(stay[:3]) + (", ..." if len(stay) > 3 else "")
+        _LOG.warning(
+            "%s is this run's from now on; %d pictures of the run before stay: %s",
+            places.record,
+            len(stay),
+            few,
+        )
 
 
 @contextmanager

@@ -52,6 +52,9 @@ class Places:
             raise PromptError(
                 f"--save-latents {args.save_latents} has an unknown format; latents end in one of {', '.join(LATENTS)}"
             )
+        _see_place(args.output, "--output")
+        if args.preview is not None:
+            _see_place(args.preview, "--preview")
         output = Path(args.output)
         record = output / RECORD if _is_folder(args.output) else output.with_name(f"{output.stem}.{RECORD}")
         return cls(
@@ -94,6 +97,18 @@ def _numbered(text: str, form: str | None, count: int, flag: str) -> list[Path]:
         raise PromptError(f"{flag} {place} has an unknown format; pictures end in one of {', '.join(FORMATS)}")
     numbers = [""] if count == 1 else [f"-{index:04d}" for index in range(count)]
     return [place.with_name(f"{place.stem}{number}{suffix}") for number in numbers]
+
+
+def _see_place(text: str, flag: str) -> None:
+    """See that pictures can have a name like that.
+
+    Raises:
+        PromptError: It is empty, or that of a device or a pipe.
+    """
+    place = Path(text)
+    if not text.strip() or (place.exists() and not place.is_file() and not place.is_dir()):
+        what = "empty" if not text.strip() else f"{place}, which is not a file"
+        raise PromptError(f"{flag} is {what}; give a picture's name, as star.png, or a folder's, as pictures/")
 
 
 def _is_folder(text: str) -> bool:

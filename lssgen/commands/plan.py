@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
@@ -12,6 +11,7 @@ from lssgen.commands.common import run
 from lssgen.commands.parser import Parser
 from lssgen.commands.plan_options import add_plan_options, given_plan_options
 from lssgen.models.aliases import ALIASES, facts_of_model
+from lssgen.paths import find_bundle
 from lssgen.plan import ModelFacts, Plan, PlanOptions, Stage, make_plan, predicted_speedup, stage_flops
 from lssgen.plan.planner import chosen_facts
 from lssgen.plan.sampling import described, sampling_of, solver_names
@@ -26,7 +26,9 @@ def build_parser(prog: str = "lssgen-plan") -> Parser:
         "--model", default="demo", help=f"{', '.join(ALIASES)}, or a diffusers folder; default: %(default)s"
     )
     source.add_argument(
-        "--bundle", type=Path, metavar="DIR", help="plan from an exported bundle instead; default: from --model"
+        "--bundle",
+        metavar="DIR",
+        help="plan from an exported bundle instead: its folder, or its name below LSSGEN_HOME; default: from --model",
     )
     parser.add_argument("--json", action="store_true", help="print the whole plan, every step included, as JSON")
     add_plan_options(parser)
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "lssgen-plan") -> int:
 
 
 def _print(args: argparse.Namespace) -> None:
-    facts = facts_of_model(args.model) if args.bundle is None else read_bundle(args.bundle).manifest.facts
+    facts = facts_of_model(args.model) if args.bundle is None else read_bundle(find_bundle(args.bundle)).manifest.facts
     options = PlanOptions.from_defaults(facts.defaults, **given_plan_options(args))
     plan = make_plan(facts, options)
     if args.json:

@@ -3,6 +3,7 @@
 Imports nothing that takes long, so that a signal finds somebody at home from the start.
 """
 
+import codecs
 import io
 import os
 import signal
@@ -122,24 +123,37 @@ def open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     sys.stdin = sys.stdin or io.TextIOWrapper(io.BytesIO())
-    # Names of files may be bytes that are not text in the terminal's encoding; they come out as they came in.
-    sys.stdout = _patient(1, sys.stdout, "surrogateescape")
-    sys.stderr = _patient(2, sys.stderr, "backslashreplace")
+    codecs.register_error("lssgen", _as_it_came)
+    sys.stdout = _patient(1, sys.stdout, "lssgen", (BrokenPipeError,))
+    # Nobody can be told that nobody can be told: the status alone says how it went.
+    sys.stderr = _patient(2, sys.stderr, "backslashreplace", (OSError,))
+
+
+def _as_it_came(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Names of files may be bytes that are not text, which come out as they came in; other letters are spelt."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 class _Patient(io.FileIO):
-    """A stream whose reader may leave: what is written from then on is dropped."""
+    """A stream that may go away: what cannot be written for one of these reasons is dropped."""
+
+    def __init__(self, number: int, reasons: tuple[type[OSError], ...]) -> None:
+        # The number is everybody's, libraries' too, and outlives this object.
+        super().__init__(number, "w", closefd=False)
+        self._reasons = reasons
 
     def write(self, data: Any) -> int | None:
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except self._reasons:
             return memoryview(data).nbytes
 
 
-def _patient(number: int, stream: TextIO | None, errors: str) -> TextIO:
-    # The number is everybody's, libraries' too, and outlives this object.
-    raw = _Patient(number, "w", closefd=False)
+def _patient(number: int, stream: TextIO | None, errors: str, reasons: tuple[type[OSError], ...]) -> TextIO:
+    raw = _Patient(number, reasons)
     encoding = stream.encoding if stream is not None else "utf-8"
     lines = number == 2 or raw.isatty()
     # As Python opens them: output into a file in blocks, to a terminal in lines, errors at once.

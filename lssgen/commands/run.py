@@ -25,9 +25,10 @@ from lssgen.commands.verify_option import add_verify_option
 from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import open_backend
 from lssgen.errors import BundleError, PromptError
+from lssgen.paths import find_bundle
 from lssgen.runtime.options import STRENGTH, Options, Request, refuse_too_many, request_from_options
 from lssgen.runtime.pictures import FORMATS
-from lssgen.runtime.pipeline import Pipeline, find_bundle
+from lssgen.runtime.pipeline import Pipeline
 from lssgen.runtime.record import Settings, settings_from_file
 from lssgen.runtime.recorder import RecordingBackend, dumped_inputs
 from lssgen.runtime.text import PromptWarning

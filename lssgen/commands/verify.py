@@ -9,8 +9,8 @@ from lssgen.bundle import Bundle, files, read_manifest
 from lssgen.commands.common import run
 from lssgen.commands.parser import Parser
 from lssgen.errors import BundleError
+from lssgen.paths import find_bundle
 from lssgen.progress import followed
-from lssgen.runtime.pipeline import find_bundle
 from lssgen.verification import states
 
 EXAMPLES = ("bundles/sd3", "demo")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from lssgen.bundle import Bundle
 from lssgen.engines.base import Binding, Buffer, HostMark, check_buffers, see_graph
@@ -22,6 +21,7 @@ from lssgen.engines.options import OrtCudaOptions, OrtOptions
 from lssgen.errors import BackendError, BuildError, EngineError, ShapeError
 from lssgen.machine import at_most_cpus
 from lssgen.manifest import Graph
+from lssgen.ort import ort
 from lssgen.ports import Array, Port
 
 _LOG = logging.getLogger("lssgen")

@@ -21,7 +21,7 @@ from lssgen.export.lora_names import Target, renaming
 from lssgen.export.tokenizers import open_tokenizer
 from lssgen.export.weights import Weights, open_weights
 from lssgen.export.writer import weightless
-from lssgen.models.configs import INDEX, read_json
+from lssgen.models.configs import INDEX, read_component, read_json
 from lssgen.models.nets.latent_upsampler import CONFIG_FILE, LatentUpSampler, read_config
 
 SETTINGS = (".json", ".txt", ".model")
@@ -96,7 +96,7 @@ class Checkpoint:
     def _config(self, name: str) -> Mapping[str, Any]:
         if name == "scheduler":
             return read_json(self.path(name) / "scheduler_config.json")
-        written = read_json(self.path(name) / "config.json")
+        written = read_component(self.path(name) / "config.json")
         if name == "upsampler":
             return written
         library, _ = self._class(name)
@@ -106,7 +106,7 @@ class Checkpoint:
                 # From the folder: some hold the configuration of a larger model, with the encoder's inside.
                 return cls.config_class.from_pretrained(self.path(name), local_files_only=True).to_dict()
             known, _, _ = cls.extract_init_dict(dict(written))
-        except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except Exception as error:  # the libraries raise whatever a value of theirs makes them meet
             raise ModelError(f"{self.path(name)}/config.json cannot be read as a {cls.__name__}: {error}") from error
         parameters = inspect.signature(cls.__init__).parameters.values()
         defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
@@ -236,7 +236,7 @@ class Checkpoint:
                     module = cls._from_config(parsed, attn_implementation=ATTENTION.get(str(class_name), "sdpa"))
                 else:
                     module = cls.from_config({key: value for key, value in config.items() if key != "_class_name"})
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+        except Exception as error:  # as above; RuntimeError of torch among them
             raise ModelError(f"{name} of {self.folder} cannot be built from its config.json: {error}") from error
         # bfloat16 has the range of float32, so nothing overflows there that would not overflow anyway.
         if dtype is torch.float16:

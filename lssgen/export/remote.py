@@ -84,8 +84,10 @@ def file_here(name: str | Path) -> Path:
 
 
 def near(name: str) -> str:
-    """What there is beside a path that does not exist, in brackets; empty where nothing is like it."""
+    """What there is beside a path that does not exist, as words to append; empty where nothing is like it."""
     path = Path(name)
+    if path.is_file():
+        return ", but a file of that name; a checkpoint in one file ends in .safetensors"
     if path.parent == Path() or not path.parent.is_dir():
         return ""
     found = difflib.get_close_matches(path.name, (other.name for other in path.parent.iterdir()), 1, cutoff=0.5)

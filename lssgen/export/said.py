@@ -17,6 +17,7 @@ from torch import Tensor
 from lssgen.errors import ModelError
 from lssgen.export.config import PredictionType
 from lssgen.export.stored import Stored
+from lssgen.plan.schedulers import SCHEDULERS, ZERO_SNR
 
 WORDS: Mapping[str, PredictionType] = {
     "epsilon": "epsilon",
@@ -123,10 +124,15 @@ def read_said(file: Header, *, sd2: bool, base: Mapping[str, object], asked: Pre
     notes = [f"{file.path.name} predicts {_spoken(prediction)}, {why}."] if why else []
     scheduler: dict[str, object] = {"prediction_type": prediction}
     if _zero_snr(file):
-        scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        scheduler |= {ZERO_SNR: True, "timestep_spacing": "trailing"}
+        walked, own = "", str(base.get("_class_name"))
+        if own in SCHEDULERS and ZERO_SNR not in SCHEDULERS[own].fields:
+            # The class of the paper (Lin et al., arXiv 2305.08891); all that a base says of its betas stays.
+            scheduler = {**base, **scheduler, "_class_name": "DDIMScheduler", "clip_sample": False}
+            walked = f", and they are walked by DDIMScheduler, since {own} cannot begin in nothing but noise"
         notes.append(
             f"{file.path.name} was trained until nothing but noise is left (zero terminal SNR), so its timesteps are "
-            "spaced from the last one (trailing)."
+            f"spaced from the last one (trailing){walked}."
         )
     if re.search(r"turbo|lightning|lcm|hyper|dmd2?\b", file.path.stem, re.IGNORECASE):
         notes.append(
@@ -164,6 +170,8 @@ def _marks(file: Header, base: Mapping[str, object]) -> Said:
         # Playground's latents are normalised by channel, with numbers that such files bring along.
         means = {f"latents_{name}": _numbers(file, f"edm_{name}") for name in ("mean", "std")}
         return Said(vae=means, keys=keys)
+    lone = [key for key in ("edm_mean", "edm_std") if key in keys]
+    keys = tuple(key for key in keys if key not in lone)  # one without the other means nothing, and is left over
     if EDM[0] in keys:
         levels = {key.partition(".")[2]: _numbers(file, key)[0] for key in EDM if key in keys}
         scheduler = {
@@ -178,7 +186,7 @@ def _marks(file: Header, base: Mapping[str, object]) -> Said:
         }
         note = f"{file.path.name} predicts velocity on a continuous schedule (its key {EDM[0]}), as CosXL does."
         return Said(scheduler=scheduler, keys=keys, notes=(note,))
-    return Said(keys=keys)
+    return Said(keys=tuple(key for key in keys if key not in EDM))
 
 
 EDM = ("edm_vpred.sigma_max", "edm_vpred.sigma_min")

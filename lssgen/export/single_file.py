@@ -200,6 +200,8 @@ def open_single_file(path: Path) -> SingleFile:
         )
     stored, said = read_header(path)
     see_plain(stored)
+    if not stored:
+        raise ModelError(f"{path} holds no tensors; fetch the checkpoint again")
     single = SingleFile(path, stored, said)
     see_kind(single)
     return single

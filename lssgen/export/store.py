@@ -20,6 +20,7 @@ from lssgen.bundle import MANIFEST, Bundle, files, manifest_json, sha256_of
 from lssgen.errors import ExportError
 from lssgen.jsons import JsonError, read_json
 from lssgen.manifest import Graph, Manifest
+from lssgen.soundness import first_fault
 
 WORK = ".export"
 OWN_FILE = re.compile(r"[a-z_]+-[0-9a-f]{12}\.(onnx|data)|tokenizer(_\d)?\.json")
@@ -69,7 +70,13 @@ class Store:
         durable.write_whole(self.folder / name, data)
 
     def finish(self, manifest: Manifest) -> Bundle:
-        """Swap the manifest in and clear away what it does not name."""
+        """Swap the manifest in and clear away what it does not name.
+
+        Raises:
+            ExportError: Nobody could read the bundle. The folder stays as it was.
+        """
+        if fault := first_fault(manifest):
+            raise ExportError(f"the bundle could not be read: {fault}. This is a mistake of lssgen; report it")
         # Before anything is deleted: files that the old manifest names are there until the new one is.
         durable.write_whole(self.folder / MANIFEST, manifest_json(manifest))
         named = set(files(manifest))

@@ -332,6 +332,11 @@ def facts_from_configs(
         raise ModelError(
             f"{name}: field {error} is missing from the {family.network} or scheduler configuration"
         ) from error
+    except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        # Counting blocks is what meets fields first that contradict each other, such as lists of unequal lengths.
+        raise ModelError(
+            f"{name}: the {family.network} configuration contradicts itself ({error}); fetch the checkpoint again"
+        ) from error
     return ModelFacts(
         name=name,
         channels=channels,

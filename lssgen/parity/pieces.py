@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from onnx import helper
 
 from lssgen.errors import ProbeError
+from lssgen.ort import ort
 from lssgen.ports import Array
 
 PIECE_BYTES = 1 << 27

@@ -8,9 +8,9 @@ from lssgen.plan.facts import ModelFacts
 from lssgen.plan.fields import FieldError, Fields
 from lssgen.plan.reading import SIGMA_FIELDS, read_sampling
 from lssgen.plan.scheduler_choice import SchedulerChoice, SigmaSchedule, TimestepSpacing
-from lssgen.plan.schedulers import NEAR_STRANGERS, SCHEDULERS, Kind, Scheduler
+from lssgen.plan.schedulers import NEAR_STRANGERS, SCHEDULERS, ZERO_SNR, Kind, Scheduler
 from lssgen.plan.schedules import BetaSchedule, EdmSchedule, FlowSchedule, Sampling
-from lssgen.plan.solvers import SOLVERS
+from lssgen.plan.solvers import SOLVERS, Solver
 
 OWN_SOLVER = "own"
 """Value of `PlanOptions.solver` that stands for the checkpoint's own scheduler."""
@@ -25,7 +25,15 @@ _KINDS: Mapping[Kind, str] = {"beta": "a table of betas", "flow": "flow matching
 def solver_names(facts: ModelFacts) -> tuple[str, ...]:
     """Solvers that may be chosen for a model."""
     kind = _kind(facts)
-    return tuple(name for name, solver in SOLVERS.items() if kind in solver.kinds)
+    return tuple(name for name, solver in SOLVERS.items() if kind in solver.kinds and _begins_in_noise(facts, solver))
+
+
+def _begins_in_noise(facts: ModelFacts, solver: Solver) -> bool:
+    """False where a model was trained until nothing but noise is left, and the solver's class would pass that over."""
+    own, other = SCHEDULERS.get(facts.scheduler), SCHEDULERS.get(solver.scheduler)
+    if own is None or other is None or not Fields(own, facts.scheduler_config).flag(ZERO_SNR):
+        return True
+    return ZERO_SNR in other.fields
 
 
 def with_choice(

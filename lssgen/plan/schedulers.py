@@ -27,7 +27,10 @@ _SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 _LINE = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 _FLOW_SIGMAS = ("use_flow_sigmas", "flow_shift", "use_dynamic_shifting", "time_shift_type", *_LINE)
 _DPM = ("solver_order", "thresholding", "algorithm_type", "solver_type", "lower_order_final")
-_CLIPPED = ("clip_sample", "set_alpha_to_one", "thresholding", "rescale_betas_zero_snr")
+ZERO_SNR = "rescale_betas_zero_snr"
+"""Field that says that the table of betas ends in nothing but noise."""
+
+_CLIPPED = ("clip_sample", "set_alpha_to_one", "thresholding", ZERO_SNR)
 _SHIFTED = (
     "num_train_timesteps",
     "shift",
@@ -131,7 +134,7 @@ _RECORDS = (
         name="DDPMScheduler",
         walk="next",
         solvers=("ddpm",),
-        fields=(*_SPACED, "variance_type", "clip_sample", "thresholding", "rescale_betas_zero_snr"),
+        fields=(*_SPACED, "variance_type", "clip_sample", "thresholding", ZERO_SNR),
         defaults={**_LEADING, "variance_type": "fixed_small"},
         near=("euler-ancestral",),
     ),
@@ -146,7 +149,7 @@ _RECORDS = (
             "sigma_min",
             "sigma_max",
             "timestep_type",
-            "rescale_betas_zero_snr",
+            ZERO_SNR,
             "final_sigmas_type",
         ),
         near=("ddim",),
@@ -155,7 +158,7 @@ _RECORDS = (
         name="EulerAncestralDiscreteScheduler",
         walk="exploding",
         solvers=("euler-ancestral",),
-        fields=(*_SPACED, "rescale_betas_zero_snr"),
+        fields=(*_SPACED, ZERO_SNR),
         near=("dpm++2m-sde",),
     ),
     Scheduler(
@@ -203,7 +206,7 @@ _RECORDS = (
             "final_sigmas_type",
             "lambda_min_clipped",
             "variance_type",
-            "rescale_betas_zero_snr",
+            ZERO_SNR,
         ),
         near=("dpm++2m", "unipc"),
     ),
@@ -239,7 +242,7 @@ _RECORDS = (
             "disable_corrector",
             "solver_p",
             "final_sigmas_type",
-            "rescale_betas_zero_snr",
+            ZERO_SNR,
             "sigma_min",
             "sigma_max",
             "shift_terminal",

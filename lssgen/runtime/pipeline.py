@@ -409,15 +409,9 @@ def load(
         BundleError: No bundle there, or a damaged one.
         BackendError: The engine is unknown, has no such option, or its library, driver or device is missing.
     """
-    opened = read_bundle(find_bundle(bundle))
+    opened = read_bundle(paths.find_bundle(bundle))
     see_whole(opened, verify)
     return Pipeline(opened, open_backend(engine, **options), batches=batches)
-
-
-def find_bundle(bundle: str | Path) -> Path:
-    """The bundle's folder: the path itself, or a folder of that name among the user's bundles."""
-    named = paths.bundles() / bundle
-    return named if not Path(bundle).exists() and named.exists() else Path(bundle)
 
 
 def _geometry(request: Request, text: Mapping[str, Array]) -> Geometry:

@@ -13,7 +13,8 @@ import msgspec
 from lssgen.bundle import MANIFEST, sha256_of
 from lssgen.errors import PromptError
 from lssgen.files import as_text
-from lssgen.jsons import JsonError, NoFileError, convert_json, read_json, read_object
+from lssgen.images import open_picture
+from lssgen.jsons import JsonError, NoFileError, convert_json, decode_json, read_json, read_object
 from lssgen.plan import Plan, SchedulerChoice, SkipLayerGuidance
 from lssgen.runtime.options import Options, Request, options_from_request, refuse_unknown
 from lssgen.runtime.pictures import write_file
@@ -144,7 +145,8 @@ class Settings:
 
 
 def settings_from_file(path: Path) -> Settings:
-    """Settings from a run.json, or from a JSON object with keywords of a run, "prompt" among them perhaps.
+    """Settings from a run.json, from a JSON object with keywords of a run, "prompt" among them perhaps, or from a PNG
+    picture that a run wrote.
 
     Raises:
         PromptError: It cannot be read, or holds something else.
@@ -152,7 +154,7 @@ def settings_from_file(path: Path) -> Settings:
     """
     try:
         # By keys and not as a RunRecord: records of other versions, and files that hold keywords only, are read too.
-        given = read_object(path)
+        given = _in_picture(path) or read_object(path)
         keywords = convert_json(given.get("configuration", given), dict[str, object])
         prompt = keywords.pop("prompt", [])
         named = convert_json([prompt] if isinstance(prompt, str) else prompt, list[str])
@@ -176,6 +178,22 @@ def settings_from_file(path: Path) -> Settings:
         raise PromptError(f"{path} {error}") from error
     except JsonError as error:
         raise PromptError(f"{path} holds no keywords of a run: it {error}") from error
+
+
+def _in_picture(path: Path) -> dict[str, object]:
+    """What a PNG picture says about itself; nothing where the file is no such picture.
+
+    Raises:
+        PromptError: It says nothing.
+        JsonError: It says something else.
+    """
+    if path.suffix.lower() != ".png":
+        return {}
+    with open_picture(path) as image:
+        said = image.info.get("parameters")
+    if not isinstance(said, str):
+        raise PromptError(f"{path} is a picture that does not say how it was painted; give a run.json")
+    return decode_json(said.encode(), dict[str, object])
 
 
 def _recorded_prompts(given: Mapping[str, object]) -> tuple[str, ...]:

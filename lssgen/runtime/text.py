@@ -170,6 +170,12 @@ def see_prompt(prompt: object) -> str:
             f"a prompt of {len(prompt):,} characters came ({prompt[:20]!r}...); up to {MOST_CHARACTERS:,} are read, of "
             "which an encoder hears those that fit its 77 to some thousand tokens: shorten it"
         )
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:  # bytes of a terminal in another encoding, or half of a JSON pair
+        raise PromptError(
+            f"the prompt {prompt[:SHOWN]!a} is not text: character {error.start + 1} is none; write it as UTF-8"
+        ) from error
     return prompt
 
 

@@ -2,13 +2,14 @@
 
 import signal
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -127,9 +128,8 @@ def read_pairs(
             worker_init_fn=_leave_signals,
         )
     )
-    # Whoever waits for them sends them SIGTERM, which they pass over, and would wait for ever: a program that ends
-    # while they read, or while an error's traceback still holds the loader.
-    end = Finalize(None, _end, (set(active_children()) - others,), exitpriority=0)
+    # A program that ends while they read would send them SIGTERM, which they pass over, and wait for them for ever.
+    end = Finalize(None, _end, (items, set(active_children()) - others), exitpriority=0)
     try:
         while True:
             try:
@@ -145,10 +145,13 @@ def read_pairs(
         end()
 
 
-def _end(readers: Iterable[BaseProcess]) -> None:
+def _end(items: Any, readers: Iterable[BaseProcess]) -> None:
+    """End the processes that read now: an error's traceback may keep the loader, which would end them when it goes."""
     for reader in readers:
-        reader.kill()
-    for reader in readers:
+        with suppress(RuntimeError):  # one of them has died before, which has been told
+            # As the loader itself does it, before they are killed: torch takes a killed one for an accident.
+            items._shutdown_workers()
+        reader.kill()  # it may be busy for longer than the loader waits
         reader.join()
 
 

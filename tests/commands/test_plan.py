@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -121,3 +122,15 @@ sys.exit(main(["--model", "sd3", "--json"]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     assert json.loads(done.stdout)["model"] == "sd3"
+
+
+def test_a_bundle_is_found_by_its_name_as_everywhere(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LSSGEN_HOME may come as it was written in a file that no shell has read."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LSSGEN_HOME", "~/home")
+    (tmp_path / "home/bundles").mkdir(parents=True)
+    (tmp_path / "home/bundles/mine").symlink_to(toy)
+    assert main(["--bundle", "mine"]) == 0
+    assert capsys.readouterr().out.startswith("toy: ")

@@ -139,6 +139,24 @@ def test_closed_streams_change_neither_pictures_nor_status(painting: Any, closed
         assert run.wait() == 1
 
 
+@pytest.mark.parametrize(("words", "status"), [(("a", "-o", "x.gif"), 1), (("a", "--nonsense"), 2)])
+def test_a_full_disk_behind_stderr_changes_neither_pictures_nor_status(
+    painting: Any, words: tuple[str, ...], status: int, tmp_path: Path
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        with painting("a", "--num-images", "2", "-o", "x.png", stderr=full) as run:  # whose progress goes there
+            assert run.wait() == 0
+        with painting(*words, stderr=full) as run:
+            assert run.wait() == status
+    assert json.loads((tmp_path / "x.run.json").read_text())["finished"]
+
+
+def test_a_name_that_the_terminal_cannot_show_is_spelt(painting: Any, tmp_path: Path) -> None:
+    with painting("a", "-o", "\u00e9.png", env={**_home(tmp_path), "PYTHONIOENCODING": "ascii"}) as run:
+        out, err = run.communicate()
+    assert (run.returncode, out) == (0, b"\\xe9.png\n"), err
+
+
 def _printing() -> list[tuple[str, list[str]]]:
     helps = [(name, ["--help"]) for name in SCRIPTS]
     return [
@@ -256,7 +274,7 @@ def test_a_stopped_build_leaves_neither_a_half_nor_a_compiler(
     assert build.returncode == STOPPED[number]
     assert err.splitlines()[-1] == b"lssgen-build: stopped"
     assert not list(tmp_path.glob("e/.*"))
-    assert not _children_with(str(tmp_path))
+    _until(lambda: not _children_with(str(tmp_path)))  # it hears of the end by itself, when its input ends
 
 
 def _children_with(words: str) -> list[str]:

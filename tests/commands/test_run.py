@@ -72,6 +72,39 @@ def test_a_run_is_repeated_from_its_record(run: Any) -> None:
     assert np.load("three.npy")[0] == pytest.approx(np.load("one.npy")[1], abs=1e-6)
 
 
+def test_a_run_is_repeated_from_its_picture(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run("a red circle", "--seed", "5", "--steps", "9", "-o", "one.png", "--save-latents", "one.npy")
+    assert run("--config", "one.png", "-o", "two.png", "--save-latents", "two.npy") == 0
+    assert np.array_equal(np.load("one.npy"), np.load("two.npy"))
+    Image.new("RGB", (8, 8)).save("plain.png")
+    capsys.readouterr()
+    assert run("--config", "plain.png") == 1
+    assert "plain.png is a picture that does not say how it was painted" in capsys.readouterr().err
+
+
+def test_pictures_of_an_earlier_run_that_stay_are_mentioned(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("a", "--num-images", "3", "-o", "many/") == 0
+    assert "stay" not in capsys.readouterr().err
+    assert run("a", "--seed", "9", "-o", "many/") == 0
+    assert "2 pictures of the run before stay: 0001.png, 0002.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["", " ", "/dev/null"])
+@pytest.mark.parametrize("flag", ["--output", "--preview"])
+def test_what_is_no_place_for_a_picture_is_refused(
+    run: Any, flag: str, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("a", flag, place) == 1
+    assert f"{flag} is " in capsys.readouterr().err
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("prompt", ["\ud800", "caf\udce9"])
+def test_a_prompt_that_is_not_text_is_refused(run: Any, prompt: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(prompt) == 1
+    assert "is not text: character" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("flags", "recorded"), [((), None), (("--negative-prompt", ""), "")])
 def test_an_empty_negative_prompt_is_not_one_that_was_not_given(
     run: Any, flags: tuple[str, ...], recorded: str | None
@@ -138,7 +171,7 @@ def test_a_prompt_file_becomes_folders_and_resumes(run: Any, capsys: pytest.Capt
         (("a", "-o", "a" * 300 + ".png"), "File name too long"),
         (("a", "--save-latents", "/proc/z.npy"), "/proc/z.npy cannot be written"),
         (("a", "--seed", str(2**64 - 1), "--num-images", "2"), f"seed {2**64} cannot be used"),
-        (("\ud83d",), "cannot be read"),
+        (("\ud83d",), "is not text"),
         (("a", "--negative-prompt", "\ud83d"), "the negative prompt holds what is not text"),
         (
             ("a", "--save-latents", "z.pt"),

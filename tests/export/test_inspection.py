@@ -161,3 +161,28 @@ def test_text_width_of_every_level_is_read(config: ExportConfig, tmp_path: Path)
     changed(folder / "unet" / "config.json", cross_attention_dim=[16, 24])
     with pytest.raises(ModelError, match=r"cross_attention_dim of the unet is .*24.*export knows one width"):
         design(replace(config, model=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "words"),
+    [
+        ("unet", "block_out_channels", [], r"unet/config\.json: block_out_channels is \[\], and only whole numbers"),
+        ("vae", "block_out_channels", None, r"vae/config\.json: block_out_channels is None"),
+        ("text_encoder", "hidden_size", 0, r"text_encoder/config\.json: hidden_size is 0"),
+        ("text_encoder", "num_attention_heads", 3, r"text_encoder/config\.json cannot be read as a CLIPTextModel"),
+        ("unet", "cross_attention_dim", -1, "cross_attention_dim is -1"),
+        ("vae", "scaling_factor", "x", "scaling_factor is x, and only finite numbers"),
+        ("text_encoder", "max_position_embeddings", 10**9, "max_position_embeddings is 1000000000"),
+        ("text_encoder", "num_hidden_layers", 1.5, r"num_hidden_layers is 1\.5"),
+        ("unet", "down_block_types", ["Nope"], "the unet configuration contradicts itself"),
+        ("unet", "up_block_types", 5, "the unet configuration contradicts itself"),
+        ("unet", "norm_num_groups", 7, "unet of .* cannot be built from its config.json"),
+    ],
+)
+def test_a_field_that_no_network_has_is_named(
+    config: ExportConfig, tmp_path: Path, part: str, field: str, value: object, words: str
+) -> None:
+    folder = tiny_sd(tmp_path / "sd")
+    changed(folder / part / "config.json", **{field: value})
+    with pytest.raises(ModelError, match=words):
+        design(replace(config, model=str(folder), resolutions=((64, 64),)))

@@ -11,12 +11,13 @@ from factory_families import edm, tiny_flux, tiny_sd, tiny_sdxl
 from original_layout import Tensors, clip, open_clip, part, prefixed, unet, vae
 from safetensors.torch import save_file
 
-from lssgen.errors import LssgenError, ModelError
+from lssgen.errors import LssgenError, ModelError, PlanError
 from lssgen.export.checkpoint import Checkpoint
 from lssgen.export.config import ExportConfig
 from lssgen.export.export import design
 from lssgen.export.hub import Model, find_model
 from lssgen.export.single_file import open_single_file
+from lssgen.plan.sampling import described, solver_names, with_choice
 
 V, EPSILON = "v_prediction", "epsilon"
 
@@ -162,6 +163,34 @@ def test_schedule_that_ends_in_noise_reaches_the_scheduler(
     assert scheduler["rescale_betas_zero_snr"] is True
     assert scheduler["timestep_spacing"] == "trailing"
     assert any("zero terminal SNR" in note for note in model.notes)
+
+
+def test_schedule_that_ends_in_noise_is_walked_by_a_class_that_can_begin_there(sd: Path, tmp_path: Path) -> None:
+    """SD 1's own PNDM cannot: the model is exported all the same, and no solver drops what the file says."""
+    assert Checkpoint(sd).config("scheduler")["_class_name"] == "PNDMScheduler"
+    header = {"modelspec.prediction_type": "v", "ss_zero_terminal_snr": "True"}
+    file = written(tmp_path / "z.safetensors", tensors_of(sd), header)
+    config = ExportConfig(model=file, base=str(sd), output=tmp_path / "z", resolutions=((64, 64),))
+    outline = design(config)
+    assert outline.facts.scheduler == "DDIMScheduler"
+    assert "zero terminal SNR" in described(outline.facts)
+    assert any("DDIMScheduler, since PNDMScheduler cannot begin" in note for note in outline.notes)
+    for name in solver_names(outline.facts):
+        assert "zero terminal SNR" in described(with_choice(outline.facts, solver=name))
+    with pytest.raises(PlanError, match="'deis' does not fit"):
+        with_choice(outline.facts, solver="deis")
+
+
+@pytest.mark.parametrize("key", ["edm_mean", "edm_std", "edm_vpred.sigma_min"])
+def test_half_of_a_mark_means_nothing_and_is_mentioned(sd: Path, tmp_path: Path, key: str) -> None:
+    notes = opened(sd, tmp_path, more={key: torch.ones(4)}).notes
+    assert any("belong to no part" in note and key.split(".")[0] in note for note in notes)
+
+
+def test_file_without_tensors_is_refused(sd: Path, tmp_path: Path) -> None:
+    file = written(tmp_path / "empty.safetensors", {})
+    with pytest.raises(ModelError, match=r"empty\.safetensors holds no tensors; fetch the checkpoint again"):
+        find_model(file, base=str(sd))
 
 
 def test_levels_that_are_not_those_of_the_base_are_mentioned(sd: Path, tmp_path: Path) -> None:

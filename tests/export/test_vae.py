@@ -14,13 +14,14 @@ from original_layout import part, vae
 from safetensors.torch import load_file, save_file
 
 from lssgen import paths
-from lssgen.bundle import sha256_of
+from lssgen.bundle import read_bundle, sha256_of
 from lssgen.errors import ExportError, LssgenError, ModelError, UnknownModelError
 from lssgen.export import hub
 from lssgen.export.config import ExportConfig
 from lssgen.export.export import design, export
 from lssgen.export.hub import find_model
 from lssgen.export.vae import with_vae
+from lssgen.runtime import load
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TINY = {
@@ -195,6 +196,20 @@ def test_checkpoint_whose_own_folder_holds_a_tiny_autoencoder_is_exported(
     manifest = export(replace(config, model=str(copy))).manifest
     assert [port.name for port in manifest.graphs["encode"].inputs] == ["picture"]
     assert "posterior_noise" not in manifest.graphs["transition_pixel"].feeds
+    assert read_bundle(config.output).manifest == manifest
+
+
+@pytest.mark.slow
+def test_bundle_with_a_tiny_autoencoder_paints_and_starts_from_pictures(sd3: Path, tmp_path: Path) -> None:
+    config = ExportConfig(
+        model=str(sd3), output=tmp_path / "bundle", resolutions=((64, 64), (128, 128)),
+        vae=str(tiny(tmp_path / "tiny")), max_sequence_length=24, threads=1,
+    )  # fmt: skip
+    export(config)
+    with load(config.output, threads=1) as pipeline:
+        picture = pipeline("a", num_inference_steps=2, scaling_space="pixel").pictures[0].image
+        again = pipeline("a", num_inference_steps=4, init_image=picture, scaling_space="pixel").pictures[0].image
+    assert picture.size == again.size == (128, 128)
 
 
 def test_upsampler_of_the_own_vae_stays_the_right_one(config: ExportConfig, sd3: Path, tmp_path: Path) -> None:

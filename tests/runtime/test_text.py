@@ -100,7 +100,7 @@ def test_each_distinct_prompt_is_encoded_once(tmp_path: Path) -> None:
 
 def test_text_that_is_not_unicode_is_refused(tmp_path: Path) -> None:
     text = encoder(tmp_path)
-    with pytest.raises(PromptError, match="cannot be read"):
+    with pytest.raises(PromptError, match="is not text"):
         text.text.lengths("a \ud800")
 
 
