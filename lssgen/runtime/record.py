@@ -181,7 +181,7 @@ def settings_from_file(path: Path) -> Settings:
 
 
 def _in_picture(path: Path) -> dict[str, object]:
-    """What a PNG picture says about itself; nothing where the file is no such picture.
+    """What a PNG picture says about itself; nothing where it is another kind of file.
 
     Raises:
         PromptError: It says nothing.

@@ -60,7 +60,7 @@ def test_the_exported_graph_converts_by_the_formula_and_back(order: ExportConfig
     assert order.upsampler is not None
     session = ort.InferenceSession(bundle.path(bundle.manifest.graphs["transition_resnet"].file))
     latent, noise = torch.randn(2, 4, 8, 8), np.zeros((2, 4, 16, 16), np.float32)
-    (got,) = session.run(None, {"latent": latent.numpy(), "noise": noise, "mix": np.asarray([1, 0], np.float32)})
+    (got,) = session.run(None, {"latent": latent.numpy(), "noise": noise, "mix": np.asarray([[1, 0]] * 2, np.float32)})
     mean, std = (torch.tensor(PLAYGROUND[name]).reshape(1, 4, 1, 1) for name in ("latents_mean", "latents_std"))
     with torch.no_grad():
         large = LatentUpSampler.from_pretrained(order.upsampler)(0.13025 * (latent * std / 0.5 + mean))
