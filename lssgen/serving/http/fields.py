@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from lssgen.jsons import JsonError, convert_json, decode_json
-from lssgen.serving.http.refusals import RefusedError
+from lssgen.serving.http.refusals import HttpError
 
 MOST_PROMPT = 32_000
 """Characters of a prompt that OpenAI takes. The engine room takes fewer, and says so itself."""
@@ -172,7 +172,7 @@ def fields_from_json(body: bytes, kind: type[T]) -> T:
     """The fields of a JSON body.
 
     Raises:
-        RefusedError: It is not JSON, or not these fields.
+        HttpError: It is not JSON, or not these fields.
     """
     return _decoded(lambda: decode_json(body, kind), kind)
 
@@ -181,7 +181,7 @@ def fields_from_form(values: dict[str, str], kind: type[T]) -> T:
     """The fields of a form, whose values are text: "4" where a number is wanted is one.
 
     Raises:
-        RefusedError: They are not these fields.
+        HttpError: They are not these fields.
     """
     given = {name: value for name, value in values.items() if value != ""}
     return _decoded(lambda: _from_text(given, kind), kind)
@@ -210,7 +210,7 @@ def _decoded(read: Any, kind: type[Struct]) -> Any:
         raise _refusal(error, kind) from error
 
 
-def _refusal(error: JsonError, kind: type[Struct]) -> RefusedError:
+def _refusal(error: JsonError, kind: type[Struct]) -> HttpError:
     """What the decoder says, with the name of the field in a place of its own."""
     said = str(error.__cause__ or error)
     at = _AT.search(said)
@@ -218,23 +218,23 @@ def _refusal(error: JsonError, kind: type[Struct]) -> RefusedError:
         return _unknown(found[1], at[1] if at else "", kind)
     if found := _MISSING.search(said):
         inside = f" of {at[1]}" if at and at[1] else ""
-        return RefusedError("missing_field", f"{found[1]}{inside} is needed", param=at[1] if at and at[1] else found[1])
+        return HttpError("missing_field", f"{found[1]}{inside} is needed", param=at[1] if at and at[1] else found[1])
     if at is None or not isinstance(error.__cause__, msgspec.ValidationError):
         if said.startswith("Expected `object`"):
-            return RefusedError("wrong_type", 'send a JSON object, as in {"prompt": "a lighthouse at dusk"}')
-        return RefusedError("invalid_json", f"the body {_short(str(error))}")
+            return HttpError("wrong_type", 'send a JSON object, as in {"prompt": "a lighthouse at dusk"}')
+        return HttpError("invalid_json", f"the body {_short(str(error))}")
     what = _short(_AT.sub("", said))
     code = "wrong_type" if re.match(r"Expected `[^`]*`, got", what) else "invalid_value"
-    return RefusedError(code, f"{at[1]}: {what[0].lower()}{what[1:]}", param=at[1])
+    return HttpError(code, f"{at[1]}: {what[0].lower()}{what[1:]}", param=at[1])
 
 
-def _unknown(name: str, inside: str, kind: type[Struct]) -> RefusedError:
+def _unknown(name: str, inside: str, kind: type[Struct]) -> HttpError:
     known = kind.__struct_fields__
     near = get_close_matches(name, known, 1)
     advice = f"did you mean {near[0]}?" if near and not inside else f"there are {', '.join(known)}"
     if inside:
         advice = f"it stands in {inside}"
-    return RefusedError("unknown_field", f"{_short(repr(name))} is not a field; {advice}", param=name[:64])
+    return HttpError("unknown_field", f"{_short(repr(name))} is not a field; {advice}", param=name[:64])
 
 
 def _short(text: str) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 from lssgen.errors import ServingError
 from lssgen.files import read_regular
 from lssgen.serving.http.limits import KeyLimits
-from lssgen.serving.http.refusals import RefusedError
+from lssgen.serving.http.refusals import HttpError
 
 _LOG = logging.getLogger("lssgen.serve")
 
@@ -80,19 +80,19 @@ class Keys:
         Every key is compared, whichever fits: the time tells nothing.
 
         Raises:
-            RefusedError: It has none, or one that is not in the file.
+            HttpError: It has none, or one that is not in the file.
         """
         self._look()
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key:
-            raise RefusedError("invalid_api_key", "send an API key, as in Authorization: Bearer sk-...")
+            raise HttpError("invalid_api_key", "send an API key, as in Authorization: Bearer sk-...")
         digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
         found: Client | None = None
         for client in self._clients:
             if hmac.compare_digest(client.digest, digest):
                 found = client
         if found is None:
-            raise RefusedError("invalid_api_key", "the API key is not one of this server's")
+            raise HttpError("invalid_api_key", "the API key is not one of this server's")
         return found
 
     def _look(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from lssgen.choices import choice, refuse_outside
 from lssgen.errors import ServingError
-from lssgen.serving.http.refusals import RefusedError
+from lssgen.serving.http.refusals import HttpError
 
 _GROUP = "limits"
 
@@ -139,17 +139,17 @@ class Meter:
         """Count a request while the block lasts.
 
         Raises:
-            RefusedError: It is one too many.
+            HttpError: It is one too many.
         """
         use = self._refilled(name, limits)
         if use.open >= limits.concurrent:
-            raise RefusedError(
+            raise HttpError(
                 "too_many_requests",
                 f"this key has {use.open} requests waiting or painting, of {limits.concurrent}; wait for one to end",
                 retry_after_ms=1000,
             )
         if use.pixels + pixels > limits.pixels:
-            raise RefusedError(
+            raise HttpError(
                 "too_many_requests",
                 f"this key has {use.pixels:,} pixels waiting or painting, and {pixels:,} more would be above "
                 f"{limits.pixels:,}; wait, or ask for smaller or fewer pictures",
@@ -157,7 +157,7 @@ class Meter:
             )
         if use.tokens < 1:
             wait = (1 - use.tokens) * 60_000 / limits.requests_per_minute
-            raise RefusedError(
+            raise HttpError(
                 "rate_limit_exceeded",
                 f"this key may send {limits.requests_per_minute} requests a minute",
                 retry_after_ms=wait,

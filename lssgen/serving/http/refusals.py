@@ -66,7 +66,7 @@ KINDS: Mapping[str, Kind] = {
 """Every `code` that an answer can have."""
 
 
-class RefusedError(Exception):
+class HttpError(Exception):
     """A request that ends without its pictures.
 
     Attributes:
