@@ -151,6 +151,51 @@ class Workspace:
                 state = self._state(port, stage, 0, branches)
                 state.write(np.zeros(state.shape, state.dtype))
 
+    def read_states(self, stage: int, turn: int, branches: Branches) -> dict[str, Array]:
+        """Host copies of every state that the stage's step number `turn` reads, with the batch axis first, by port."""
+        return {
+            port.name: np.moveaxis(self._state(port, stage, turn % 2, branches).read(), axis, 0)
+            for port, axis in self._states()
+        }
+
+    def write_states(self, stage: int, turn: int, branches: Branches, states: Mapping[str, Array]) -> None:
+        """Give every state the value that `read_states` gave, or one made of several."""
+        for port, axis in self._states():
+            self._state(port, stage, turn % 2, branches).write(np.moveaxis(states[port.name], 0, axis))
+
+    def states_from(self, latent: Array, branches: Branches) -> dict[str, Array]:
+        """What `read_states` would give for one picture at its stage's first step, without the batch axis.
+
+        Args:
+            latent: (C, h, w) that enters the stage, which is the geometry's first.
+            branches: Those of that step.
+        """
+        found: dict[str, Array] = {}
+        for port, axis in self._states():
+            feed = self._step.feeds[port.name]
+            shape = self._shape(self._step, port, 0, branches)
+            zeros = np.zeros((*shape[:axis], *shape[axis + 1 :]), port.dtype)
+            found[port.name] = latent if isinstance(feed, State) and feed.start == "latent" else zeros
+        return found
+
+    def _states(self) -> list[tuple[Port, int]]:
+        """Every port that is fed with a state, and which of its axes counts pictures."""
+        counted = [axis for axis, what in self._step.axes.items() if what == "batch"]
+        return [
+            (port, next(place for place, axis in enumerate(port.shape) if axis in counted))
+            for port in self._step.inputs
+            if isinstance(self._step.feeds[port.name], State)
+        ]
+
+    def step_bytes(self, branches: Branches) -> int:
+        """Memory of the buffers of a step at the geometry's first stage, known without making them."""
+        sizes = ((port, prod(self._shape(self._step, port, 0, branches))) for port in self._step.inputs)
+        twice = (State,)  # a state is read from one buffer and written to the other
+        return sum(
+            size * np.dtype(port.dtype).itemsize * (1 + isinstance(self._step.feeds[port.name], twice))
+            for port, size in sizes
+        )
+
     def write_row(self, rows: Array) -> None:
         """(batch, 7 + K): the step of every picture."""
         self._write(Row, rows, ())
