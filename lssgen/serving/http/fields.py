@@ -116,6 +116,26 @@ class Generation(Common, kw_only=True, forbid_unknown_fields=True):
     prompt: Text
 
 
+class JobFields(Generation, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/jobs.
+
+    Attributes:
+        draft: Paint the first stage only, for the caller to choose from; /v1/jobs/ID/refine finishes what is liked.
+    """
+
+    draft: bool | None = None
+
+
+class Refinement(Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/jobs/ID/refine.
+
+    Attributes:
+        keep: Numbers of the draft's pictures that are finished, counted from 0.
+    """
+
+    keep: Annotated[list[Annotated[int, Meta(ge=0, lt=MOST_PICTURES)]], Meta(min_length=1, max_length=MOST_PICTURES)]
+
+
 class Reference(Struct, kw_only=True, forbid_unknown_fields=True):
     """A picture within a JSON body.
 
@@ -161,7 +181,7 @@ class VariationForm(Common, kw_only=True, forbid_unknown_fields=True):
     strength: Annotated[float, Meta(gt=0, le=1)] | None = None
 
 
-T = TypeVar("T", bound=Common)
+T = TypeVar("T", bound=Struct)
 
 _AT = re.compile(r" - at `\$\.?([^`\[.]*)[^`]*`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`", re.DOTALL)

@@ -1,8 +1,7 @@
 """How much is too much: for the server, and for every key."""
 
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lssgen.choices import choice, refuse_outside
@@ -34,8 +33,6 @@ class Limits:
     Attributes:
         max_body_mb: Size of a body in 2^20 bytes.
         max_prompt: Characters of a prompt, and of a negative one.
-        max_pixels: Pixels of a picture.
-        max_steps: Steps of a run.
         max_requests: Requests that are read, wait or paint at a time.
         body_seconds: Time in which a body must have come.
         send_seconds: Time in which a client must take 64 KiB of an answer.
@@ -51,10 +48,6 @@ class Limits:
     max_prompt: int = choice(
         20_000, help="characters of the longest prompt", metavar="N", group=_GROUP, least=1, most=20_000
     )
-    max_pixels: int = choice(
-        2**23, help="pixels of the largest picture", metavar="N", group=_GROUP, least=1, most=2**28
-    )
-    max_steps: int = choice(200, help="steps of the longest run", metavar="N", group=_GROUP, least=1, most=10_000)
     max_requests: int = choice(
         1024, help="requests that are open at a time", metavar="N", group=_GROUP, least=1, most=100_000
     )
@@ -134,9 +127,11 @@ class Meter:
     clock: Callable[[], float] = time.monotonic
     _used: dict[str, _Use] = field(default_factory=dict[str, _Use])
 
-    @contextmanager
-    def counted(self, name: str, limits: KeyLimits, pixels: int) -> Generator[None]:
-        """Count a request while the block lasts.
+    def begin(self, name: str, limits: KeyLimits, pixels: int) -> Callable[[], None]:
+        """Count a request from now on.
+
+        Returns:
+            What ends it.
 
         Raises:
             HttpError: It is one too many.
@@ -165,11 +160,12 @@ class Meter:
         use.tokens -= 1
         use.open += 1
         use.pixels += pixels
-        try:
-            yield
-        finally:
+
+        def end() -> None:
             use.open -= 1
             use.pixels -= pixels
+
+        return end
 
     def _refilled(self, name: str, limits: KeyLimits) -> _Use:
         now, full = self.clock(), float(limits.requests_per_minute)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from lssgen.errors import CancelledError, LssgenError, NonFiniteError, PlanError, PromptError, RefusedError
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -37,6 +39,7 @@ KINDS: Mapping[str, Kind] = {
     "not_supported": Kind(400, _REQUEST),
     "deadline_impossible": Kind(400, _REQUEST),
     "invalid_api_key": Kind(401, "authentication_error"),
+    "forbidden_origin": Kind(403, "permission_error"),
     "model_not_found": Kind(404, _REQUEST),
     "not_found": Kind(404, _REQUEST),
     "method_not_allowed": Kind(405, _REQUEST),
@@ -109,3 +112,39 @@ class HttpError(Exception):
         if self.kind.status == 401:
             said["www-authenticate"] = "Bearer"
         return said
+
+
+FROM_THE_ROOM: Mapping[str, str] = {
+    "invalid_value": "invalid_value",
+    "unknown_model": "model_not_found",
+    "unknown_draft": "not_found",
+    "too_large": "will_not_fit",
+    "deadline_impossible": "deadline_impossible",
+    "deadline_passed": "deadline_passed",
+    "queue_full": "queue_full",
+    "draining": "stopping",
+    "device_stuck": "device_stuck",
+    "broken_model": "engine_error",
+}
+"""Our codes, by those of `lssgen.serving.api.RefusalCode`."""
+
+
+def refusal_of(error: BaseException) -> HttpError:
+    """What a client is told of an error of ours. Of one that nobody foresaw, that it is our mistake, and no more."""
+    match error:
+        case HttpError():
+            return error
+        case RefusedError():
+            after = None if error.retry_after_s is None else 1000 * error.retry_after_s
+            param = "size" if error.param in ("height", "width") else error.param
+            return HttpError(FROM_THE_ROOM[error.code], str(error), param=param, retry_after_ms=after)
+        case CancelledError():
+            return HttpError("cancelled", str(error) or "the request was cancelled")
+        case NonFiniteError():
+            return HttpError("not_finite", str(error))
+        case PlanError() | PromptError():
+            return HttpError("invalid_value", str(error))
+        case LssgenError():
+            return HttpError("engine_error", str(error))
+        case _:
+            return HttpError("internal_error", "the server made a mistake, which its log tells more about")

@@ -1,0 +1,1 @@
+"""OpenAI's Images API, as the real client of OpenAI speaks it."""
