@@ -202,6 +202,9 @@ class FakeBackend:
     def mark(self) -> Mark:
         return HostMark()
 
+    def free_bytes(self) -> int | None:
+        return None
+
     def describe(self) -> Mapping[str, object]:
         return {"backend": self.name}
 

@@ -51,10 +51,11 @@ ROOMS: dict[str, set[str]] = {
         "progress",
     },
     "runtime": {*BUNDLES, "images", "choices", "paths", "durable", "verification", "engines"},
+    "serving": {*BUNDLES, "choices", "paths", "durable", "verification", "engines", "runtime"},
     "commands": {"*"},
     "cli": {"commands"},
     "__main__": {"cli"},
-    "": {"runtime"},  # lssgen/__init__.py
+    "": {"runtime", "serving"},  # lssgen/__init__.py
 }
 
 # A library and the rooms that may name it. A name below TYPE_CHECKING counts too: hints are imports for a reader.
@@ -69,7 +70,7 @@ LIBRARIES: dict[str, set[str]] = {
     "tensorrt": {"engines.trt"},
     "tensorrt_rtx": {"engines.trt"},
     "cuda": {"engines"},
-    "PIL": {"images", "runtime", "training", "commands"},
+    "PIL": {"images", "runtime", "serving", "training", "commands"},
     "tokenizers": {"runtime", "export"},
 }
 

@@ -132,6 +132,10 @@ class Backend(Protocol):
         """A mark behind all work so far."""
         ...
 
+    def free_bytes(self) -> int | None:
+        """Memory that the device has left; None where it is not known."""
+        ...
+
     def describe(self) -> Mapping[str, object]:
         """What to write into run.json: versions, device, options."""
         ...

@@ -20,7 +20,7 @@ from lssgen.engines.demand import Demand
 from lssgen.engines.memory import in_turn_bytes, megabytes, stays
 from lssgen.engines.options import OrtCudaOptions, OrtOptions
 from lssgen.errors import BackendError, BuildError, EngineError, ShapeError
-from lssgen.machine import at_most_cpus
+from lssgen.machine import at_most_cpus, free_memory
 from lssgen.manifest import Graph
 from lssgen.ports import Array, Port
 
@@ -285,6 +285,9 @@ class OrtBackend:
 
     def mark(self) -> HostMark:
         return HostMark()  # ONNX Runtime waits for its device at the end of every run
+
+    def free_bytes(self) -> int | None:
+        return free_memory() if self.device == "cpu" else None  # ONNX Runtime does not say what a GPU has left
 
     def describe(self) -> Mapping[str, object]:
         return {

@@ -9,6 +9,7 @@ from lssgen.manifest import Manifest
 from lssgen.ports import Array
 from lssgen.runtime.options import Request
 from lssgen.runtime.text import Lengths, TextEncoder
+from lssgen.runtime.weighting import weighted
 
 Conditioning = Mapping[str, Mapping[str, Array]]
 """What one picture's branches hear, by branch and output of the text graph, without a batch axis."""
@@ -49,6 +50,16 @@ class Conditioner:
     def tokens(self, request: Request, prompt: str) -> int:
         """Tokens of the prompt and the negative one in the first encoder, filling left out."""
         return sum(self._encoder.tokens(text) for text in (prompt, self.negative(request)) if text is not None)
+
+    def losses(self, request: Request, prompt: str) -> list[str]:
+        """Sentences about prompts that are not heard in full.
+
+        Raises:
+            PromptError: A prompt cannot be read.
+        """
+        texts = (prompt, self.negative(request))
+        rules = request.prompt_weighting
+        return [said for text in texts if text for said in self._encoder.losses(weighted(text, rules).text)]
 
     def heard(self, engine: Engine, request: Request, prompt: str, lengths: Lengths) -> Conditioning:
         """What the branches of a picture hear.

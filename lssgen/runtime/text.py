@@ -133,7 +133,8 @@ class TextEncoder:
         feed: dict[str, Array] = {}
         for tokenizer, length in zip(self._tokenizers, lengths, strict=True):
             feed |= tokenizer.feed(text, length)
-        self._warn_of_loss(text)
+        for said in self.losses(text):
+            self._tell(said)
         axes: dict[str, int] = {}
         buffers: dict[str, Buffer] = {}
         for port in engine.inputs:
@@ -157,16 +158,23 @@ class TextEncoder:
             return {**usual, **axes}[axis]
         raise BundleError(f"{engine.name} has an output axis {axis!r} of unknown size for {axes}; export it again")
 
-    def _warn_of_loss(self, text: str) -> None:
+    def losses(self, text: str) -> list[str]:
+        """A sentence for every encoder that does not hear the whole text.
+
+        Raises:
+            PromptError: It cannot be read.
+        """
+        said: list[str] = []
         for tokenizer in self._tokenizers:
             lost = tokenizer.lost(text)
             if len(lost) > SHOWN:
                 lost = f"{lost[:SHOWN]}..."
             if lost:
-                self._tell(
+                said.append(
                     f"prompt too long: the encoder behind {tokenizer.rules.port!r} reads {tokenizer.rules.length} "
                     f"tokens and does not hear {lost!r}"
                 )
+        return said
 
 
 def warn(message: str) -> None:

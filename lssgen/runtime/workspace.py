@@ -187,15 +187,6 @@ class Workspace:
             if isinstance(self._step.feeds[port.name], State)
         ]
 
-    def step_bytes(self, branches: Branches) -> int:
-        """Memory of the buffers of a step at the geometry's first stage, known without making them."""
-        sizes = ((port, prod(self._shape(self._step, port, 0, branches))) for port in self._step.inputs)
-        twice = (State,)  # a state is read from one buffer and written to the other
-        return sum(
-            size * np.dtype(port.dtype).itemsize * (1 + isinstance(self._step.feeds[port.name], twice))
-            for port, size in sizes
-        )
-
     def write_row(self, rows: Array) -> None:
         """(batch, 7 + K): the step of every picture."""
         self._write(Row, rows, ())

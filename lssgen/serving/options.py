@@ -9,7 +9,7 @@ from lssgen.errors import PlanError
 from lssgen.plan.options import MOST_PIXELS, MOST_SIDE_PX, MOST_STEPS
 
 Rank = Literal["deadline", "share", "age"]
-"""What pictures are put in order by. "deadline": the earliest first, and those without one last. "share": that which had
+"""What pictures are put in order by. "deadline": the earliest first, and those without one last. "share": those who had
 least of the device, by time a picture. "age": the oldest request first."""
 
 _LIMITS, _ORDER, _READY = "limits", "order of work", "what to be ready for"
@@ -24,6 +24,7 @@ class ServerOptions:
             the next of them. The largest bounds how many are painted at a time at one size.
         sizes: (height, width) in pixels of pictures to be ready for: their engines are loaded, and their steps timed,
             before the server is ready. Empty: the default size of the first model.
+        declared_only: Take these sizes only, so that nobody waits for an engine that is built.
         order: Which pictures are painted next, first rule first.
         patience: Times that pictures may be passed over before they come first, whatever the order; so nothing starves.
         most_requests: Requests that may wait.
@@ -55,6 +56,7 @@ class ServerOptions:
         group=_READY,
         unset="the first model's own",
     )
+    declared_only: bool = choice(False, help="take these sizes only", group=_READY)
     order: tuple[Rank, ...] = choice(
         ("deadline", "share", "age"), help="what is painted next", metavar="RANK,...", group=_ORDER
     )

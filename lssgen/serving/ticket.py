@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from itertools import count
 from threading import Condition
 from time import monotonic
 
@@ -76,17 +77,17 @@ class Ticket:
             self._wish(self, "estimate")
 
     def listen(self, hear: Hear) -> None:
-        """Let somebody hear everything: first what has been told, of the steps only the last; then what comes.
+        """Let somebody hear everything: first what has been told, then what comes.
 
         See `lssgen.serving.api.Hear` for how it is called.
         """
         with self._changed:
-            for event in self._told():
+            for event in self._events:
                 hear(event)
             self._hearers.append(hear)
 
     def events(self, timeout: float | None = None) -> Iterator[Event]:
-        """Everything that is told, in order, `Done` or `Failed` last; of steps that were missed, only the newest.
+        """Everything that is told, in order, from the first event on; `Done` or `Failed` is the last.
 
         Args:
             timeout: Most seconds to wait for an event.
@@ -94,20 +95,11 @@ class Ticket:
         Raises:
             TimeoutError: None came.
         """
-        seen, told = 0, None
-        while True:
-            with self._changed:
-                if not self._changed.wait_for(lambda: len(self._events) > seen or self._progress is not told, timeout):
-                    raise TimeoutError(f"request {self.id} told nothing for {timeout:g} s")
-                new, progress = self._events[seen:], self._progress
-            if progress is not told and progress is not None:
-                told = progress
-                yield progress
-            for event in new:
-                seen += 1
-                yield event
-                if isinstance(event, Done | Failed):
-                    return
+        for number in count():
+            event = self._nth(number, timeout)
+            yield event
+            if isinstance(event, Done | Failed):
+                return
 
     def result(self, timeout: float | None = None) -> Answer:
         """Wait for the end.
@@ -133,13 +125,17 @@ class Ticket:
                 return
             if isinstance(event, Progress):
                 self._progress = event
-                self._state = "running"
-            else:
-                self._events.append(event)
-                self._state = _state_after(event, self._state, draft=self.asked.draft)
+            self._events.append(event)
+            self._state = _state_after(event, self._state, draft=self.asked.draft)
             self._changed.notify_all()
             for hear in list(self._hearers):
                 self._call(hear, event)
+
+    def _nth(self, number: int, timeout: float | None) -> Event:
+        with self._changed:
+            if not self._changed.wait_for(lambda: len(self._events) > number, timeout):
+                raise TimeoutError(f"request {self.id} told nothing for {timeout:g} s")
+            return self._events[number]
 
     def _call(self, hear: Hear, event: Event) -> None:
         try:
@@ -147,12 +143,6 @@ class Ticket:
         except Exception:
             _LOG.exception("a listener of request %s failed; it hears nothing more", self.id)
             self._hearers.remove(hear)
-
-    def _told(self) -> list[Event]:
-        progress: list[Event] = [self._progress] if self._progress is not None else []
-        if self.ended:
-            return [*self._events[:-1], *progress, self._events[-1]]
-        return [*self._events, *progress]
 
     def __repr__(self) -> str:
         return f"<Ticket {self.id[:8]} {self._state}>"
