@@ -80,6 +80,7 @@ class Geometry:
         text: Shape of every output of the text graph, for one picture and one branch.
         scaling_space: "resnet", "latent" or "pixel".
         told: Sizes for networks that are conditioned on them.
+        apart: Words that keep runs apart that go on at the same time; () where runs take turns.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -87,6 +88,7 @@ class Geometry:
     text: tuple[tuple[str, tuple[int, ...]], ...]
     scaling_space: str
     told: ToldSizes = ToldSizes()
+    apart: tuple[str, ...] = ()
 
 
 class Workspace:

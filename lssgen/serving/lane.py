@@ -152,6 +152,7 @@ class Lane:
             text=tuple((port, value.shape) for port, value in piece.job.text["positive"].items()),
             scaling_space="",
             told=self.crowd.told,
+            apart=("lane", *self.crowd.branches, *map(str, self.crowd.lengths)),
         )
 
     def _states(self, pieces: Sequence[Piece]) -> dict[str, Array]:
