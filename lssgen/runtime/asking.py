@@ -6,8 +6,9 @@ from PIL import Image
 
 from lssgen.bundle import Bundle
 from lssgen.errors import PromptError
+from lssgen.plan import make_plan
 from lssgen.runtime.conditions import Pictures, see_pictures
-from lssgen.runtime.options import STRENGTH, Options, Request, request_from_options
+from lssgen.runtime.options import STRENGTH, MakePlan, Options, Request, request_from_options
 from lssgen.runtime.origin import Start, start_from
 from lssgen.runtime.weighting import read_literally
 
@@ -18,8 +19,9 @@ def asked_run(
     init_image: Image.Image | None,
     mask_image: Image.Image | None,
     conditions: Pictures,
+    make: MakePlan = make_plan,
 ) -> tuple[Request, Start | None]:
-    """A run and the picture that it starts from, if any.
+    """A run and the picture that it starts from, if any; `make` as for `request_from_options`.
 
     Raises:
         PlanError: The run cannot be carried out as asked.
@@ -27,7 +29,7 @@ def asked_run(
     """
     if init_image is not None and mask_image is None and options.get("strength") is None:
         options = {**options, "strength": STRENGTH}
-    request = request_from_options(bundle, options)
+    request = request_from_options(bundle, options, make)
     start = _start(bundle, request, init_image, mask_image)
     see_pictures(bundle.manifest, conditions)
     return request, start

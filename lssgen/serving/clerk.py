@@ -116,7 +116,8 @@ class Clerk:
         starts: dict[int, Start | None] = {}
 
         def make(words: Options) -> Request:
-            request, start = asked_run(model.bundle, words, asked.init_image, asked.mask_image, asked.conditions)
+            pictures = (asked.init_image, asked.mask_image, asked.conditions)
+            request, start = asked_run(model.bundle, words, *pictures, model.plans.make)
             starts[id(request)] = start
             return request
 

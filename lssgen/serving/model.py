@@ -16,6 +16,7 @@ from lssgen.runtime.text import TextEncoder
 from lssgen.runtime.workspace import Geometry, Workspace
 from lssgen.runtime.workspaces import Workspaces
 from lssgen.serving.api import ModelInfo
+from lssgen.serving.plans import Plans
 from lssgen.serving.times import StepTimes
 
 
@@ -26,6 +27,7 @@ class Model:
         name: Name that requests ask for.
         bundle: What was exported.
         words: What its branches hear.
+        plans: Plans that were made for it.
         times: How long its engine calls take.
         bytes: Size of its graphs' files, which is hardly more than that of its weights.
         used: Moment at which it was last used.
@@ -35,6 +37,7 @@ class Model:
         self.name = name
         self.bundle = bundle
         self.words = Conditioner(bundle.manifest, TextEncoder(bundle, backend, tell=_leave))
+        self.plans = Plans(bundle.manifest.history)
         self.times = StepTimes(bundle.manifest.facts.cost)
         self.bytes = sum(bundle.stored_bytes(graph) for graph in bundle.manifest.graphs)
         self.used = 0.0

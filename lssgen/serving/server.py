@@ -292,7 +292,7 @@ class Server:
         return Job(
             number=next_number(),
             ticket=ticket,
-            history=manifest.history,
+            tables=model.plans.tables(request.plan),
             lengths=lengths,
             text_tokens=model.words.tokens(request, asked.prompt),
             cells_per_token=manifest.facts.patch**2,

@@ -108,7 +108,8 @@ class Warmer:
             id="", asked=asked, request=request, model=model.name, notes=(), position=_nowhere, wish=_nothing
         )
         lengths = model.words.lengths(request, asked.prompt)
-        return Job(number=0, ticket=ticket, history=model.bundle.manifest.history, lengths=lengths, text_tokens=0)
+        tables = model.plans.tables(request.plan)
+        return Job(number=0, ticket=ticket, tables=tables, lengths=lengths, text_tokens=0)
 
 
 def _at(piece: Piece, index: int, latents: Sequence[Floats]) -> Piece:

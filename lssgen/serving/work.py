@@ -81,6 +81,7 @@ class Job:
         number: Order of arrival.
         ticket: What its caller holds.
         request, plan: The run.
+        tables: Its stages as lanes take them.
         text_tokens, cells_per_token: Tokens of its prompts, and latent cells of a picture's token, for `Usage`.
         start: Picture that it starts from.
         deadline: Moment by which it must be done, on the clock of `time.monotonic`; infinity: none.
@@ -96,7 +97,7 @@ class Job:
         *,
         number: int,
         ticket: Ticket,
-        history: int,
+        tables: tuple[StageTable, ...],
         lengths: Lengths,
         text_tokens: int,
         cells_per_token: int = 1,
@@ -107,10 +108,9 @@ class Job:
     ) -> None:
         self.number = number
         self.ticket = ticket
-        self.history = history
         self.request: Request = ticket.request
         self.plan: Plan = ticket.request.plan
-        self.tables = tuple(StageTable.of(stage, history) for stage in self.plan.stages)
+        self.tables = tables
         self.lengths = lengths
         self.text_tokens = text_tokens
         self.cells_per_token = cells_per_token
@@ -136,7 +136,7 @@ class Job:
         job = Job(
             number=number,
             ticket=ticket,
-            history=self.history,
+            tables=self.tables,
             lengths=self.lengths,
             text_tokens=self.text_tokens,
             cells_per_token=self.cells_per_token,

@@ -92,7 +92,7 @@ class Traffic:
     def _in_scheduler(self, work: Callable[[], object]) -> None:
         done = Event()
         self._server._scheduler.call(lambda: (work(), done.set()) and None)
-        assert done.wait(30)
+        assert done.wait(30), self._server._fault
 
     def _plan(self, earlier: int) -> None:
         for number, arrival in enumerate(self._coming):
@@ -180,7 +180,7 @@ def test_so_it_is_with_a_model_that_paints(demo: Bundle) -> None:
                     {
                         "prompt": rng.choice(["a red star above a blue circle", "a green square"]),
                         "size": rng.choice([(128, 128), (128, 256), (256, 256)]),
-                        "num_inference_steps": rng.randrange(3, 7),
+                        "num_inference_steps": rng.randrange(5, 9),
                         "min_resolution": 64,
                         "guidance_scale": rng.choice([1.0, 3.0, 5.0]),
                         "seed": number,
