@@ -20,7 +20,7 @@ MOST_TEXT = 2**17
 """Bytes of a field of a form that is text."""
 
 DISCARDED_MB = 64
-"""What is read of a body that is too large, in 2^20 bytes, so that its sender gets to reading the answer."""
+"""Part of a body that is too large which is read all the same, in 2^20 bytes, so that its sender gets to reading the answer."""
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class Bodies:
     """Reads bodies, so many bytes at a time at most.
 
     Attributes:
-        limits: What is taken.
+        limits: Limits of the server.
         held: Bytes of bodies that are being read.
     """
 
@@ -107,7 +107,7 @@ async def form_of(request: Request, body: bytes) -> Form:
     """Take a form apart.
 
     Raises:
-        HttpError: It is not one, or has a field twice, or files in fields that are no pictures.
+        HttpError: It is not one, or has a field twice, or files in fields that do not hold pictures.
     """
 
     async def stream() -> AsyncGenerator[bytes, None]:

@@ -89,16 +89,16 @@ class Job:
         kept: True where it goes on without anybody who waits.
         stored: True where its pictures are put into the store.
         idempotency, digest: Key that it came with, and what it asked for.
-        ticket: What the engine room gave; None of one that ended before the server was started.
-        state: How it ended; "open": it has not.
+        ticket: Ticket of the engine room; None of one that ended before the server was started.
+        state: End of it; "open" before that.
         ended: Unix time of its end.
         error: Why it did not end well.
-        pictures: What is finished, by number.
+        pictures: Finished pictures, by number.
         told: Previews and pictures, in order.
-        answer: What the engine room says of it at the end: size, usage, timings and so on.
-        waiters: Those who wait for it.
+        answer: Rest of the answer: size, usage, timings and so on.
+        waiters: Number of those who wait for it.
         draft: The room's word for a draft.
-        record: What the journal has of it; None where it is in none.
+        record: Record in the journal; None where it is in none.
         above: Headers that name the span that it belongs to.
     """
 

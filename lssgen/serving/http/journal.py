@@ -61,11 +61,11 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
         mask: Name of the field of its mask; empty: it has none.
         idempotency, digest: Idempotency key that it came with, and `Asked.digest` of what it asked for.
         starts: Times that it was begun.
-        state: "open", or how it ended: "done", "failed", "cancelled" or "lost".
+        state: "open", or its end: "done", "failed", "cancelled" or "lost".
         ended: Unix time of the end; 0: it has not ended.
         code, message: Why it did not end well.
-        pictures: What it gave.
-        told: What else the answer says: size, quality, usage, timings, notes, model.
+        pictures: Finished pictures.
+        told: Rest of the answer: size, quality, usage, timings, notes, model.
     """
 
     id: str

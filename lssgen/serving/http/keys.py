@@ -45,7 +45,7 @@ class Client:
 
     Attributes:
         name: Name for logs and metrics.
-        limits: What they may ask for at a time.
+        limits: Most that they may ask for at a time.
         digest: SHA-256 of the key; empty for everybody, where the server has no keys.
     """
 

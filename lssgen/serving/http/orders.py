@@ -32,7 +32,7 @@ class Asked:
     """A request as it came, whole: what a journal keeps.
 
     Attributes:
-        route: Which of the three it was sent to.
+        route: Place that it was sent to.
         fields: Its fields.
         images, mask: Its pictures.
         draft: True where only the first stage is painted, for the caller to choose from.
@@ -57,8 +57,8 @@ class Order:
     """A request, understood.
 
     Attributes:
-        asked: As it came, with the seed that was drawn where it had none.
-        room: What the engine room is asked.
+        asked: Request as it came, with the seed that was drawn where it had none.
+        room: Request to the engine room.
         size: (width, height) in pixels that were asked for; None: the model's own.
         pixels: Pixels of all pictures.
         quality: Name of the schedule.

@@ -33,7 +33,7 @@ QUALITIES: Mapping[str, Schedule] = {
     "standard": MEDIUM,
     "hd": HIGH,
 }
-"""By OpenAI's words; "standard" and "hd" are those of dall-e-3."""
+"""Schedules by OpenAI's words; "standard" and "hd" are those of dall-e-3."""
 
 
 def words_of(schedule: Schedule, steps: int, given: Options) -> Options:

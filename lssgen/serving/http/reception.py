@@ -115,7 +115,7 @@ class Reception:
         """Finish some pictures of a draft, as a job of its own.
 
         Raises:
-            HttpError, LssgenError: It is no draft, or is refused.
+            HttpError, LssgenError: It is not a draft, or is refused.
         """
         if not draft.draft or draft.order is None:
             raise HttpError("not_found", f"job {draft.id} left no draft; create it with draft: true", param="id")

@@ -23,12 +23,12 @@ class HttpSettings:
         state: Folder for jobs and pictures, which a restart goes on with. None: below LSSGEN_HOME, by the port.
         keep_seconds: Time that finished jobs and pictures are kept.
         keep_mb: Size of all finished pictures that are kept, in 2^20 bytes.
-        page: Whether there is a web page at /.
+        page: Switch of the web page at /.
         drain_seconds: Time that requests get to end when the server is stopped.
         ping_seconds: Time without an event after which a stream sends a comment.
         log: Form of the lines on stderr, or none of them.
-        log_prompts: Whether these have prompts in them.
-        traces: Where spans go.
+        log_prompts: Switch of prompts in these lines.
+        traces: Receiver of spans.
 
     Raises:
         ServingError: A number that cannot be one of these.

@@ -51,7 +51,7 @@ def serving(
     tracer: Any = None,
 ) -> Generator[Site]:
     """Serve a room as the command does, but in a thread."""
-    chosen = HttpSettings(**{"port": 0, "log": "off", "drain_seconds": 5.0, "ping_seconds": 0.2, **(settings or {})})
+    chosen = HttpSettings(**{"port": 0, "log": "off", "drain_seconds": 1.0, "ping_seconds": 0.2, **(settings or {})})
     connections = Connections()
     app = app_of(
         room,
