@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from math import inf, isfinite
@@ -270,37 +270,41 @@ def next_number() -> int:
     return next(_NUMBERS)
 
 
+SIGNS: Sequence[tuple[str, str]] = (
+    (r"belong to a picture to start from", "init_image"),
+    (r"in conditions$", "conditions"),
+    (r"\bmask\b", "mask_image"),
+    (r"negative prompt", "negative_prompt"),
+    (r"needs sides|sides of at least|below min_resolution|knows positions|^a picture of \d", "size"),
+)
+"""How messages speak of words that they do not name, and what they mean."""
+
+OTHERS: Sequence[tuple[str, str]] = (
+    (r"skip-layer|layers cannot be skipped", "skip_layers"),
+    (r"custom sigmas", "sigmas"),
+    (r"prompt", "prompt"),
+    (r"step", "num_inference_steps"),
+    (r"solver", "solver"),
+    (r"scheduler|timestep|sigma", "scheduler"),
+    (r"picture", "init_image"),
+)
+"""The same, for messages that name no word at their beginning either."""
+
+WORDS = (*Options.__annotations__, "prompt", "init_image", "mask_image", "conditions")
+
+
 def param_of(message: str) -> str | None:
-    """The word of a request that a refusal is about, from how our messages begin; None where it is not one word."""
-    words = (*Options.__annotations__, "prompt", "init_image", "mask_image", "conditions")
+    """The word of a request that a message is about: one that it names before its advice, or speaks of."""
     if unknown := re.match(r"unknown option '([^']*)'", message):
         return unknown[1]
-    head = message.split(";")[0].split(":")[0]
-    named = [word for word in words if re.search(rf"\b{word}\b", head)]
-    if re.search(r"\d+ x \d+|sides of at least|pixels", head):
-        return "size"
-    if named:
-        return min(named, key=head.index)
-    for word, param in _SIGNS.items():
-        if word in message:
-            return param
-    return None
+    head = re.split("[;:]", message, maxsplit=1)[0]
+    spoken = _first(SIGNS, message)
+    named = [word for word in WORDS if re.search(rf"\b{word}\b", head)]
+    return spoken or min(named, key=head.index, default=None) or _first(OTHERS, message)
 
 
-_SIGNS: Mapping[str, str] = {
-    "skip-layer": "skip_layers",
-    "custom sigmas": "sigmas",
-    "negative prompt": "negative_prompt",
-    "prompt": "prompt",
-    "mask": "mask_image",
-    "picture": "init_image",
-    "steps": "num_inference_steps",
-    "seed": "seed",
-    "guidance": "guidance_scale",
-    "solver": "solver",
-    "scheduler": "scheduler",
-}
-"""Words in messages that name no field, and the field that they are about; the first that is found counts."""
+def _first(signs: Sequence[tuple[str, str]], message: str) -> str | None:
+    return next((word for pattern, word in signs if re.search(pattern, message)), None)
 
 
 def _painted(request: Request, asked: ImageRequest) -> Plan:

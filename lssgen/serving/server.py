@@ -150,8 +150,7 @@ class Server:
         self._see_open()
         order = self._clerk.read(asked)
         job = self._job(asked, order)
-        job.pieces = pieces_of(job, order.pictures)
-        return self._taken(job, order.seconds, hear)
+        return self._taken(job.has(pieces_of(job, order.pictures)), order.seconds, hear)
 
     def paint(self, prompt: str, *, n: int = 1, model: str = "", **options: Unpack[Options]) -> Answer:
         """Submit and wait.
@@ -196,8 +195,8 @@ class Server:
             ticket=self._ticket(asked, old.ticket),
             deadline=inf if deadline_ms is None else monotonic() + deadline_ms / 1e3,
         )
-        job.pieces = tuple(old.pieces[index].copy_for(job, place) for place, index in enumerate(keep))
-        return self._taken(job, None, hear)
+        pieces = tuple(old.pieces[index].copy_for(job, place) for place, index in enumerate(keep))
+        return self._taken(job.has(pieces), None, hear)
 
     def forget(self, draft: str) -> bool:
         """Let go of a draft; whether it was there."""

@@ -86,6 +86,8 @@ class Job:
         start: Picture that it starts from.
         deadline: Moment by which it must be done, on the clock of `time.monotonic`; infinity: none.
         pieces: Its pictures.
+        total: Steps that it takes.
+        painted: Part of its run that it paints.
         demand: What it needs of the engines; None until somebody asks.
         draft: Word for its drafts; "" where it makes none.
         text: What its branches hear; None until it is begun, as the next two.
@@ -123,6 +125,8 @@ class Job:
         self.values: Mapping[PictureFeed, tuple[Array, ...]] = {}
         self.demand: Demand | None = None
         self.pieces: tuple[Piece, ...] = ()
+        self.total = 0
+        self.painted = self.plan
         self.spans: list[Span] = []
         self.submitted = monotonic()
         self.begun = False
@@ -152,16 +156,13 @@ class Job:
         """Stages that it paints."""
         return 1 if self.draft else len(self.plan.stages)
 
-    @cached_property
-    def total(self) -> int:
-        """Steps that it takes; first asked for when nothing of it is done."""
-        return sum(piece.steps_ahead for piece in self.pieces)
-
-    @cached_property
-    def painted(self) -> Plan:
-        """The part of its run that it paints; first asked for when nothing of it is done."""
-        first = min((piece.stage for piece in self.pieces), default=0)
-        return replace(self.plan, stages=self.plan.stages[first : self.stages])
+    def has(self, pieces: tuple["Piece", ...]) -> "Job":
+        """Give it its pictures; nothing of them is done that is not done for others."""
+        self.pieces = pieces
+        self.total = sum(piece.steps_ahead for piece in pieces)
+        first = min((piece.stage for piece in pieces), default=0)
+        self.painted = replace(self.plan, stages=self.plan.stages[first : self.stages])
+        return self
 
     @cached_property
     def crowds(self) -> tuple[Crowd, ...]:
