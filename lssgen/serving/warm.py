@@ -3,8 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from PIL import Image
+
 from lssgen.engines.base import Backend
 from lssgen.engines.demand import Size
+from lssgen.manifest import Picture
 from lssgen.runtime.noise import NoiseStream
 from lssgen.runtime.options import Options, request_from_options
 from lssgen.runtime.sampler import Floats
@@ -109,7 +112,12 @@ class Warmer:
         )
         lengths = model.words.lengths(request, asked.prompt)
         tables = model.plans.tables(request.plan)
-        return Job(number=0, ticket=ticket, tables=tables, lengths=lengths, text_tokens=0)
+        shown = {
+            feed.name: Image.new("L" if feed.read_as == "mask" else "RGB", (width, height), "white")
+            for feed in model.bundle.manifest.feeds(Picture)
+            if isinstance(feed, Picture)
+        }
+        return Job(number=0, ticket=ticket, tables=tables, lengths=lengths, text_tokens=0, conditions=shown)
 
 
 def _at(piece: Piece, index: int, latents: Sequence[Floats]) -> Piece:

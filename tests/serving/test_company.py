@@ -91,7 +91,12 @@ class Traffic:
 
     def _in_scheduler(self, work: Callable[[], object]) -> None:
         done = Event()
-        self._server._scheduler.call(lambda: (work(), done.set()) and None)
+
+        def both() -> None:
+            work()
+            done.set()
+
+        self._server._scheduler.call(both)
         assert done.wait(30), self._server._fault
 
     def _plan(self, earlier: int) -> None:
@@ -169,9 +174,10 @@ def test_so_it_is_with_a_model_that_paints(demo: Bundle) -> None:
     follower = Follower()
     options = ServerOptions(batches=(1, 2, 4, 8), sizes=((128, 128),))
     rng = random.Random(13)
-    with Server(demo.folder, observe=follower, options=options, threads=1) as server, lssgen.load(
-        demo.folder, threads=1
-    ) as pipeline:
+    with (
+        Server(demo.folder, observe=follower, options=options, threads=1) as server,
+        lssgen.load(demo.folder, threads=1) as pipeline,
+    ):
         assert server.wait_ready(60)
         coming = [
             Arrival(

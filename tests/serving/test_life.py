@@ -1,4 +1,4 @@
-"""A server's life: warm before ready, cancelled within a step, drained, closed, stuck, broken; and every request ends once."""
+"""A server's life: warm, cancelled within a step, drained, closed, stuck, broken; and every request ends once."""
 
 import logging
 import threading
@@ -125,7 +125,7 @@ def test_the_queue_is_bounded_and_says_when_to_come_again(tmp_path: Path) -> Non
         taken = [server.submit(ask())]
         assert gate.reached.wait(10)
         taken += [server.submit(ask()), server.submit(ask())]
-        with pytest.raises(RefusedError, match="2 requests .* wait already") as refusal:
+        with pytest.raises(RefusedError, match=r"2 requests .* wait already") as refusal:
             server.submit(ask())
         assert refusal.value.code == "queue_full"
         assert refusal.value.retry_after_s is not None
@@ -237,18 +237,18 @@ class Lacking(FakeBackend):
 
 
 def test_a_mistake_of_ours_ends_every_request_and_the_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with fake_server(tmp_path) as server, caplog.at_level(logging.CRITICAL, "lssgen"):
-        server._scheduler.call(lambda: 1 // 0 and None)
-        ticket = None
-        try:
-            ticket = server.submit(ask())
-        except RefusedError as error:
-            assert error.code == "device_stuck"
-        if ticket is not None:
-            with pytest.raises((EngineError, RefusedError)):
-                ticket.result(10)
+    gate = Gate()
+    with fake_server(tmp_path, gate) as server, caplog.at_level(logging.CRITICAL, "lssgen"):
+        gate.shut()
+        ticket = server.submit(ask())
+        server._scheduler.call(lambda: setattr(server, "nothing", 1 // 0))
+        gate.open.set()
+        with pytest.raises(EngineError, match="a mistake of its own: ZeroDivisionError"):
+            ticket.result(10)
         server._thread.join(10)
         assert (server.phase, server.live, len(server._desk)) == ("broken", False, 0)
+        with pytest.raises(RefusedError, match="start the server again"):
+            server.submit(ask())
 
 
 def test_a_device_that_does_not_answer_is_noticed_and_nobody_waits_for_it(tmp_path: Path) -> None:

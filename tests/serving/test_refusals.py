@@ -88,7 +88,7 @@ def test_what_cannot_be_painted_is_refused_with_a_code_and_the_word_to_blame(
 
 def test_a_picture_that_the_memory_cannot_hold_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     with fake_server(tmp_path, memory_gib=2**20 / 2**30, most_pixels=10**8) as server:
-        with pytest.raises(RefusedError, match="takes [0-9]+ MB with toy's weights; this server has 1 MB") as refusal:
+        with pytest.raises(RefusedError, match=r"takes [0-9]+ MB with toy's weights; this server has 1 MB") as refusal:
             server.submit(ask(height=4096, width=4096))
         assert (refusal.value.code, refusal.value.param) == ("too_large", "size")
         assert server.submit(ask()).result(10).pictures
@@ -96,7 +96,7 @@ def test_a_picture_that_the_memory_cannot_hold_is_refused_before_anything_is_loa
 
 def test_a_size_that_was_not_declared_is_refused_where_only_those_are_taken(tmp_path: Path) -> None:
     with fake_server(tmp_path, sizes=((64, 64), (32, 64)), declared_only=True) as server:
-        with pytest.raises(RefusedError, match="128 x 64 px is not a size .* ready for: 64 x 64, 64 x 32"):
+        with pytest.raises(RefusedError, match=r"128 x 64 px is not a size .* ready for: 64 x 64, 64 x 32"):
             server.submit(ask(height=64, width=128))
         assert server.submit(ask(height=32, width=64)).result(10).pictures
 
