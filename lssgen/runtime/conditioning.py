@@ -49,7 +49,8 @@ class Conditioner:
 
     def tokens(self, request: Request, prompt: str) -> int:
         """Tokens of the prompt and the negative one in the first encoder, filling left out."""
-        return sum(self._encoder.tokens(text) for text in (prompt, self.negative(request)) if text is not None)
+        texts, rules = (prompt, self.negative(request)), request.prompt_weighting
+        return sum(self._encoder.tokens(weighted(text, rules).text) for text in texts if text is not None)
 
     def losses(self, request: Request, prompt: str) -> list[str]:
         """Sentences about prompts that are not heard in full.

@@ -7,6 +7,7 @@ without a picture are zeros, and cannot be seen by the others: no operator of a 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,6 +16,25 @@ from lssgen.runtime.sampler import Floats
 from lssgen.runtime.workspace import Geometry, Workspace
 from lssgen.serving.model import Model
 from lssgen.serving.work import Crowd, Piece
+
+
+@dataclass(slots=True)
+class _Device:
+    """What a lane has on the device, and the numbers that it sends there.
+
+    Attributes:
+        space: Its buffers.
+        numbers: (batch, 7 + K), the steps of the rows.
+        weights: (branches, batch), their guidance.
+        noise: (batch, C, h, w) in the noise buffer.
+        turn: Steps since the buffers were filled.
+    """
+
+    space: Workspace
+    numbers: Floats
+    weights: Floats
+    noise: Floats
+    turn: int = 0
 
 
 class Lane:
@@ -33,8 +53,7 @@ class Lane:
         self.share = 0.0
         self.passed = 0
         self._model = model
-        self._space: Workspace | None = None
-        self._turn = 0
+        self._device: _Device | None = None
 
     @property
     def pieces(self) -> list[Piece]:
@@ -50,32 +69,32 @@ class Lane:
         """Let pictures join, in buffers for so many. What is on the device stays as it is, to the bit.
 
         Args:
-            joining: Pictures at a step of their stage, with a latent that has entered it or with states.
+            joining: Pictures at a step of their stage, with a latent that has entered it and perhaps with states.
             batch: At least as many as there are pictures then.
 
         Raises:
-            EngineError: The buffers cannot be made. Everybody who was on the device is off it then, with states.
+            EngineError: The buffers cannot be made. Those who have rows keep them, and nobody joins.
         """
         staying = self.pieces
         states = self._states(staying) if staying else {}
+        everybody = [*staying, *joining]
         for row, piece in enumerate(staying):
             piece.states = {port: value[row] for port, value in states.items()}
-        everybody = [*staying, *joining]
-        self.rows = []
-        if not everybody:
-            return
-        self._space = self._model.workspace(self._geometry(everybody[0], batch))
-        self._fill(self._space, everybody, batch)
+        try:
+            self._device = self._filled(everybody, batch)
+        finally:
+            for piece in staying:
+                piece.states = None
         self.rows = [*everybody, *[None] * (batch - len(everybody))]
-        for piece in everybody:
+        for piece in joining:
             piece.states = None
 
     def leave(self, piece: Piece) -> None:
         """Free a picture's row; nothing of it is kept."""
         row = self.rows.index(piece)
         self.rows[row] = None
-        self._numbers[row] = 0
-        self._weights[:, row] = 0
+        self._on.numbers[row] = 0
+        self._on.weights[:, row] = 0
 
     def park(self, piece: Piece) -> None:
         """Take a picture off the device, with what it needs to go on."""
@@ -89,21 +108,21 @@ class Lane:
         Raises:
             EngineError: The graph fails.
         """
-        space = self._workspace
+        on, space = self._on, self._on.space
         pieces = self.pieces
         draws = False
         for row, piece in enumerate(self.rows):
             if piece is not None:
                 table = piece.table
-                self._numbers[row] = table.rows[piece.turn]
-                self._weights[:, row] = table.weights[piece.turn]
+                on.numbers[row] = table.rows[piece.turn]
+                on.weights[:, row] = table.weights[piece.turn]
                 draws = self._draw(row, piece) or draws
         if draws:
-            space.noise(0).write(self._noise)
-        space.write_row(self._numbers)
-        space.write_weights(self.crowd.branches, self._weights)
-        space.step(0, self._turn, self.crowd.branches)()
-        self._turn += 1
+            space.noise(0).write(on.noise)
+        space.write_row(on.numbers)
+        space.write_weights(self.crowd.branches, on.weights)
+        space.step(0, on.turn, self.crowd.branches)()
+        on.turn += 1
         for piece in pieces:
             piece.turn += 1
         if any(piece.job.origin is not None for piece in pieces):
@@ -112,7 +131,7 @@ class Lane:
 
     def latents(self, pieces: Sequence[Piece]) -> list[Floats]:
         """(C, h, w) latent of some pictures; waits for the device."""
-        every = self._workspace.latent(0, self._turn).read()
+        every = self._on.space.latent(0, self._on.turn).read()
         return [every[self.rows.index(piece)].copy() for piece in pieces]
 
     def estimate(self, piece: Piece) -> Floats | None:
@@ -129,20 +148,20 @@ class Lane:
             a = b if s == 1.0 and b == 0 else a  # pure noise: what little there is of a picture is in its level
         if abs(t * a - s * b) < 1e-6:
             return None
-        row, space = self.rows.index(piece), self._workspace
-        before, after = (space.latent(0, turn).read()[row] for turn in (self._turn - 1, self._turn))
-        after = after - np.float32(fresh) * self._noise[row]
+        row, on = self.rows.index(piece), self._on
+        before, after = (on.space.latent(0, turn).read()[row] for turn in (on.turn - 1, on.turn))
+        after = after - np.float32(fresh) * on.noise[row]
         return ((t * before - s * after) / (t * a - s * b)).astype(np.float32)
 
     def let_go(self) -> None:
         """Forget the buffers."""
         self.rows = []
-        self._space = None
+        self._device = None
 
     @property
-    def _workspace(self) -> Workspace:
-        assert self._space is not None, "a lane that runs has rows"
-        return self._space
+    def _on(self) -> "_Device":
+        assert self._device is not None, "a lane that runs has rows"
+        return self._device
 
     def _geometry(self, piece: Piece, batch: int) -> Geometry:
         assert piece.job.text is not None, "a picture is begun before it joins"
@@ -156,14 +175,14 @@ class Lane:
         )
 
     def _states(self, pieces: Sequence[Piece]) -> dict[str, Array]:
-        states = self._workspace.read_states(0, self._turn, self.crowd.branches)
+        states = self._on.space.read_states(0, self._on.turn, self.crowd.branches)
         rows = [self.rows.index(piece) for piece in pieces]
         return {port: value[rows] for port, value in states.items()}
 
-    def _fill(self, space: Workspace, pieces: Sequence[Piece], batch: int) -> None:
-        """Write everything that a step reads besides its numbers."""
+    def _filled(self, pieces: Sequence[Piece], batch: int) -> "_Device":
+        """Buffers with everything that a step reads besides its numbers."""
         branches = self.crowd.branches
-        self._turn = 0
+        space = self._model.workspace(self._geometry(pieces[0], batch))
         space.write_states(0, 0, branches, _stacked([_states_of(piece, space, branches) for piece in pieces], batch))
         speakers = {"positive", *branches} - {"skip"}  # layers are left out of the positive prompt
         space.write_text(branches, {one: _stacked([_heard(piece, one) for piece in pieces], batch) for one in speakers})
@@ -171,30 +190,33 @@ class Lane:
             values = _stacked([{"": piece.job.values[feed][piece.stage][0]} for piece in pieces], batch)
             space.write_picture(0, feed, values[""])
         scales = [(p.job.request.plan_options.guidance_scale, p.job.request.guidance_rescale) for p in pieces]
-        numbers = np.zeros((2, batch), np.float32)
-        numbers[:, : len(pieces)] = np.asarray(scales, np.float32).T
-        space.write_guidance(*numbers)
-        shape = space.noise(0).shape
-        self._noise = np.zeros(shape, np.float32)
+        told = np.zeros((2, batch), np.float32)
+        told[:, : len(pieces)] = np.asarray(scales, np.float32).T
+        space.write_guidance(*told)
+        noise = np.zeros(space.noise(0).shape, np.float32)
         for row, piece in enumerate(pieces):
             if piece.drawn is not None:
-                self._noise[row] = piece.drawn
-        space.noise(0).write(self._noise)
-        self._numbers = np.zeros((batch, pieces[0].table.rows.shape[1]), np.float32)
-        self._weights = np.zeros((len(branches), batch), np.float32)
+                noise[row] = piece.drawn
+        space.noise(0).write(noise)
+        return _Device(
+            space=space,
+            numbers=np.zeros((batch, pieces[0].table.rows.shape[1]), np.float32),
+            weights=np.zeros((len(branches), batch), np.float32),
+            noise=noise,
+        )
 
     def _draw(self, row: int, piece: Piece) -> bool:
         """Fresh noise for a step that draws it; whether it does."""
         if piece.table.stage.steps[piece.turn].noise is None:
             return False
         assert piece.stream is not None, "a picture is begun before it joins"
-        piece.drawn = piece.stream.draw(self._noise.shape[1:])
-        self._noise[row] = piece.drawn
+        piece.drawn = piece.stream.draw(self._on.noise.shape[1:])
+        self._on.noise[row] = piece.drawn
         return True
 
     def _put_back(self) -> None:
         """Inpainting: what is kept of the pictures that runs start from, as noisy as the latents are by now."""
-        buffer = self._workspace.latent(0, self._turn)
+        buffer = self._on.space.latent(0, self._on.turn)
         latents = buffer.read()
         for row, piece in enumerate(self.rows):
             if piece is not None and piece.job.origin is not None and piece.job.origin.keeps(piece.stage):

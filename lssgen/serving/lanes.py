@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
+from lssgen.errors import BackendError
 from lssgen.serving.api import LaneStats
 from lssgen.serving.lane import Lane
 from lssgen.serving.memory import Scratch, fitting, lane_bytes
@@ -39,11 +40,17 @@ class Lanes:
         self._patience = options.patience
         self._lanes: dict[Crowd, Lane] = {}
         self._needs: dict[tuple[Crowd, int], int] = {}
+        self._tight: set[tuple[Crowd, int]] = set()
         self._refused: set[tuple[Crowd, int]] = set()
         self._rows: dict[Piece, Lane] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def everybody(self) -> list[Piece]:
+        """Every picture that has a row."""
+        return list(self._rows)
 
     def of(self, piece: Piece) -> Lane | None:
         """The lane that a picture has a row in."""
@@ -56,13 +63,6 @@ class Lanes:
     def uses(self, model: str) -> bool:
         """Whether any picture of a model has a row."""
         return any(lane.crowd.model == model for lane in self._rows.values())
-
-    def bytes(self) -> int:
-        """Memory that the lanes take, what networks take while they run included."""
-        lanes = list(self._lanes.values())
-        return sum(self._buffers(lane.crowd, lane.batch) for lane in lanes) + max(
-            (self._scratch(lane.crowd, lane.batch) for lane in lanes), default=0
-        )
 
     def need(self, model: Model, crowd: Crowd, batch: int) -> int:
         """Memory that so many pictures of a crowd take on the device."""
@@ -111,33 +111,40 @@ class Lanes:
         """Give rows to pictures that have entered their stage.
 
         Raises:
-            EngineError: There is no room after all. Nobody of the crowd has a row then; those who had have states.
+            EngineError: There is no room after all. Those who have rows keep them.
         """
         if crowd not in self._lanes:
             self._lanes[crowd] = Lane(crowd, model)
             self._lanes[crowd].share = min((lane.share for lane in set(self._rows.values())), default=0.0)
-        self.need(model, crowd, fitting(len(self.pieces(crowd)) + len(pieces), self._batches))
-        self._arrange(self._lanes[crowd], pieces)
+        batch = fitting(len(self.pieces(crowd)) + len(pieces), self._batches)
+        self.need(model, crowd, batch)
+        self._lanes[crowd].arrange(pieces, batch)
         self._rows.update((piece, self._lanes[crowd]) for piece in pieces)
 
     def refuse(self, crowd: Crowd, count: int) -> None:
-        """Remember that buffers for so many pictures of a crowd could not be made."""
-        least = fitting(count, self._batches)
-        self._refused.update((crowd, batch) for batch in self._batches if batch >= least)
+        """Remember that buffers for so many pictures of a crowd could not be made, until others have gone.
 
-    def takes(self, crowd: Crowd) -> bool:
-        """Whether any number of pictures of a crowd may have rows."""
-        return any((crowd, batch) not in self._refused for batch in self._batches)
+        The fewest that can be painted are always tried.
+        """
+        least = max(fitting(count, self._batches), self._batches[0] + 1)
+        self._refused.update((crowd, batch) for batch in self._batches if batch >= least)
 
     def tidy(self) -> None:
         """Give back rows that nobody takes."""
         for crowd, lane in list(self._lanes.items()):
             count = len(lane.pieces)
+            smaller = fitting(count, self._batches)
             if not count:
+                if lane.batch:  # else it never had any: there was no room, and still is none
+                    self._refused.clear()
+                    self._tight.clear()
                 lane.let_go()
                 del self._lanes[crowd]
-            elif fitting(count, self._batches) < lane.batch:
-                self._arrange(lane, ())
+            elif smaller < lane.batch and (crowd, smaller) not in self._tight:
+                try:
+                    lane.arrange((), smaller)
+                except BackendError:  # no room beside the larger buffers, which do as well
+                    self._tight.add((crowd, smaller))
 
     def leave(self, piece: Piece) -> None:
         """Take a picture's row; nothing of it is kept."""
@@ -177,15 +184,6 @@ class Lanes:
                     )
                 )
         return tuple(found)
-
-    def _arrange(self, lane: Lane, joining: Sequence[Piece]) -> None:
-        before = lane.pieces
-        try:
-            lane.arrange(joining, fitting(len(before) + len(joining), self._batches))
-        except BaseException:
-            for piece in before:
-                del self._rows[piece]
-            raise
 
     def _buffers(self, crowd: Crowd, batch: int) -> int:
         return self._needs.get((crowd, batch), 0)

@@ -8,7 +8,7 @@ from lssgen.bundle import MANIFEST, Bundle
 from lssgen.bundle import verify as verify_bundle
 from lssgen.engines.base import Backend, Engines
 from lssgen.engines.demand import Demand
-from lssgen.errors import BackendError, EngineError
+from lssgen.errors import EngineError
 from lssgen.runtime.conditioning import Conditioner
 from lssgen.runtime.demand import demand_of
 from lssgen.runtime.options import Request
@@ -90,10 +90,6 @@ class Model:
         """Buffers of a geometry."""
         return self._workspaces.get(geometry)
 
-    def trim(self) -> None:
-        """Let go of buffers that were not used for longest."""
-        self._workspaces.trim()
-
     def clear(self) -> None:
         """Let go of all buffers that no lane holds."""
         self._workspaces.clear()
@@ -127,11 +123,6 @@ class Model:
 
     def _make(self, geometry: Geometry) -> Workspace:
         return Workspace(self.bundle.manifest, self._backend, self.engines, geometry)
-
-
-def out_of_memory(error: EngineError) -> bool:
-    """Whether a device said that it is full."""
-    return isinstance(error, BackendError)
 
 
 def _leave(_: str) -> None:

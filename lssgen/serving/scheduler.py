@@ -85,7 +85,7 @@ class Scheduler:
         self._queues = Queues(options.patience)
         self._queued: set[Piece] = set()
         self._flights: deque[Flight] = deque()
-        self._deadlines: list[tuple[float, int, Job]] = []
+        self._deadlines: list[tuple[float, str]] = []
         self._wake = Condition()
         self._inbox: deque[Callable[[], None]] = deque()
         self._stopped = False
@@ -116,6 +116,16 @@ class Scheduler:
 
         self.call(wish)
 
+    def forget_ended(self) -> None:
+        """Let go of pictures whose requests were ended by somebody else."""
+
+        def forget() -> None:
+            for piece in [*self._queued, *self.lanes.everybody]:
+                if not self._desk.holds(piece.job):
+                    self._take_off(piece)
+
+        self.call(forget)
+
     def stop(self) -> None:
         """End the loop, within a step."""
         self.call(lambda: setattr(self, "_stopped", True))
@@ -133,7 +143,8 @@ class Scheduler:
                 work()
             self._expire()
             self._admit()
-            lane = self._tidied_next()
+            self._busy(self.lanes.tidy)
+            lane = self.lanes.next()
             if lane is None:
                 self._settle(0)
             else:
@@ -150,7 +161,7 @@ class Scheduler:
 
     def _take(self, job: Job) -> None:
         if job.deadline < inf:
-            heappush(self._deadlines, (job.deadline, job.number, job))
+            heappush(self._deadlines, (job.deadline, job.ticket.id))
         if self._desk.holds(job):
             for piece in job.pieces:
                 self._queue(piece)
@@ -159,7 +170,10 @@ class Scheduler:
         """End what cannot be done in time any more."""
         now = monotonic()
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, job = heappop(self._deadlines)
+            _, id_ = heappop(self._deadlines)
+            job = self._desk.find(id_)
+            if job is None:
+                continue
             self._end(
                 job,
                 RefusedError(
@@ -174,12 +188,16 @@ class Scheduler:
     def _end(self, job: Job, error: LssgenError) -> None:
         """A request ends before its pictures are finished."""
         for piece in job.pieces:
-            if piece in self._queued:
-                self._queued.remove(piece)
-                self._queues.remove(piece)
-            elif self.lanes.of(piece):
-                self.lanes.leave(piece)
+            self._take_off(piece)
         self._desk.fail(job, error)
+
+    def _take_off(self, piece: Piece) -> None:
+        """A picture is painted no more."""
+        if piece in self._queued:
+            self._queued.remove(piece)
+            self._queues.remove(piece)
+        elif self.lanes.of(piece):
+            self.lanes.leave(piece)
 
     def _queue(self, piece: Piece) -> None:
         self._queued.add(piece)
@@ -269,14 +287,16 @@ class Scheduler:
             self._begin(painter, piece.job)
         self._settle(0)  # what is read off the device is what was told
         pieces = [piece for piece in pieces if self._desk.holds(piece.job)]
+        if not pieces:
+            return
         staying = self.lanes.pieces(crowd)
         try:
             self._busy(lambda: painter.enter(pieces))
             self._busy(lambda: self.lanes.join(model, crowd, pieces))
         except BackendError as error:
-            self._without_room(crowd, staying, pieces, error)
+            self._without_room(crowd, len(staying), pieces, error)
         except EngineError as error:
-            self._fail_all([*staying, *pieces], error)
+            self._fail_all(pieces, error)
 
     def _begin(self, painter: Painter, job: Job) -> None:
         if not self._desk.holds(job):
@@ -287,22 +307,11 @@ class Scheduler:
         except LssgenError as error:
             self._end(job, error)
 
-    def _without_room(
-        self, crowd: Crowd, staying: Sequence[Piece], joining: Sequence[Piece], error: BackendError
-    ) -> None:
-        """The device is full after all: those who were painted go on, in buffers that fitted; the others wait for room.
-
-        Where they are alone there is none to wait for.
-        """
-        model = self._models[crowd.model]
-        model.clear()
-        self.lanes.refuse(crowd, len(staying) + len(joining))
-        try:
-            if staying:
-                self._busy(lambda: self.lanes.join(model, crowd, staying))
-        except EngineError as again:
-            self._fail_all(staying, again)
-        if self.lanes.takes(crowd):
+    def _without_room(self, crowd: Crowd, staying: int, joining: Sequence[Piece], error: BackendError) -> None:
+        """The device is full after all: those who want to join wait until others have gone, if there are others."""
+        self._models[crowd.model].clear()
+        self.lanes.refuse(crowd, staying + len(joining))
+        if len(self.lanes) or len(joining) > self._batches[0]:
             for piece in joining:
                 self._queue(piece)
         else:
@@ -317,14 +326,6 @@ class Scheduler:
         return Painter(model, self._batches, self._note)
 
     # --- Steps ---
-
-    def _tidied_next(self) -> Lane | None:
-        """The lane whose turn it is."""
-        try:
-            self._busy(self.lanes.tidy)
-        except EngineError as error:  # smaller buffers could not be made: nobody of that lane has a row any more
-            self._fail_all([piece for job in self._desk.jobs for piece in job.pieces if piece.states], error)
-        return self.lanes.next()
 
     def _step(self, lane: Lane) -> None:
         pieces = lane.pieces

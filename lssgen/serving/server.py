@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
-from threading import Condition, Thread
+from threading import Condition, Thread, current_thread
 from time import monotonic
 from types import MappingProxyType, TracebackType
 from typing import Unpack
@@ -241,9 +241,14 @@ class Server:
 
         Args:
             wait: Drain first. Else what is painted is cancelled, within a step.
+
+        Raises:
+            EngineError: A listener calls it.
         """
         if self._phase == "closed":
             return
+        if current_thread() is self._thread:
+            raise EngineError("a server cannot be closed by a listener, whom it waits for; close it in another thread")
         if wait:
             self.drain()
         stuck = self._phase == "stuck"
@@ -319,7 +324,7 @@ class Server:
         ticket = job.ticket
         if hear is not None:
             ticket.listen(hear)
-        ticket.tell(replace(self._position(ticket), seconds=seconds))
+        ticket.tell(self._position(ticket))
         self._scheduler.paint(job)
         if self._phase in ("closed", "stuck", "broken"):  # it became so meanwhile, and nobody would end this request
             self._desk.fail(job, RefusedError("this server stops, and takes no more requests", code="draining"))
@@ -361,8 +366,16 @@ class Server:
         pixels = self._desk.waiting_pixels
         if own is None:
             return Queued(position=0, pixels=pixels, seconds=None)
-        ahead = sum((job.deadline, job.number) < (own.deadline, own.number) for job in jobs.values())
-        return Queued(position=ahead, pixels=pixels, seconds=None)
+        ahead = [job for job in self._desk.jobs if (job.deadline, job.number) < (own.deadline, own.number)]
+        seconds = self._clerk.forecast.behind(
+            ahead,
+            self._models[ticket.model],
+            own.painted,
+            len(own.pieces),
+            own.deadline,
+            previews=ticket.asked.previews,
+        )
+        return Queued(position=sum(not job.begun for job in ahead), pixels=pixels, seconds=seconds)
 
     def _wish(self, ticket: Ticket, wish: str) -> None:
         job = self._desk.find(ticket.id)
@@ -425,6 +438,7 @@ class Server:
 
     def _is_free(self) -> None:
         _LOG.warning("the device answers again")
+        self._scheduler.forget_ended()
         if self._phase == "stuck":
             self._enter("ready")
 
