@@ -1,6 +1,7 @@
 """Servers on networks without weights, and servers whose work can be followed call by call."""
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from toy_bundle import FACTS
 
 from lssgen.bundle import Bundle
-from lssgen.errors import BackendError
+from lssgen.errors import BackendError, ShapeError
 from lssgen.plan.facts import ModelFacts
 from lssgen.ports import Array
 from lssgen.runtime import Options, Pipeline
@@ -17,6 +18,8 @@ from lssgen.serving.api import Event, Observation
 from lssgen.testing import (
     Ask,
     FakeBackend,
+    FakeBuffer,
+    FakeEngine,
     FakeModel,
     Network,
     decode_network,
@@ -116,3 +119,92 @@ class FullBackend(FakeBackend):
         if len(shape) == 5 and int(np.prod(shape)) * np.dtype(dtype).itemsize > self.most:
             raise BackendError("no room for another buffer")
         return super().empty(shape, dtype)
+
+
+class LateDevice(FakeBackend):
+    """Does what is asked of it only when somebody waits for it, as a GPU does it later.
+
+    Attributes:
+        waiting: What was asked for and is not done.
+        done: Number of things that were done.
+        most_ahead: The most steps that were asked for and not done.
+    """
+
+    def __init__(self, graphs: Mapping[str, Network]) -> None:
+        super().__init__(graphs)
+        self.waiting: deque[Callable[[], None]] = deque()
+        self.done = 0
+        self.steps = 0
+        self.most_ahead = 0
+
+    def ask(self, work: Callable[[], None]) -> None:
+        self.waiting.append(work)
+
+    def catch_up(self, until: int | None = None) -> None:
+        while self.waiting and (until is None or self.done < until):
+            self.waiting.popleft()()
+            self.done += 1
+
+    def engine(self, name: str, network: Network) -> FakeEngine:
+        return LateEngine(self, name, network, self.calls)
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> FakeBuffer:
+        return LateBuffer(self, shape, dtype)
+
+    def mark(self) -> Any:
+        return LateMark(self)
+
+
+class LateBuffer(FakeBuffer):
+    def __init__(self, device: LateDevice, shape: Sequence[int], dtype: Any) -> None:
+        super().__init__(shape, dtype)
+        self._device = device
+
+    def write(self, value: Array) -> None:
+        if value.shape != self.shape:
+            raise ShapeError(f"{value.shape} does not fit {self.shape}")
+        copy = np.array(value)
+        self._device.ask(lambda: self.array.__setitem__(..., copy))
+
+    def read(self) -> Array:
+        self._device.catch_up()
+        return super().read()
+
+
+class LateEngine(FakeEngine):
+    def __init__(self, device: LateDevice, name: str, network: Network, calls: list[str]) -> None:
+        super().__init__(name, network, calls)
+        self._device = device
+
+    def bind(self, buffers: Any) -> Any:
+        step = self.name.endswith("/step")
+        given = {port.name: buffers[port.name] for port in self.inputs}
+        device = self._device
+
+        def work() -> None:
+            device.steps -= step
+            made = self._network.run({name: buffer.array for name, buffer in given.items()})
+            for port in self.outputs:
+                buffers[port.name].array[...] = made[port.name]
+
+        def run() -> None:
+            device.steps += step
+            device.most_ahead = max(device.most_ahead, device.steps)
+            device.ask(work)
+
+        return run
+
+
+class LateMark:
+    def __init__(self, device: LateDevice) -> None:
+        self._device = device
+        self.at = device.done + len(device.waiting)
+
+    def reached(self) -> bool:
+        return self._device.done >= self.at
+
+    def wait(self) -> None:
+        self._device.catch_up(self.at)
+
+    def seconds_since(self, earlier: "LateMark") -> float:
+        return 1e-3 * (self.at - earlier.at)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rooms import Follower, alone, fake_server
+from rooms import Follower, LateDevice, alone, fake_server, networks
 
 import lssgen
 from lssgen.bundle import Bundle
@@ -142,6 +142,15 @@ def fakes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Fo
 
 
 @pytest.fixture(scope="module")
+def late(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Follower, Pipeline]]:
+    """A device that lags behind."""
+    graphs, follower = networks(), Follower()
+    folder = tmp_path_factory.mktemp("bundles")
+    with fake_server(folder, graphs=graphs, engine=LateDevice(graphs), observe=follower, patience=3) as server:
+        yield server, follower, alone(server)
+
+
+@pytest.fixture(scope="module")
 def real(toy: Path) -> Iterator[tuple[Server, Follower, Pipeline]]:
     """Small graphs in ONNX Runtime."""
     follower = Follower()
@@ -160,6 +169,17 @@ def test_a_picture_is_the_same_to_the_bit_whoever_comes_and_goes_beside_it(
     fakes: tuple[Server, Follower, Pipeline], coming: list[Arrival]
 ) -> None:
     see(*fakes, coming)
+
+
+@LAW
+@given(coming=arrivals())
+def test_so_it_is_on_a_device_that_lags_behind_and_is_asked_for_one_step_ahead_at_most(
+    late: tuple[Server, Follower, Pipeline], coming: list[Arrival]
+) -> None:
+    see(*late, coming)
+    device = late[0]._backend
+    assert isinstance(device, LateDevice)
+    assert device.most_ahead == 2  # one on the device, one on its way
 
 
 @settings(LAW, max_examples=15)
