@@ -1,4 +1,4 @@
-"""What the server costs beside the device: microseconds of the host for a step of a full batch, on engines that do nothing.
+"""What the server costs beside the device: microseconds of the host a step of a full batch, on engines that do nothing.
 
     python benchmarks/serving_overhead.py --model sd3 --batch 8 --output results.json
 
@@ -13,6 +13,7 @@ import platform
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -103,7 +104,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         bundle = fake_bundle(Path(folder) / args.model, FakeModel(facts=facts, networks=networks))
-        options = ServerOptions(batches=(args.batch,), most_requests=10_000, most_queued_pixels=10**15, most_pictures=100)
+        options = ServerOptions(
+            batches=(args.batch,), most_requests=10_000, most_queued_pixels=10**15, most_pictures=100
+        )
         with lssgen.Server(
             bundle.folder, engine=IdleBackend(networks), verify="never", options=options, observe=observe
         ) as server:
@@ -118,9 +121,7 @@ def main() -> None:
             for ticket in tickets:
                 ticket.result()
     gaps = [
-        1e6 * (later - earlier)
-        for (earlier, rows), (later, after) in zip(calls, calls[1:], strict=False)
-        if rows == after == args.batch
+        1e6 * (later - earlier) for (earlier, rows), (later, after) in pairwise(calls) if rows == after == args.batch
     ]
     report = {
         "machine": platform.machine(),
