@@ -20,7 +20,7 @@ MOST_TEXT = 2**17
 """Bytes of a field of a form that is text."""
 
 DISCARDED_MB = 64
-"""Part of a body that is too large which is read all the same, in 2^20 bytes, so that its sender gets to reading the answer."""
+"""Part of a body that is too large which is read all the same, in 2^20 bytes, so that its sender reads the answer."""
 
 
 @dataclass(slots=True)

@@ -99,6 +99,7 @@ class Job:
         waiters: Number of those who wait for it.
         draft: The room's word for a draft.
         record: Record in the journal; None where it is in none.
+        written: Event of its record being in the journal, or of it being known that it will be in none.
         above: Headers that name the span that it belongs to.
     """
 
@@ -120,6 +121,7 @@ class Job:
     waiters: int = 0
     draft: str = ""
     record: JobRecord | None = None
+    written: asyncio.Event = field(default_factory=asyncio.Event)
     above: dict[str, str] = field(default_factory=dict[str, str])
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -115,7 +115,7 @@ def order_from(asked: Asked, model: ModelInfo, steps: int, limits: Limits) -> Or
         asked = replace(asked, fields=msgspec.structs.replace(fields, seed=secrets.randbelow(2**32)))
         fields = asked.fields
     start, mask = _pictures(asked)
-    size = side_lengths(fields.size, model) or (_own_size(start, model) if start else None)
+    size = side_lengths(fields.size, model)
     width, height = size or (model.width, model.height)
     n, schedule = fields.n or 1, QUALITIES[fields.quality or "auto"]
     options = words_of(schedule, steps, _options(fields, asked, mask is not None))
@@ -148,6 +148,19 @@ def order_from(asked: Asked, model: ModelInfo, steps: int, limits: Limits) -> Or
     )
 
 
+def at_size_of_its_picture(order: Order, model: ModelInfo) -> Order | None:
+    """The order at the size of the picture that it starts from, where no size was asked for and sides fit the model.
+
+    Whether every stage fits is for the engine room to say.
+    """
+    start = order.room.init_image
+    if start is None or order.size or start.width % model.multiple or start.height % model.multiple:
+        return None
+    options = cast(Options, {**order.room.options, "width": start.width, "height": start.height})
+    pixels = order.room.n * start.width * start.height
+    return replace(order, room=replace(order.room, options=options), size=start.size, pixels=pixels)
+
+
 def _refuse_unsupported(asked: Asked, model: ModelInfo) -> None:
     """Refuse what is in OpenAI's interface and cannot be done here, instead of passing over it."""
     fields = asked.fields
@@ -172,12 +185,6 @@ def _pictures(asked: Asked) -> tuple[Image.Image | None, Image.Image | None]:
         return None, None
     picture = picture_of(asked.images[0])
     return picture, mask_of(asked.mask, picture.size) if asked.mask else None
-
-
-def _own_size(picture: Image.Image, model: ModelInfo) -> tuple[int, int] | None:
-    """The picture's size where the model can paint it; else the model's own."""
-    fits = picture.width % model.multiple == picture.height % model.multiple == 0
-    return picture.size if fits and picture.width * picture.height <= model.width * model.height else None
 
 
 def _options(fields: Common, asked: Asked, masked: bool) -> Options:

@@ -7,20 +7,21 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from lssgen.errors import LssgenError
+from lssgen.errors import LssgenError, RefusedError
 from lssgen.jsons import JsonError
 from lssgen.serving.api import Event, ImageRequest, ModelInfo, Progress
 from lssgen.serving.http.jobs import Job, Painted, Pump, failure, told_before
 from lssgen.serving.http.journal import MOST_STARTS, JobRecord, Journal
 from lssgen.serving.http.keys import Client
 from lssgen.serving.http.limits import KeyLimits, Limits, Meter
-from lssgen.serving.http.orders import Asked, Order, order_from
+from lssgen.serving.http.orders import Asked, Order, at_size_of_its_picture, order_from
 from lssgen.serving.http.refusals import HttpError
 from lssgen.serving.http.sizes import other_size
 from lssgen.serving.http.store import Store
@@ -123,6 +124,7 @@ class Reception:
         job = Job(id=secrets.token_hex(16), order=order, client=client, created=time.time(), kept=True, stored=True)
         job.answer, word = told_before(order), draft.draft
         await self._submit(job, lambda hear: self.room.refine(word, keep, previews=True, hear=hear))
+        job.written.set()  # the latents that it goes on from do not outlive the server
         self._jobs[job.id] = job
         return job
 
@@ -141,6 +143,7 @@ class Reception:
         model = self.model(asked.fields.model)
         steps = await self._steps_of(model)
         order = await self._in_thread(order_from, asked, model, steps, self.limits)
+        order = await self._at_own_size(order, model)
         order = await self._with_estimates(order)
         job = Job(
             id=record.id if record else secrets.token_hex(16),
@@ -169,7 +172,8 @@ class Reception:
 
         def hear(event: Event) -> None:
             if not isinstance(event, Progress):  # a step of every picture; whoever wants it asks the ticket
-                loop.call_soon_threadsafe(events.put_nowait, event)
+                with suppress(RuntimeError):  # the loop is closed: nobody is there any more
+                    loop.call_soon_threadsafe(events.put_nowait, event)
 
         submitted = loop.run_in_executor(self._threads, submit, hear)
         try:
@@ -185,6 +189,17 @@ class Reception:
         self._pumps.add(pump)
         pump.add_done_callback(self._pumps.discard)
         pump.add_done_callback(lambda _: free())
+
+    async def _at_own_size(self, order: Order, model: ModelInfo) -> Order:
+        """An edit without a size has that of its picture, where it can be painted; else the model's own."""
+        own = at_size_of_its_picture(order, model)
+        if own is None:
+            return order
+        try:
+            await self._in_thread(self.room.quote, own.room)
+        except RefusedError:
+            return order
+        return own
 
     async def _with_estimates(self, order: Order) -> Order:
         """Ask for so many estimates that, with the pictures of the small stages, there are as many as are wanted."""
@@ -381,6 +396,7 @@ class Reception:
 
     async def _note_begin(self, job: Job, record: JobRecord | None) -> None:
         if self._journal is None or job.order is None:
+            job.written.set()
             return
         asked = job.order.asked
         record = record or JobRecord(
@@ -395,18 +411,23 @@ class Reception:
             idempotency=job.idempotency,
             digest=job.digest,
         )
+        job.record = record
         try:
             await self._in_thread(self._journal.begin, record, asked)
         except OSError as error:
+            job.record = None
             job.cancel()
             self._jobs.pop(job.id, None)
             raise HttpError("internal_error", f"the job cannot be written down: {error.strerror}") from error
-        job.record = record
+        finally:
+            job.written.set()
 
     async def _ended(self, job: Job) -> None:
         self._told_ended(job)
         if not job.kept and job.idempotency and job.error is not None:
             self._keys.pop((job.client.name, job.idempotency), None)  # the next try is a new one
+        if job.kept:
+            await job.written.wait()  # a quick one may end before it is written down that it began
         if self._journal is None or job.record is None or (self.closing and job.state != "done"):
             return
         if job.id in self._jobs:

@@ -111,6 +111,8 @@ class HttpError(Exception):
             said["retry-after"] = f"{-(-wait // 1000):.0f}"
         if self.kind.status == 401:
             said["www-authenticate"] = "Bearer"
+        if self.kind.status in (408, 413):  # what is left of the body is nobody's request
+            said["connection"] = "close"
         return said
 
 

@@ -1,5 +1,6 @@
 """An engine room without engines: pictures of one colour, when and as a test wants them."""
 
+import random
 import threading
 import time
 from collections.abc import Sequence
@@ -50,6 +51,7 @@ class FakeRoom:
         phase: As `Server.phase`.
         asked: Requests that were taken.
         cancelled: Number of requests that were.
+        noise: True where pictures are noise, which no format makes small.
         floor: Multiple that sizes are rounded down to, as some models do.
     """
 
@@ -61,10 +63,16 @@ class FakeRoom:
     phase: Phase = "ready"
     asked: list[ImageRequest] = field(default_factory=list)
     cancelled: int = 0
+    noise: bool = False
     floor: int = 1
 
     def __post_init__(self) -> None:
         self.hold.set()
+
+    def reset(self) -> None:
+        """As new."""
+        self.hold.set()
+        self.__dict__ = dict(FakeRoom(self.bundle).__dict__)
 
     @property
     def ready(self) -> bool:
@@ -197,7 +205,7 @@ class FakeRoom:
         for event in told:
             ticket.tell(event)
         picture = Picture(
-            image=Image.new("RGB", (plan.width_px, plan.height_px), (request.seed + index) % 256),
+            image=self._image((plan.width_px, plan.height_px), request.seed + index),
             latent=np.zeros((4, 8, 8), np.float32),
             prompt=ticket.asked.prompt,
             negative_prompt=request.negative_prompt,
@@ -205,6 +213,11 @@ class FakeRoom:
         )
         ticket.tell(PictureDone(index=index, picture=picture))
         return picture
+
+    def _image(self, size: tuple[int, int], seed: int) -> Image.Image:
+        if self.noise:
+            return Image.frombytes("RGB", size, random.Random(seed).randbytes(3 * size[0] * size[1]))
+        return Image.new("RGB", size, seed % 256)
 
 
 def as_server(room: FakeRoom) -> Server:

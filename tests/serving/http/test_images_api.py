@@ -13,9 +13,9 @@ import httpx2
 import numpy as np
 import openai
 import pytest
-from conftest import Host, Site
 from fake_room import FakeRoom
 from PIL import Image
+from sites import Host, Site
 
 import lssgen
 from lssgen.bundle import Bundle
