@@ -39,6 +39,7 @@ def app_of(
     *,
     settings: HttpSettings | None = None,
     limits: Limits | None = None,
+    keys: Keys | None = None,
     state: Path | None = None,
     connections: Connections | None = None,
     tracer: Tracer | None = None,
@@ -49,6 +50,7 @@ def app_of(
         room: The server; it is not closed with the application.
         metrics: Those that the server observes with.
         settings, limits: The owner's choices.
+        keys: Who may ask; None: those of the file that the settings name.
         state: Folder of jobs; None: in memory. Its lock is the caller's.
         connections: Those of `lssgen.serving.http.running`, so that clients that do not read can be let go.
         tracer: Makes spans.
@@ -58,7 +60,7 @@ def app_of(
         OSError: The folder cannot be used.
     """
     settings, limits = settings or HttpSettings(), limits or Limits()
-    keys = Keys(settings.api_keys, limits.of_key) if settings.api_keys else None
+    keys = keys or _keys(settings, limits)
 
     def ended(job: Job) -> None:
         if tracer is not None:
@@ -109,6 +111,7 @@ def serve(
     settings, limits = settings or HttpSettings(), limits or Limits()
     connections, metrics = Connections(), Metrics()
     with open_socket(settings) as opened:
+        keys = _keys(settings, limits)
         see_who_may_ask(settings)
         open_access_log(settings.log)
         tracer = open_tracer() if settings.traces == "otlp" else None
@@ -128,12 +131,17 @@ def serve(
                     metrics,
                     settings=settings,
                     limits=limits,
+                    keys=keys,
                     state=state,
                     connections=connections,
                     tracer=tracer,
                 )
                 _LOG.info("listening at %s, jobs in %s", address_of(opened), state)
                 serve_app(app, opened, connections, settings)
+
+
+def _keys(settings: HttpSettings, limits: Limits) -> Keys | None:
+    return Keys(settings.api_keys, limits.of_key) if settings.api_keys else None
 
 
 @contextmanager

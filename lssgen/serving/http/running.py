@@ -40,10 +40,7 @@ def open_socket(settings: HttpSettings) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        opened = socket.socket(family, kind, protocol)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.bind(address)
-        opened.listen(MOST_CONNECTIONS)  # a second server of the same port is refused now, not when it would answer
+        return _listening(socket.socket(family, kind, protocol), address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ServingError(
@@ -52,6 +49,17 @@ def open_socket(settings: HttpSettings) -> socket.socket:
         raise ServingError(
             f"cannot listen at {where}: {error.strerror}; choose others with --host and --port"
         ) from error
+
+
+def _listening(opened: socket.socket, address: Any) -> socket.socket:
+    """A second server of the same port is refused now, not when it would answer."""
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(address)
+        opened.listen(MOST_CONNECTIONS)
+    except OSError:
+        opened.close()
+        raise
     return opened
 
 
