@@ -170,6 +170,14 @@ class LateBuffer(FakeBuffer):
         self._device.catch_up()
         return super().read()
 
+    def write_part(self, first: int, values: Array) -> None:
+        copy = np.array(values)
+        self._device.ask(lambda: FakeBuffer.write_part(self, first, copy))
+
+    def read_part(self, first: int, count: int) -> Array:
+        self._device.catch_up()
+        return super().read_part(first, count)
+
 
 class LateEngine(FakeEngine):
     def __init__(self, device: LateDevice, name: str, network: Network, calls: list[str]) -> None:

@@ -1,16 +1,15 @@
 """Rooms, served."""
 
-import shutil
 from collections.abc import Generator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_room import FakeRoom, as_server
 from sites import Host, Site, serving
+from toy_bundle import toy_in_stages
 
-from lssgen.bundle import MANIFEST, Bundle, manifest_json, read_bundle
+from lssgen.bundle import Bundle
 from lssgen.serving.http.metrics import Metrics
 from lssgen.serving.server import Server
 
@@ -18,12 +17,7 @@ from lssgen.serving.server import Server
 @pytest.fixture(scope="session")
 def small(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The toy bundle, whose own transition is the one that it has."""
-    folder = tmp_path_factory.mktemp("served") / "toy"
-    shutil.copytree(toy, folder)
-    manifest = read_bundle(toy).manifest
-    facts = replace(manifest.facts, defaults=replace(manifest.facts.defaults, scaling_space="latent"))
-    (folder / MANIFEST).write_bytes(manifest_json(replace(manifest, facts=facts)))
-    return read_bundle(folder)
+    return toy_in_stages(toy, tmp_path_factory.mktemp("served") / "toy")
 
 
 @pytest.fixture(scope="session")
