@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 
 from lssgen.bundle import Bundle
-from lssgen.engines.base import Binding, Buffer, HostMark, check_buffers, see_graph
+from lssgen.engines.base import Binding, Buffer, HostMark, check_buffers, check_part, see_graph
 from lssgen.engines.demand import Demand
 from lssgen.engines.memory import in_turn_bytes, megabytes, stays
 from lssgen.engines.options import OrtCudaOptions, OrtOptions
@@ -46,6 +46,7 @@ class OrtBuffer:
     def __init__(self, shape: Sequence[int], dtype: Any, device: str, device_id: int) -> None:
         self._shape = tuple(shape)
         self._dtype = np.dtype(dtype)
+        self._device = device
         self.value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), self._dtype.type, device, device_id)
 
     @property
@@ -63,6 +64,17 @@ class OrtBuffer:
 
     def read(self) -> Array:
         return self.value.numpy().copy()  # on the CPU, numpy() is a view
+
+    def write_part(self, first: int, values: Array) -> None:
+        check_part(self._shape, first, values.size)
+        every = self.value.numpy()
+        every.reshape(-1)[first : first + values.size] = values.reshape(-1)
+        if self._device != "cpu":
+            self.value.update_inplace(every)  # ONNX Runtime copies whole tensors only
+
+    def read_part(self, first: int, count: int) -> Array:
+        check_part(self._shape, first, count)
+        return self.value.numpy().reshape(-1)[first : first + count].copy()
 
 
 class OrtEngine:

@@ -13,7 +13,7 @@ import numpy as np
 
 from lssgen.ports import Array
 from lssgen.runtime.sampler import Floats
-from lssgen.runtime.workspace import Geometry, Workspace
+from lssgen.runtime.workspace import Branches, Geometry, Workspace
 from lssgen.serving.model import Model
 from lssgen.serving.work import Crowd, Piece
 
@@ -26,14 +26,14 @@ class _Device:
         space: Its buffers.
         numbers: (batch, 7 + K), the steps of the rows.
         weights: (branches, batch), their guidance.
-        noise: (batch, C, h, w) in the noise buffer.
-        turn: Steps since the buffers were filled.
+        scales: (2, batch), their guidance scales and shares of rescaled guidance.
+        turn: Steps since the buffers were taken.
     """
 
     space: Workspace
     numbers: Floats
     weights: Floats
-    noise: Floats
+    scales: Floats
     turn: int = 0
 
 
@@ -75,19 +75,14 @@ class Lane:
         Raises:
             EngineError: The buffers cannot be made. Those who have rows keep them, and nobody joins.
         """
-        staying = self.pieces
-        states = self._states(staying) if staying else {}
-        everybody = [*staying, *joining]
-        for row, piece in enumerate(staying):
-            piece.states = {port: value[row] for port, value in states.items()}
-        try:
-            self._device = self._filled(everybody, batch)
-        finally:
-            for piece in staying:
-                piece.states = None
-        self.rows = [*everybody, *[None] * (batch - len(everybody))]
-        for piece in joining:
+        if batch != self.batch:
+            self._move([*self.pieces, *joining], batch)
+        free = (row for row, piece in enumerate(self.rows) if piece is None)
+        for piece, row in zip(joining, free, strict=False):
+            self._put(self._on, row, piece)
+            self.rows[row] = piece
             piece.states = None
+        self._on.space.write_guidance(*self._on.scales)
 
     def leave(self, piece: Piece) -> None:
         """Free a picture's row; nothing of it is kept."""
@@ -98,8 +93,7 @@ class Lane:
 
     def park(self, piece: Piece) -> None:
         """Take a picture off the device, with what it needs to go on."""
-        states = self._states([piece])
-        piece.states = {port: value[0] for port, value in states.items()}
+        piece.states = self._states(piece)
         self.leave(piece)
 
     def step(self) -> list[Piece]:
@@ -110,29 +104,26 @@ class Lane:
         """
         on, space = self._on, self._on.space
         pieces = self.pieces
-        draws = False
         for row, piece in enumerate(self.rows):
             if piece is not None:
                 table = piece.table
                 on.numbers[row] = table.rows[piece.turn]
                 on.weights[:, row] = table.weights[piece.turn]
-                draws = self._draw(row, piece) or draws
-        if draws:
-            space.noise(0).write(on.noise)
+                if table.draws[piece.turn]:
+                    self._draw(row, piece)
         space.write_row(on.numbers)
         space.write_weights(self.crowd.branches, on.weights)
         space.step(0, on.turn, self.crowd.branches)()
         on.turn += 1
         for piece in pieces:
             piece.turn += 1
-        if any(piece.job.origin is not None for piece in pieces):
-            self._put_back()
+            if piece.job.origin is not None:
+                self._put_back(piece)
         return pieces
 
-    def latents(self, pieces: Sequence[Piece]) -> list[Floats]:
-        """(C, h, w) latent of some pictures; waits for the device."""
-        every = self._on.space.latent(0, self._on.turn).read()
-        return [every[self.rows.index(piece)].copy() for piece in pieces]
+    def latent(self, piece: Piece) -> Floats:
+        """(C, h, w) latent of a picture; waits for the device."""
+        return self._on.space.take_latent(0, self._on.turn, self.rows.index(piece))
 
     def estimate(self, piece: Piece) -> Floats | None:
         """(C, h, w) clean latent that a picture's last step moved towards; None where it cannot be told.
@@ -149,8 +140,9 @@ class Lane:
         if abs(t * a - s * b) < 1e-6:
             return None
         row, on = self.rows.index(piece), self._on
-        before, after = (on.space.latent(0, turn).read()[row] for turn in (on.turn - 1, on.turn))
-        after = after - np.float32(fresh) * on.noise[row]
+        before, after = (on.space.take_latent(0, turn, row) for turn in (on.turn - 1, on.turn))
+        if fresh and piece.drawn is not None:
+            after = after - np.float32(fresh) * piece.drawn
         return ((t * before - s * after) / (t * a - s * b)).astype(np.float32)
 
     def let_go(self) -> None:
@@ -174,79 +166,73 @@ class Lane:
             apart=("lane", *self.crowd.branches, *map(str, self.crowd.lengths)),
         )
 
-    def _states(self, pieces: Sequence[Piece]) -> dict[str, Array]:
-        states = self._on.space.read_states(0, self._on.turn, self.crowd.branches)
-        rows = [self.rows.index(piece) for piece in pieces]
-        return {port: value[rows] for port, value in states.items()}
+    def _states(self, piece: Piece) -> dict[str, Array]:
+        on = self._on
+        return on.space.take_states(0, on.turn, self.crowd.branches, self.rows.index(piece))
 
-    def _filled(self, pieces: Sequence[Piece], batch: int) -> "_Device":
-        """Buffers with everything that a step reads besides its numbers."""
-        branches = self.crowd.branches
+    def _move(self, pieces: Sequence[Piece], batch: int) -> None:
+        """Go on in other buffers, with those who have rows; the others are heard of for their text's shape."""
+        staying = self.pieces
         space = self._model.workspace(self._geometry(pieces[0], batch))
-        space.write_states(0, 0, branches, _stacked([_states_of(piece, space, branches) for piece in pieces], batch))
-        speakers = {"positive", *branches} - {"skip"}  # layers are left out of the positive prompt
-        space.write_text(branches, {one: _stacked([_heard(piece, one) for piece in pieces], batch) for one in speakers})
-        for feed in space.picture_feeds:
-            values = _stacked([{"": piece.job.values[feed][piece.stage][0]} for piece in pieces], batch)
-            space.write_picture(0, feed, values[""])
-        scales = [(p.job.request.plan_options.guidance_scale, p.job.request.guidance_rescale) for p in pieces]
-        told = np.zeros((2, batch), np.float32)
-        told[:, : len(pieces)] = np.asarray(scales, np.float32).T
-        space.write_guidance(*told)
-        noise = np.zeros(space.noise(0).shape, np.float32)
-        for row, piece in enumerate(pieces):
-            if piece.drawn is not None:
-                noise[row] = piece.drawn
-        space.noise(0).write(noise)
-        return _Device(
+        device = _Device(
             space=space,
             numbers=np.zeros((batch, pieces[0].table.rows.shape[1]), np.float32),
-            weights=np.zeros((len(branches), batch), np.float32),
-            noise=noise,
+            weights=np.zeros((len(self.crowd.branches), batch), np.float32),
+            scales=np.zeros((2, batch), np.float32),
         )
+        self._make(device)
+        for row, piece in enumerate(staying):
+            piece.states = self._states(piece)
+            self._put(device, row, piece)
+            piece.states = None
+        self.rows = [*staying, *[None] * (batch - len(staying))]
+        self._device = device
 
-    def _draw(self, row: int, piece: Piece) -> bool:
-        """Fresh noise for a step that draws it; whether it does."""
-        if piece.table.stage.steps[piece.turn].noise is None:
-            return False
+    def _make(self, device: _Device) -> None:
+        """Make the buffers that steps will need, while those that are in use are there still.
+
+        Raises:
+            EngineError: There is no room for them.
+        """
+        for turn in (0, 1):
+            device.space.step(0, turn, self.crowd.branches)
+        device.space.noise(0)
+
+    def _put(self, device: _Device, row: int, piece: Piece) -> None:
+        """Write everything that a picture's steps read besides their numbers. Rows that nobody takes are not cleared:
+        no operator of a step reads across pictures, and whoever takes one writes all of it."""
+        space, branches, job = device.space, self.crowd.branches, piece.job
+        assert job.text is not None, "a picture is begun before it joins"
+        space.put_states(0, device.turn, branches, row, _states_of(piece, space, branches))
+        space.put_text(branches, row, job.text)
+        for feed in space.picture_feeds:
+            space.put_picture(0, feed, row, job.values[feed][piece.stage][0])
+        drawn = np.zeros(space.noise(0).shape[1:], np.float32) if piece.drawn is None else piece.drawn
+        space.put_noise(0, row, drawn)
+        device.scales[:, row] = job.request.plan_options.guidance_scale, job.request.guidance_rescale
+
+    def _draw(self, row: int, piece: Piece) -> None:
+        """Fresh noise for a step that takes it."""
         assert piece.stream is not None, "a picture is begun before it joins"
-        piece.drawn = piece.stream.draw(self._on.noise.shape[1:])
-        self._on.noise[row] = piece.drawn
-        return True
+        piece.drawn = piece.stream.draw(self._on.space.noise(0).shape[1:])
+        self._on.space.put_noise(0, row, piece.drawn)
 
-    def _put_back(self) -> None:
-        """Inpainting: what is kept of the pictures that runs start from, as noisy as the latents are by now."""
-        buffer = self._on.space.latent(0, self._on.turn)
-        latents = buffer.read()
-        for row, piece in enumerate(self.rows):
-            if piece is not None and piece.job.origin is not None and piece.job.origin.keeps(piece.stage):
-                level = piece.table.stage.levels[piece.turn - 1]
-                assert piece.noise is not None, "a picture that has entered a stage has its noise"
-                latents[row] = piece.job.origin.put_back(piece.stage, level, piece.noise, latents[row])
-        buffer.write(latents)
+    def _put_back(self, piece: Piece) -> None:
+        """Inpainting: what is kept of the picture that a run starts from, as noisy as the latent is by now."""
+        origin, row, on = piece.job.origin, self.rows.index(piece), self._on
+        if origin is None or not origin.keeps(piece.stage):
+            return
+        assert piece.noise is not None, "a picture that has entered a stage has its noise"
+        level = piece.table.stage.levels[piece.turn - 1]
+        latent = on.space.take_latent(0, on.turn, row)
+        on.space.put_latent(0, on.turn, row, origin.put_back(piece.stage, level, piece.noise, latent))
 
 
-def _states_of(piece: Piece, space: Workspace, branches: Sequence[str]) -> dict[str, Array]:
+def _states_of(piece: Piece, space: Workspace, branches: Branches) -> dict[str, Array]:
     """A picture's states: those that it had, or those that its stage begins with."""
     assert piece.latent is not None, "a picture that joins has entered its stage"
-    fresh = space.states_from(piece.latent, tuple(branches))
+    fresh = space.states_from(piece.latent, branches)
     if piece.states is None:
         return fresh
     same = {port: value for port, value in piece.states.items() if value.shape == fresh[port].shape}
     return {**fresh, **same}  # a state with a branch axis begins anew where the branches change
-
-
-def _heard(piece: Piece, branch: str) -> dict[str, Array]:
-    assert piece.job.text is not None, "a picture is begun before it joins"
-    return dict(piece.job.text[branch])
-
-
-def _stacked(each: Sequence[dict[str, Array]], batch: int) -> dict[str, Array]:
-    """One array a port, (batch, ...): rows that nobody takes are zeros."""
-    found: dict[str, Array] = {}
-    for port, first in each[0].items():
-        every = np.zeros((batch, *first.shape), first.dtype)
-        for row, one in enumerate(each):
-            every[row] = one[port]
-        found[port] = every
-    return found

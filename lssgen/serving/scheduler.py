@@ -375,9 +375,9 @@ class Scheduler:
             if not piece.ends_stage and piece.job.shows(piece):
                 self._guarded(piece.job, lambda piece=piece: self._finisher.estimate(piece, lane, painter))
         ended = [piece for piece in here if piece.ends_stage and self.lanes.of(piece) is lane]
-        latents = lane.latents(ended) if ended else []
-        for piece, latent in zip(ended, latents, strict=True):
+        for piece in ended:
             if self.lanes.of(piece) is lane:  # another picture of its request may have ended it
+                latent = lane.latent(piece)
                 self.lanes.leave(piece)
                 self._guarded(piece.job, lambda piece=piece, latent=latent: self._ended(piece, latent, painter))
         for piece in here:

@@ -91,7 +91,7 @@ class Warmer:
             if any(piece.crowd != crowd for piece in pieces if not piece.ends_stage):
                 break
         self._learn(model, job, index, batch, before)
-        found = lane.latents(pieces)
+        found = [lane.latent(piece) for piece in pieces]
         lane.let_go()
         return found
 

@@ -57,12 +57,14 @@ class StageTable:
         rows: (steps, 7 + K) float32.
         weights: (branches,) float32 of every step.
         branches: Of every step.
+        draws: Whether it draws noise, of every step.
     """
 
     stage: Stage
     rows: NDArray[np.float32]
     weights: tuple[NDArray[np.float32], ...]
     branches: tuple[Branches, ...]
+    draws: tuple[bool, ...]
 
     @classmethod
     def of(cls, stage: Stage, history: int) -> "StageTable":
@@ -71,6 +73,7 @@ class StageTable:
             rows=np.stack([step.row(history) for step in stage.steps]),
             weights=tuple(np.asarray([weight for _, weight in step.guidance], np.float32) for step in stage.steps),
             branches=tuple(tuple(branch for branch, _ in step.guidance) for step in stage.steps),
+            draws=tuple(step.noise is not None for step in stage.steps),
         )
 
 
