@@ -16,16 +16,12 @@ from lssgen.testing import FakeBuffer
 Make = Callable[[Sequence[int], Any], Buffer]
 
 
-def cuda_buffer(shape: Sequence[int], dtype: Any) -> Buffer:
-    from lssgen.engines.cuda import CudaBuffer, Device
-
     return CudaBuffer(Device(), shape, dtype)
 
 
 MAKERS = [
     pytest.param(FakeBuffer, id="fake"),
     pytest.param(lambda shape, dtype: OrtBuffer(shape, dtype, "cpu", 0), id="onnxruntime"),
-    pytest.param(cuda_buffer, id="cuda", marks=pytest.mark.gpu),
 ]
 
 
