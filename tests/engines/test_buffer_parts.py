@@ -16,9 +16,6 @@ from lssgen.testing import FakeBuffer
 Make = Callable[[Sequence[int], Any], Buffer]
 
 
-    return CudaBuffer(Device(), shape, dtype)
-
-
 MAKERS = [
     pytest.param(FakeBuffer, id="fake"),
     pytest.param(lambda shape, dtype: OrtBuffer(shape, dtype, "cpu", 0), id="onnxruntime"),
