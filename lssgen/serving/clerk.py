@@ -20,12 +20,14 @@ from lssgen.runtime.origin import Start
 from lssgen.runtime.text import see_prompt
 from lssgen.serving.api import ImageRequest, RefusalCode
 from lssgen.serving.desk import Desk
+from lssgen.serving.drafts import Drafts
 from lssgen.serving.forecast import Forecast
 from lssgen.serving.lanes import Lanes
 from lssgen.serving.model import Model
 from lssgen.serving.models import Models
 from lssgen.serving.options import ServerOptions
 from lssgen.serving.schedule import Candidate, best_within, candidates
+from lssgen.serving.work import Job
 
 OURS = ("num_images", "batch")
 """Words of a run that are not a request's: how many is `n`, and what is painted together is the server's choice."""
@@ -61,6 +63,7 @@ class Clerk:
     Args:
         models: What there is to paint with.
         desk: The books, which say what waits.
+        drafts: Drafts that can be refined.
         lanes: Say how much memory a picture takes.
         options: Limits.
         budget: Bytes that weights and buffers may take.
@@ -71,6 +74,7 @@ class Clerk:
         self,
         models: Models,
         desk: Desk,
+        drafts: Drafts,
         lanes: Lanes,
         options: ServerOptions,
         budget: int,
@@ -78,6 +82,7 @@ class Clerk:
     ) -> None:
         self._models = models
         self._desk = desk
+        self._drafts = drafts
         self._lanes = lanes
         self._options = options
         self._budget = budget
@@ -96,6 +101,31 @@ class Clerk:
             raise self._desk.refused(error) from error.__cause__
         except LssgenError as error:
             raise self._desk.refused(_refusal(str(error), "invalid_value", param_of(str(error)))) from error
+
+    def draft(self, draft: str, keep: Sequence[int]) -> Job:
+        """The draft that some pictures are to be kept of.
+
+        Raises:
+            RefusedError: There is no such draft, or it has no such pictures.
+        """
+        old, most = self._drafts.get(draft), self._options.most_pictures
+        if old is None:
+            fault = _refusal(
+                f"there is no draft {draft[:80]!r}; one is kept for {self._options.draft_seconds:g} s, as far as "
+                "memory reaches: draw it again",
+                "unknown_draft",
+                "draft",
+            )
+        elif not keep or any(isinstance(index, bool) or index not in range(len(old.pieces)) for index in keep):
+            fault = _refusal(
+                f"keep is {list(keep)[:20]}; give some of the draft's pictures, 0 to {len(old.pieces) - 1}",
+                param="keep",
+            )
+        elif len(keep) > most:
+            fault = _refusal(f"keep has {len(keep)} entries; this server takes {most}", "too_large", "keep")
+        else:
+            return old
+        raise self._desk.refused(fault)
 
     def milliseconds(self, value: float | None, name: str) -> float | None:
         """A time, if it is one.

@@ -11,12 +11,16 @@ class Waiting:
 
     Args:
         patience: Times that the oldest may be passed over before it comes first.
+
+    Attributes:
+        short: Times that there was no memory for any of them, while others went on.
     """
 
     def __init__(self, patience: int) -> None:
         self._patience = patience
         self._ranked: list[Piece] = []
         self._passed = 0
+        self.short = 0
 
     def __len__(self) -> int:
         return len(self._ranked)
@@ -76,8 +80,8 @@ class Queues:
         self._tidy(piece.crowd)
 
     def by_rank(self) -> list[tuple[Crowd, Waiting]]:
-        """The crowds, that with the picture whose turn it is first."""
-        return sorted(self._crowds.items(), key=lambda item: item[1].first().rank)
+        """The crowds: those that found no memory too often, then that with the picture whose turn it is."""
+        return sorted(self._crowds.items(), key=lambda item: (item[1].short < self._patience, item[1].first().rank))
 
     def pop(self, crowd: Crowd) -> Piece:
         """Take out whose turn it is in a crowd."""

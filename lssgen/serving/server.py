@@ -79,7 +79,9 @@ class Server:
         self._desk = Desk(self._options, observe)
         self._drafts = Drafts(self._options.draft_seconds, self._options.draft_mib * 2**20)
         self._scheduler = Scheduler(self._backend, self._models, self._desk, self._drafts, self._options, self._budget)
-        self._clerk = Clerk(self._models, self._desk, self._scheduler.lanes, self._options, self._budget, self._sizes)
+        self._clerk = Clerk(
+            self._models, self._desk, self._drafts, self._scheduler.lanes, self._options, self._budget, self._sizes
+        )
         self._phase: Phase = "starting"
         self._fault: LssgenError | None = None
         self._changed = Condition()
@@ -182,7 +184,7 @@ class Server:
             RefusedError: No such draft or picture, or as for `submit`.
         """
         self._see_open()
-        old = self._draft(draft, keep)
+        old = self._clerk.draft(draft, keep)
         asked = replace(
             old.ticket.asked,
             draft=False,
@@ -329,36 +331,6 @@ class Server:
         if self._phase in ("closed", "stuck", "broken"):  # it became so meanwhile, and nobody would end this request
             self._desk.fail(job, RefusedError("this server stops, and takes no more requests", code="draining"))
         return ticket
-
-    def _draft(self, draft: str, keep: Sequence[int]) -> Job:
-        old = self._drafts.get(draft)
-        if old is None:
-            raise self._desk.refused(
-                RefusedError(
-                    f"there is no draft {draft[:80]!r}; one is kept for {self._options.draft_seconds:g} s, as far as "
-                    "memory reaches: draw it again",
-                    code="unknown_draft",
-                    param="draft",
-                )
-            )
-        known = range(len(old.pieces))
-        if not keep or any(isinstance(index, bool) or index not in known for index in keep):
-            raise self._desk.refused(
-                RefusedError(
-                    f"keep is {list(keep)[:20]}; give some of the draft's pictures, 0 to {len(known) - 1}",
-                    code="invalid_value",
-                    param="keep",
-                )
-            )
-        if len(keep) > self._options.most_pictures:
-            raise self._desk.refused(
-                RefusedError(
-                    f"keep has {len(keep)} entries; this server takes {self._options.most_pictures} of one request",
-                    code="too_large",
-                    param="keep",
-                )
-            )
-        return old
 
     def _position(self, ticket: Ticket) -> Queued:
         jobs = {job.ticket.id: job for job in self._desk.waiting}

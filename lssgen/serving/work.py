@@ -266,6 +266,12 @@ class Piece:
         return self.turn == len(self.table.stage.steps)
 
     @property
+    def changes(self) -> bool:
+        """Whether its next step has other branches than the one before, in the same stage."""
+        branches, turn = self.table.branches, self.turn
+        return 0 < turn < len(branches) and branches[turn] != branches[turn - 1]
+
+    @property
     def steps_ahead(self) -> int:
         """Steps that it still takes."""
         stages = self.job.tables[self.stage : self.job.stages]
