@@ -10,10 +10,12 @@ from rooms import FullBackend, ask, bundle_of, fake_server, networks
 from test_life import Gate
 
 from lssgen.errors import BackendError, BundleError, RefusedError
+from lssgen.plan import PlanOptions
 from lssgen.runtime import Pipeline
 from lssgen.runtime.workspace import Geometry, Workspace
 from lssgen.serving import Server, ServerOptions
 from lssgen.serving.memory import lane_bytes
+from lssgen.serving.plans import Plans
 from lssgen.testing import FakeBackend
 
 KB = 1000
@@ -164,3 +166,51 @@ def test_memory_is_known_before_the_buffers_are_made(
     names = ("negative", "positive")[:branches]
     workspace.step(0, 0, names)
     assert lane_bytes(bundle.manifest, (height, width), branches, batch) == workspace.bytes
+
+
+@pytest.mark.parametrize("hurry", [{}, {"deadline_ms": 6e5}])
+def test_a_large_picture_gets_its_memory_however_many_small_ones_come(tmp_path: Path, hurry: dict[str, Any]) -> None:
+    graphs = networks()
+    bundle = bundle_of(tmp_path / "toy", graphs)
+    room = lane_bytes(bundle.manifest, (16, 16), 2, 1)
+    options = ServerOptions(batches=(1,), memory_gib=(room + 100) / 2**30, sizes=((32, 32),), patience=4)
+    with Server(bundle.folder, engine=FakeBackend(graphs), verify="never", options=options) as server:
+        assert server.wait_ready(10)
+        ended: list[int] = []
+        large: list[Any] = []
+
+        def small(number: int) -> None:
+            def hear(event: Any) -> None:
+                if type(event).__name__ == "Done":
+                    ended.append(number)
+                    if number < 200:
+                        small(number + 2)
+
+            server.submit(ask(height=32, width=32, num_inference_steps=3, seed=number, **hurry), hear)
+
+        def start() -> None:
+            small(0)
+            small(1)
+            large.append(server.submit(ask(height=128, width=128, num_inference_steps=3, start_sigma=1.0)))
+
+        server._scheduler.call(start)
+        while not large:
+            pass
+        large[0].result(20)
+        assert len(ended) < 60
+
+
+def test_plans_are_made_once_and_the_oldest_are_forgotten(tmp_path: Path) -> None:
+    facts = bundle_of(tmp_path / "toy", networks()).manifest.facts
+    plans = Plans(history=3, most=2)
+    asked = [PlanOptions.from_defaults(facts.defaults, num_inference_steps=steps) for steps in (2, 3, 4)]
+    first = plans.make(facts, asked[0])
+    assert plans.make(facts, asked[0]) is first
+    assert plans.tables(first) is plans.tables(first)
+    for options in asked[1:]:
+        plans.make(facts, options)
+    assert len(plans) == 2
+    again = plans.make(facts, asked[0])
+    assert again == first
+    assert again is not first
+    assert len(plans.tables(first)) == len(first.stages)  # of a plan that was forgotten, too
