@@ -67,7 +67,7 @@ ROOMS: dict[str, set[str]] = {
         "verification",
     },
     "serving.triton": {*BUNDLES, "durable", "runtime", "serving"},
-    "serving.ray": {"bundle", "errors", "files", "jsons", "runtime", "serving", "serving.http"},
+    "serving.ray": {"bundle", "engines", "errors", "jsons", "runtime", "serving", "serving.http"},
     "commands": {"*"},
     "cli": {"commands"},
     "__main__": {"cli"},

@@ -55,6 +55,7 @@ class Api:
         metrics: Counts.
         document: The OpenAPI document.
         tracer: Makes spans; None: there are none.
+        keeps: True where jobs and pictures may be asked for later.
     """
 
     reception: Reception
@@ -64,10 +65,11 @@ class Api:
     metrics: Metrics
     document: dict[str, Any]
     tracer: Tracer | None = None
+    keeps: bool = True
     _bodies: Bodies = field(init=False)
 
     def __post_init__(self) -> None:
-        self._bodies = Bodies(self.limits)
+        self._bodies = Bodies(self.limits, relayed=not self.keeps)
 
     # --- Pictures -----------------------------------------------------------------------------------------------------
 
@@ -99,6 +101,7 @@ class Api:
         client = _client(request)
         later = "respond-async" in request.headers.get("prefer", "").lower()
         _see_stream(asked.fields, later=later)
+        self._see_kept(request, asked.fields, later=later)
         job = await self.reception.take(asked, client, kept=later, idempotency=_idempotency(request))
         self._note(request, job)
         if later:
@@ -106,6 +109,17 @@ class Api:
         if asked.fields.stream:
             return self._stream(request, job)
         return await self._wait(request, job)
+
+    def _see_kept(self, request: Request, fields: Common, *, later: bool) -> None:
+        """Refuse what would have to be known when another process is asked."""
+        if self.keeps:
+            return
+        asked = {"Prefer": later, "Idempotency-Key": bool(_idempotency(request))}
+        asked["response_format"] = fields.response_format == "url"
+        for name, wanted in asked.items():
+            if wanted:
+                message = f"{name}: this server keeps nothing, since another of its processes may be asked next time"
+                raise HttpError("not_supported", message, param=name)
 
     async def _wait(self, request: Request, job: Job) -> Response:
         """One answer, when it has ended."""

@@ -66,7 +66,10 @@ def build_app(api: Api, *, abort: Callable[[Any], None] = _never) -> Starlette:
         ("GET", "/metrics", api.metrics_text),
         ("GET", "/openapi.json", api.openapi),
     ]
-    if api.settings.page:
+    if not api.keeps:
+        keyed = [one for one in keyed if not one[1].startswith("/v1/jobs")]
+        free = [one for one in free if not one[1].startswith("/v1/images/files")]
+    if api.settings.page and api.keeps:
         free += [("GET", path, _page_file(*file)) for path, file in PAGE_FILES.items()]
     placed = [(method, path, api.keyed(endpoint)) for method, path, endpoint in keyed]
     placed += [(method, path, told_in_form(endpoint)) for method, path, endpoint in free]

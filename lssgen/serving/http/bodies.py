@@ -29,10 +29,12 @@ class Bodies:
 
     Attributes:
         limits: Limits of the server.
+        relayed: True behind a proxy that sends a request to another process when the first one dies, without its body.
         held: Bytes of bodies that are being read.
     """
 
     limits: Limits
+    relayed: bool = False
     held: int = 0
 
     async def read(self, request: Request) -> bytes:
@@ -58,6 +60,9 @@ class Bodies:
                         raise self._too_large(f"more than {self.limits.max_body:,}")
                     parts.append(part)
         except TimeoutError as error:
+            if self.relayed and not taken:
+                message = "the process that had the request has died; send it again"
+                raise HttpError("body_lost", message, retry_after_ms=100) from error
             seconds = self.limits.body_seconds
             raise HttpError("body_too_slow", f"the body has not come within {seconds:g} s ({taken:,} bytes)") from error
         finally:

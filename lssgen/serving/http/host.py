@@ -41,6 +41,7 @@ def app_of(
     limits: Limits | None = None,
     keys: Keys | None = None,
     state: Path | None = None,
+    keeps: bool = True,
     connections: Connections | None = None,
     tracer: Tracer | None = None,
 ) -> Starlette:
@@ -52,6 +53,7 @@ def app_of(
         settings, limits: The owner's choices.
         keys: Who may ask; None: those of the file that the settings name.
         state: Folder of jobs; None: in memory. Its lock is the caller's.
+        keeps: Whether jobs and pictures may be asked for later; not where another process may be asked then.
         connections: Those of `lssgen.serving.http.running`, so that clients that do not read can be let go.
         tracer: Makes spans.
 
@@ -83,6 +85,7 @@ def app_of(
         metrics=metrics,
         document=openapi_document(keyed=keys is not None),
         tracer=tracer,
+        keeps=keeps,
     )
     return build_app(api, abort=connections.abort) if connections else build_app(api)
 

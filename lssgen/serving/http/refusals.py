@@ -59,6 +59,7 @@ KINDS: Mapping[str, Kind] = {
     "will_not_fit": Kind(503, _SERVER, retry=False),
     "stopping": Kind(503, _SERVER, retry=True),
     "not_ready": Kind(503, _SERVER, retry=True),
+    "body_lost": Kind(503, _SERVER, retry=True),
     "device_stuck": Kind(503, _SERVER, retry=False),
     "deadline_passed": Kind(504, _SERVER, retry=False),
     "lost": Kind(500, _SERVER, retry=False),
