@@ -177,7 +177,7 @@ def _port(value: onnx.ValueInfoProto) -> Port:
 
 
 def toy_in_stages(toy: Path, folder: Path) -> Bundle:
-    """A copy of the bundle in a new folder, which paints in two stages: its default transition is the one that it has."""
+    """A copy of the bundle in a new folder, which paints in two stages: its default transition is one that it has."""
     shutil.copytree(toy, folder)
     manifest = read_bundle(toy).manifest
     facts = replace(manifest.facts, defaults=replace(manifest.facts.defaults, scaling_space="latent"))
