@@ -12,7 +12,7 @@ from lssgen.runtime.text import Lengths, TextEncoder
 from lssgen.runtime.weighting import weighted
 
 Conditioning = Mapping[str, Mapping[str, Array]]
-"""What one picture's branches hear, by branch and output of the text graph, without a batch axis."""
+"""Arrays that one picture's branches hear, by branch and output of the text graph, without a batch axis."""
 
 
 class Conditioner:

@@ -37,7 +37,7 @@ RefusalCode = Literal[
 """Values of `RefusedError.code`."""
 
 State = Literal["queued", "running", "drafted", "done", "failed", "cancelled"]
-"""Of a request. "drafted" is the good end of one with `draft`."""
+"""Place of a request in its life. "drafted" is the good end of one with `draft`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,8 +205,8 @@ class Timings:
     """Where the time of a request went, in seconds.
 
     Attributes:
-        queue: From `submit` until its first picture was begun.
-        total: From `submit` until the end.
+        queue: Time from `submit` until its first picture was begun.
+        total: Time from `submit` until the end.
         submitted: Unix time of `submit`.
         spans: Everything, in the order of its end.
     """
@@ -243,10 +243,10 @@ class Answer:
     """What a request gives.
 
     Attributes:
-        pictures: In the order of their numbers.
+        pictures: Pictures in the order of their numbers.
         request: Run that was carried out, every choice made; `lssgen.runtime.record.parameters_of` takes it.
         model: Name of the model that painted.
-        draft: Word for `Server.refine`; "" where it is no draft.
+        draft: Word for `Server.refine`; "" for a request that is not one.
         timings, usage: Costs.
         notes: Sentences that the caller should read: a prompt that is not heard in full, a rounded size, a schedule
             that was shortened for a deadline.
@@ -271,7 +271,7 @@ class Quote:
         alone_seconds: The same on a device with nothing else to do.
         fastest_seconds: Estimated time, alone, of the fastest schedule that a deadline may choose.
         pixels: Pixels of its pictures.
-        notes: As `Answer.notes`.
+        notes: Sentences, as `Answer.notes`.
     """
 
     request: Request
@@ -338,7 +338,7 @@ class LaneStats:
 
 
 Phase = Literal["starting", "ready", "draining", "closed", "stuck", "broken"]
-"""Of a server. Only "ready" is ready; all but "stuck", "broken" and "closed" are live."""
+"""Place of a server in its life. Only "ready" is ready; all but "stuck", "broken" and "closed" are live."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,7 +352,7 @@ class Stats:
         waiting_pixels: Pixels of pictures that were not begun.
         drafts: Drafts that are kept.
         draft_bytes: Their memory.
-        lanes: What is painted together at the moment.
+        lanes: Pictures that are painted together at the moment.
         buffer_bytes: Memory of the buffers on the device.
         memory_bytes: Memory that weights and buffers may take.
         loaded_bytes: Weights of the models that are loaded.

@@ -38,7 +38,7 @@ class Order:
     """A request that can be painted.
 
     Attributes:
-        model: Which paints it.
+        model: Model that paints it.
         request, start: The run, and the picture that it starts from.
         pictures: Their number.
         seconds, alone, fastest: Estimates, as in `lssgen.serving.api.Quote`.
@@ -307,7 +307,7 @@ SIGNS: Sequence[tuple[str, str]] = (
     (r"negative prompt", "negative_prompt"),
     (r"needs sides|sides of at least|below min_resolution|knows positions|^a picture of \d", "size"),
 )
-"""How messages speak of words that they do not name, and what they mean."""
+"""Patterns by which messages speak of words that they do not name, and these words."""
 
 OTHERS: Sequence[tuple[str, str]] = (
     (r"skip-layer|layers cannot be skipped", "skip_layers"),

@@ -42,7 +42,7 @@ class Desk:
         observe: Given what is measured.
 
     Attributes:
-        counts: What was done.
+        counts: Work that was done, and requests by their end.
     """
 
     def __init__(self, options: ServerOptions, observe: Observe | None) -> None:

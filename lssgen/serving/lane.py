@@ -41,7 +41,7 @@ class Lane:
     """The rows of a crowd.
 
     Attributes:
-        crowd: What its pictures have in common.
+        crowd: Traits that its pictures have in common.
         rows: The picture of every row; None where it is free.
         share: Seconds of the device that its pictures had, each counted alone.
         passed: Times that another lane went first since its last step.

@@ -18,7 +18,7 @@ STANDINGS: Mapping[Rank, Standing] = {
     "share": lambda lane: lane.share,
     "age": lambda lane: min((piece.job.number for piece in lane.pieces), default=0),
 }
-"""What lanes are put in order by; the smallest goes first."""
+"""Numbers that lanes are put in order by; the smallest goes first."""
 
 
 class Lanes:

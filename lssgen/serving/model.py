@@ -25,10 +25,10 @@ class Model:
 
     Attributes:
         name: Name that requests ask for.
-        bundle: What was exported.
-        words: What its branches hear.
+        bundle: Its graphs and manifest.
+        words: Encoder of what its branches hear.
         plans: Plans that were made for it.
-        times: How long its engine calls take.
+        times: Seconds that its engine calls take.
         bytes: Size of its graphs' files, which is hardly more than that of its weights.
         used: Moment at which it was last used.
     """

@@ -9,8 +9,8 @@ from lssgen.errors import PlanError
 from lssgen.plan.options import MOST_PIXELS, MOST_SIDE_PX, MOST_STEPS
 
 Rank = Literal["deadline", "share", "age"]
-"""What pictures are put in order by. "deadline": the earliest first, and those without one last. "share": those who had
-least of the device, by time a picture. "age": the oldest request first."""
+"""Rules that pictures are put in order by. "deadline": the earliest first, and those without one last. "share": those
+who had least of the device, by time a picture. "age": the oldest request first."""
 
 _LIMITS, _ORDER, _READY = "limits", "order of work", "what to be ready for"
 
@@ -25,7 +25,7 @@ class ServerOptions:
         sizes: (height, width) in pixels of pictures to be ready for: their engines are loaded, and their steps timed,
             before the server is ready. Empty: the default size of the first model.
         declared_only: Take these sizes only, so that nobody waits for an engine that is built.
-        order: Which pictures are painted next, first rule first.
+        order: Rules by which pictures are painted next, the first that tells two apart.
         patience: Times that pictures may be passed over before they come first, whatever the order; so nothing starves.
         most_requests: Requests that may wait.
         most_queued_pixels: Pixels of all pictures that may wait; a request beyond it is refused, with a time to retry.

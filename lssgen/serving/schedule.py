@@ -24,7 +24,7 @@ class Candidate:
     Attributes:
         request: The run.
         seconds: Estimated time; None where nothing was measured yet.
-        change: What differs from the run as asked, in words; "" where nothing does.
+        change: Difference from the run as asked, in words; "" where there is none.
     """
 
     request: Request

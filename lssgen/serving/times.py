@@ -28,7 +28,7 @@ class Call:
     """An engine call, as far as its duration goes.
 
     Attributes:
-        kind: What is called.
+        kind: Graph that is called.
         height, width: Latent size in cells; of a transition, that which it leads to. 0 for text.
         branches: Guidance branches of a step; else 1.
         batch: Pictures in its buffers.
@@ -142,7 +142,7 @@ def place_of(bundle: Bundle, backend: Mapping[str, object]) -> Path:
 
 
 _DECIDES = ("backend", "version", "onnxruntime", "provider", "device", "threads", "low_memory", "tf32")
-"""What a backend says of itself that changes how long it takes."""
+"""Facts that a backend tells of itself and that change how long it takes."""
 
 
 def remembered(place: Path, cost: NetworkCost) -> StepTimes:

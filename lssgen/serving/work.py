@@ -56,8 +56,8 @@ class StageTable:
         stage: The stage.
         rows: (steps, 7 + K) float32.
         weights: (branches,) float32 of every step.
-        branches: Of every step.
-        draws: Whether it draws noise, of every step.
+        branches: Guidance branches of every step.
+        draws: True for steps that draw noise, one entry a step.
     """
 
     stage: Stage
@@ -82,7 +82,7 @@ class Job:
 
     Attributes:
         number: Order of arrival.
-        ticket: What its caller holds.
+        ticket: Handle that its caller holds.
         request, plan: The run.
         tables: Its stages as lanes take them.
         text_tokens, cells_per_token: Tokens of its prompts, and latent cells of a picture's token, for `Usage`.
@@ -91,10 +91,10 @@ class Job:
         pieces: Its pictures.
         total: Steps that it takes.
         painted: Part of its run that it paints.
-        demand: What it needs of the engines; None until somebody asks.
+        demand: Needs of the engines; None until somebody asks.
         draft: Word for its drafts; "" where it makes none.
-        text: What its branches hear; None until it is begun, as the next two.
-        origin, values: What its pictures start from, and the pictures that condition them.
+        text: Conditioning that its branches hear; None until it is begun, as the next two.
+        origin, values: Start of its pictures, and the pictures that condition them.
     """
 
     def __init__(
@@ -224,15 +224,15 @@ class Piece:
         job: Request that it belongs to.
         index: Its number there.
         seed: Its seed.
-        stage, turn: Where it is: the step that it takes next.
+        stage, turn: Step that it takes next.
         stream: Its random numbers.
         latent: (C, h, w) that it enters the stage with, or that the stage before left, see `entered`.
-        entered: Whether `latent` is of this stage's size already.
+        entered: True where `latent` is of this stage's size already.
         states: Values of the step's states, where it was taken off the device in the middle of a stage.
         noise: (C, h, w) that the stage began with.
         drawn: (C, h, w) in the noise buffer.
-        wished: Whether somebody wants to see what it will be, once.
-        passed: Whether it had to make way once; it does not have to again.
+        wished: True where somebody wants to see what it will be, once.
+        passed: True once it had to make way; it does not have to again.
         stage_began: Moment at which the stage's first step was asked for.
         picture: Set at the end.
     """
