@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from time import monotonic
 
 import numpy as np
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 from lssgen.manifest import Precision
 from lssgen.ports import Array
 from lssgen.runtime.conditions import condition_values
-from lssgen.runtime.noise import NoiseStream
 from lssgen.runtime.origin import origin_of
 from lssgen.runtime.sampler import Floats, first_latent
 from lssgen.runtime.workspace import Geometry, Workspace
@@ -29,9 +29,18 @@ class Painter:
         model: Ready for them.
         batches: Numbers of pictures that its engines have profiles for.
         note: Told of every call, its seconds, and the pictures in it.
+        pool: Draws noise ahead.
     """
 
-    def __init__(self, model: Model, batches: Sequence[int], note: Callable[[Model, Call, float, int], None]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        batches: Sequence[int],
+        note: Callable[[Model, Call, float, int], None],
+        pool: Executor,
+    ) -> None:
+        self._pool = pool
+        self._channels = model.bundle.manifest.facts.channels
         self._model = model
         self._batches = batches
         self._note = note
@@ -100,8 +109,7 @@ class Painter:
 
     def _begin_first(self, piece: Piece) -> None:
         stage = piece.table.stage
-        piece.stream = NoiseStream(piece.seed)
-        noise = piece.stream.draw((self._model.bundle.manifest.facts.channels, stage.height, stage.width))
+        noise = piece.noise_of((self._channels, stage.height, stage.width))
         self._entered(piece, noise, first_latent(stage, noise, piece.job.origin))
 
     def _enlarge(self, pieces: Sequence[Piece]) -> None:
@@ -111,7 +119,7 @@ class Painter:
         batch = fitting(len(pieces), self._batches)
         stages = [first.job.tables[index].stage for index in (first.stage - 1, first.stage)]
         space = self._space(first.job, tuple((stage.height, stage.width) for stage in stages), batch)
-        noises = [self._draw(piece, space) for piece in pieces]
+        noises = [piece.noise_of(space.latent(1, 0).shape[1:]) for piece in pieces]
         space.noise(1).write(_filled(noises, batch))
         if space.draws_posterior:
             space.noise(1, "posterior").write(_filled([self._draw(piece, space) for piece in pieces], batch))
@@ -132,6 +140,9 @@ class Painter:
         if origin is not None and origin.keeps(piece.stage):
             latent = origin.put_back(piece.stage, (stage.image, stage.noise), noise, latent)
         piece.noise, piece.latent, piece.entered = noise, latent, True
+        following = piece.job.tables[piece.stage + 1 : piece.stage + 2]
+        if following and not any(piece.table.draws):
+            piece.draw_ahead(piece.stage + 1, self._channels, self._pool)
 
     def _draw(self, piece: Piece, space: Workspace) -> Floats:
         assert piece.stream is not None, "a picture that has ended a stage has its random numbers"

@@ -6,6 +6,8 @@ that is taken back costs at most one step.
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf
@@ -80,6 +82,7 @@ class Scheduler:
         self._drafts = drafts
         self._batches = options.batches
         self._finisher = Finisher(desk, drafts)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="lssgen-noise")
         self._admission = Admission(
             models,
             self.lanes,
@@ -106,6 +109,11 @@ class Scheduler:
 
     def paint(self, job: Job) -> None:
         """A request was taken."""
+        channels = self._models[job.ticket.model].bundle.manifest.facts.channels
+        with suppress(RuntimeError):  # the loop has ended, and so has whoever draws
+            for piece in job.pieces:
+                if piece.stage == 0:
+                    piece.draw_ahead(0, channels, self._pool)
         self.call(lambda: self._take(job))
 
     def cancel(self, job: Job, error: LssgenError | None = None) -> None:
@@ -145,16 +153,23 @@ class Scheduler:
             Exception: A mistake of ours. Nothing is painted any more.
         """
         while not self._stopped:
-            for work in self._calls():
-                work()
-            self._expire()
-            self._admission.admit()
-            self._busy(self.lanes.tidy)
-            lane = self.lanes.next()
-            if lane is None:
-                self._settle(0)
-            else:
-                self._step(lane)
+            self._turn()
+
+    def end(self) -> None:
+        """Free what is not the device's; for after `run`, however it ended."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _turn(self) -> None:
+        for work in self._calls():
+            work()
+        self._expire()
+        self._admission.admit()
+        self._busy(self.lanes.tidy)
+        lane = self.lanes.next()
+        if lane is None:
+            self._settle(0)
+        else:
+            self._step(lane)
 
     def _calls(self) -> list[Callable[[], None]]:
         """What callers want; waits for it where there is nothing else to do."""
@@ -197,7 +212,7 @@ class Scheduler:
 
     def painter(self, model: Model) -> Painter:
         """Does what comes beside steps."""
-        return Painter(model, self._batches, self._note)
+        return Painter(model, self._batches, self._note, self._pool)
 
     # --- Steps ---
 

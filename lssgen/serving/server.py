@@ -381,6 +381,8 @@ class Server:
         except Exception as error:
             _LOG.exception("the scheduler met a mistake of lssgen's")
             self._break(EngineError(f"the server met a mistake of its own: {type(error).__name__}: {error}"))
+        finally:
+            self._scheduler.end()
 
     def _warm_up(self) -> None:
         model = self._models.first

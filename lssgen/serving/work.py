@@ -1,6 +1,7 @@
 """What is painted: a job for every request, and a piece for each of its pictures, wherever it is on its way."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -226,6 +227,7 @@ class Piece:
         seed: Its seed.
         stage, turn: Step that it takes next.
         stream: Its random numbers.
+        ahead: Noise that the next stage to be entered begins with, where it is drawn already or being drawn.
         latent: (C, h, w) that it enters the stage with, or that the stage before left, see `entered`.
         entered: True where `latent` is of this stage's size already.
         states: Values of the step's states, where it was taken off the device in the middle of a stage.
@@ -243,6 +245,7 @@ class Piece:
     stage: int = 0
     turn: int = 0
     stream: NoiseStream | None = None
+    ahead: Future[Floats] | None = None
     latent: Floats | None = None
     entered: bool = False
     states: dict[str, Array] | None = None
@@ -293,6 +296,28 @@ class Piece:
         """Memory of what it keeps while it waits."""
         kept = (self.latent, self.noise, self.drawn, *(self.states or {}).values())
         return sum(array.nbytes for array in kept if array is not None)
+
+    def draw_ahead(self, stage: int, channels: int, pool: Executor) -> None:
+        """Let others draw the noise of a stage that nothing is drawn before: a large picture's takes milliseconds, in
+        which the device would wait.
+
+        Args:
+            stage: The next to be entered.
+            channels: Of the latent.
+            pool: Draws.
+        """
+        if stage < self.job.stages:
+            self.stream = self.stream or NoiseStream(self.seed)
+            shape = self.job.tables[stage].stage
+            self.ahead = pool.submit(self.stream.draw, (channels, shape.height, shape.width))
+
+    def noise_of(self, shape: Sequence[int]) -> Floats:
+        """(C, h, w) noise that the stage begins with."""
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None:
+            return ahead.result()
+        self.stream = self.stream or NoiseStream(self.seed)
+        return self.stream.draw(shape)
 
     def next_stage(self, latent: Floats) -> None:
         """Go on to the next stage from the clean latent of this one."""
