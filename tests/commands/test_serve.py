@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -129,8 +130,6 @@ def test_what_makes_no_sense_is_one_line(
 
 
 def test_a_damaged_bundle_is_refused(demo: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import shutil
-
     folder = tmp_path / "damaged"
     shutil.copytree(demo.folder, folder)
     data = bytearray((folder / "step.data").read_bytes())
@@ -138,6 +137,17 @@ def test_a_damaged_bundle_is_refused(demo: Bundle, tmp_path: Path, capsys: pytes
     (folder / "step.data").write_bytes(data)
     assert main(["serve", str(folder), "--port", "0", "--state", str(tmp_path / "s"), "--verify", "always"]) == 1
     assert "BundleError" in capsys.readouterr().err
+
+
+def test_a_bundle_whose_engine_cannot_be_loaded_ends_the_server(
+    demo: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(demo.folder, folder)
+    (folder / "step.onnx").write_bytes(b"no graph")
+    words = ["--port", "0", "--state", str(tmp_path / "s"), "--verify", "never"]
+    assert main(["serve", str(folder), *words]) == 1
+    assert re.match(r"lssgen serve: \w+Error: .*step", capsys.readouterr().err.splitlines()[-1])
 
 
 def test_bundles_have_the_names_that_are_given_or_those_of_their_folders(demo: Bundle, tmp_path: Path) -> None:

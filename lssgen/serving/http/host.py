@@ -140,7 +140,7 @@ def serve(
                     tracer=tracer,
                 )
                 _LOG.info("listening at %s, jobs in %s", address_of(opened), state)
-                serve_app(app, opened, connections, settings)
+                serve_app(app, opened, connections, settings, room.wait_ready)
 
 
 def _keys(settings: HttpSettings, limits: Limits) -> Keys | None:

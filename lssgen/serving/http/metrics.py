@@ -18,6 +18,9 @@ _LONG = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 
+MOST_SIZES = 64
+"""Picture sizes that have labels of their own; further ones are "other", since clients may ask for any number of them."""
+
 PARTS = ("stage", "preview", "decode", "text", "encode", "transition", "load")
 """Kinds of observations that are parts of a picture's way."""
 
@@ -68,6 +71,7 @@ class Metrics:
         self._refused = Counter(
             "lssgen_http_refused", "HTTP requests that were refused.", ["code"], registry=self.registry
         )
+        self._sizes: set[tuple[str, int, int]] = set()
         self._known: dict[tuple[str, str, int, int], tuple[Histogram, Histogram, Counter] | tuple[Histogram]] = {}
 
     def observe(self, seen: Observation) -> None:
@@ -97,17 +101,26 @@ class Metrics:
         key = (seen.kind, seen.model, seen.width_px, seen.height_px)
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = self._of(seen)
+            found = self._of(seen)
+            if len(self._known) < MOST_SIZES * len(PARTS):
+                self._known[key] = found
         found[0].observe(seen.seconds)
         if len(found) == 3:
             found[1].observe(seen.rows)
             found[2].inc(seen.batch)
 
     def _of(self, seen: Observation) -> tuple[Histogram, Histogram, Counter] | tuple[Histogram]:
-        labels = (seen.model, str(seen.width_px), str(seen.height_px))
+        labels = self._labels(seen)
         if seen.kind == "step":
             return tuple(one.labels(*labels) for one in (self._steps, self._rows, self._places))  # pyright: ignore[reportReturnType]
         return (self._parts[seen.kind].labels(*labels),)
+
+    def _labels(self, seen: Observation) -> tuple[str, str, str]:
+        size = (seen.model, seen.width_px, seen.height_px)
+        if size not in self._sizes and len(self._sizes) >= MOST_SIZES:
+            return seen.model, "other", "other"
+        self._sizes.add(size)
+        return seen.model, str(seen.width_px), str(seen.height_px)
 
 
 class _Room:

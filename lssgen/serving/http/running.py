@@ -8,7 +8,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from lssgen.errors import ServingError
+from lssgen.errors import LssgenError, ServingError
 from lssgen.serving.http.gate import is_loopback
 from lssgen.serving.http.settings import HttpSettings
 
@@ -152,11 +153,22 @@ class HttpServer(uvicorn.Server):
         self.should_exit = True
 
 
-def serve_app(app: ASGIApp, opened: socket.socket, connections: Connections, settings: HttpSettings) -> None:
+def serve_app(
+    app: ASGIApp,
+    opened: socket.socket,
+    connections: Connections,
+    settings: HttpSettings,
+    wait_ready: Callable[[], object],
+) -> None:
     """Serve until told to stop, and until what is open then has ended, or its time has.
+
+    Args:
+        app, opened, connections, settings: What to serve, and how.
+        wait_ready: Returns when the engine room is ready; raises where it will not be.
 
     Raises:
         ServingError: The application could not begin.
+        LssgenError: The engine room cannot become ready.
     """
     server = HttpServer(uvicorn_config(app, connections, settings))
     quiet = logging.getLogger("uvicorn.error")
@@ -164,7 +176,21 @@ def serve_app(app: ASGIApp, opened: socket.socket, connections: Connections, set
     quiet.propagate = False
     if not quiet.handlers:
         quiet.addHandler(logging.StreamHandler(sys.stderr))
+    failed: list[LssgenError] = []
+
+    def watch() -> None:
+        began = time.monotonic()
+        try:
+            if wait_ready():
+                _LOG.info("ready after %.1f s", time.monotonic() - began)
+        except LssgenError as error:
+            failed.append(error)
+            server.should_exit = True
+
+    threading.Thread(target=watch, name="ready", daemon=True).start()
     asyncio.run(server.serve(sockets=[opened]))
+    if failed:
+        raise failed[0]
     if not server.started:
         raise ServingError("the server could not begin; the lines above say why")
 

@@ -18,7 +18,7 @@ class RayChoices:
         engine: Engine that paints.
         engine_options, server_options: Options of the engine and of the engine room; as text, JSON.
         api_keys: File of keys on every node; empty: everybody may ask.
-        num_gpus, num_cpus: What a replica has for itself; GPUs may be a share of one.
+        num_gpus, num_cpus: GPUs and CPUs that a replica has for itself; GPUs may be a share of one.
         min_replicas, max_replicas: Bounds of the autoscaler.
         target_pixels: Pixels that wait or are painted on a replica, which the autoscaler aims at.
         max_ongoing: Requests that a replica has open; further ones wait in the proxies.

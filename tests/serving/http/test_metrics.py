@@ -12,7 +12,7 @@ from sites import Host, Site, serving
 
 from lssgen.errors import ServingError
 from lssgen.serving.api import Observation
-from lssgen.serving.http.metrics import Metrics
+from lssgen.serving.http.metrics import MOST_SIZES, Metrics
 from lssgen.serving.http.tracing import open_tracer
 
 ROOT = Path(__file__).parents[3]
@@ -86,6 +86,15 @@ def test_labels_do_not_grow_with_requests(painted: Site) -> None:
     for seed in range(5):
         painted.http.post("/v1/images/generations", json={"prompt": f"fox {seed}", "seed": seed})
     assert len(painted.http.get("/metrics").text.splitlines()) == before
+
+
+def test_sizes_beyond_the_first_ones_share_their_labels() -> None:
+    metrics = Metrics()
+    for side in range(200):
+        metrics.observe(Observation(kind="step", model="m", seconds=0.1, width_px=side, height_px=side))
+    text = metrics.text().decode()
+    assert text.count("lssgen_step_seconds_count{") == MOST_SIZES + 1
+    assert f'lssgen_step_seconds_count{{height="other",model="m",width="other"}} {200 - MOST_SIZES}.0' in text
 
 
 def test_every_kind_of_observation_has_its_histogram() -> None:
