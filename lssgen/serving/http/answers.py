@@ -109,7 +109,7 @@ def _state(job: Job) -> str:
     """ "queued" and "running" of one that has not ended."""
     if not job.open:
         return job.state
-    return "queued" if job.ticket and job.ticket.state == "queued" else "running"
+    return "queued" if job.ticket is None or job.ticket.state == "queued" else "running"
 
 
 def _text(data: bytes) -> str:

@@ -103,7 +103,7 @@ def build_app(api: Api, *, abort: Callable[[Any], None] = _never) -> Starlette:
 @asynccontextmanager
 async def _life(api: Api) -> AsyncGenerator[None, None]:
     """Go on with what an earlier run left, and look after what is kept, while the application lives."""
-    await api.reception.restore(api.limits.of_key)
+    await api.reception.restore()
     sweeper = asyncio.create_task(api.reception.sweep())
     try:
         yield

@@ -150,6 +150,10 @@ class Job:
         """Take it back."""
         if self.open and self.ticket:
             self.ticket.cancel()
+        elif self.open:  # it waits to be begun again after a restart
+            self.state, self.ended = "cancelled", time.time()
+            self.error = HttpError("cancelled", "the job was cancelled before it was begun again")
+            self.changed()
 
     def changed(self) -> None:
         """Wake those who wait."""

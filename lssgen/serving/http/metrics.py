@@ -19,7 +19,7 @@ _LONG = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 
 MOST_SIZES = 64
-"""Picture sizes that have labels of their own; further ones are "other", since clients may ask for any number of them."""
+"""Picture sizes that have labels of their own; further ones are "other", since clients may ask for any number."""
 
 PARTS = ("stage", "preview", "decode", "text", "encode", "transition", "load")
 """Kinds of observations that are parts of a picture's way."""

@@ -22,6 +22,7 @@ from lssgen.serving.http.journal import MOST_STARTS, JobRecord, Journal
 from lssgen.serving.http.keys import Client
 from lssgen.serving.http.limits import KeyLimits, Limits, Meter
 from lssgen.serving.http.orders import Asked, Order, at_size_of_its_picture, order_from
+from lssgen.serving.http.records import begin_again, ended_record, job_of, lost_record, record_of, settle
 from lssgen.serving.http.refusals import HttpError
 from lssgen.serving.http.sizes import other_size
 from lssgen.serving.http.store import Store
@@ -80,6 +81,7 @@ class Reception:
         self._threads = ThreadPoolExecutor(4, "reception")
         self._encoders = ThreadPoolExecutor(2, "encode")
         self._pump = Pump(encoders=self._encoders, keep=self.store.put, ended=self._ended)
+        self._resuming: asyncio.Task[None] | None = None
         self.closing = False
 
     # --- Taking -------------------------------------------------------------------------------------------------------
@@ -128,40 +130,39 @@ class Reception:
         self._jobs[job.id] = job
         return job
 
-    async def _begin(
-        self,
-        asked: Asked,
-        client: Client,
-        *,
-        kept: bool,
-        idempotency: str = "",
-        digest: str = "",
-        record: JobRecord | None = None,
-    ) -> Job:
+    async def _begin(self, asked: Asked, client: Client, *, kept: bool, idempotency: str = "", digest: str = "") -> Job:
         if self.closing:
             raise HttpError("stopping", "the server is stopping; ask again in a moment", retry_after_ms=2000)
-        model = self.model(asked.fields.model)
-        steps = await self._steps_of(model)
-        order = await self._in_thread(order_from, asked, model, steps, self.limits)
-        order = await self._at_own_size(order, model)
-        order = await self._with_estimates(order)
+        order = await self._understood(asked)
         job = Job(
-            id=record.id if record else secrets.token_hex(16),
+            id=secrets.token_hex(16),
             order=order,
             client=client,
-            created=record.created if record else time.time(),
+            created=time.time(),
             kept=kept,
             stored=kept or bool(idempotency) or order.respond == "url",
             idempotency=idempotency,
             digest=digest,
+            answer=told_before(order),
         )
-        job.answer = told_before(order)
         await self._submit(job, lambda hear: self.room.submit(order.room, hear))
         _see_size(job)
         if kept:
             self._jobs[job.id] = job
-            await self._note_begin(job, record)
+            await self._note_begin(job, record_of(job, order), order)
         return job
+
+    async def _understood(self, asked: Asked) -> Order:
+        """A request as the engine room is asked.
+
+        Raises:
+            HttpError, LssgenError: It makes no sense, or cannot be done.
+        """
+        model = self.model(asked.fields.model)
+        steps = await self._steps_of(model)
+        order = await self._in_thread(order_from, asked, model, steps, self.limits)
+        order = await self._at_own_size(order, model)
+        return await self._with_estimates(order)
 
     async def _submit(self, job: Job, submit: Callable[[Callable[[Event], None]], Ticket]) -> None:
         """Give it to the room, and carry what it tells into the job."""
@@ -287,23 +288,53 @@ class Reception:
 
     # --- Beginning and end --------------------------------------------------------------------------------------------
 
-    async def restore(self, limits: KeyLimits) -> None:
-        """Go on with the jobs of an earlier run of the server.
-
-        Args:
-            limits: For the clients whose jobs they are; what was taken is not refused now.
-        """
+    async def restore(self) -> None:
+        """Know the jobs of an earlier run of the server, and go on with those that are open, in the background."""
         if self._journal is None:
             return
+        waiting: list[Job] = []
         for record in await self._in_thread(self._journal.records):
-            client = Client(record.client, limits)
-            if record.state == "open":
-                await self._again(record, client)
-            elif record.ended + self._keep_seconds > time.time():
-                self._known(record, client)
-            else:
+            if record.state != "open" and record.ended + self._keep_seconds <= time.time():
                 self._remember(record.id)
                 self._journal.forget(record.id)
+                continue
+            job = job_of(record, Client(record.client, KeyLimits()))  # what was taken once is not refused now
+            self._jobs[job.id] = job
+            self._remember_key(job)
+            if job.open:
+                waiting.append(job)
+        self._resuming = asyncio.create_task(self._resume(waiting, self._journal))
+
+    async def _resume(self, waiting: list[Job], journal: Journal) -> None:
+        for job in waiting:
+            assert job.record is not None
+            record = msgspec.structs.replace(job.record, starts=job.record.starts + 1)
+            try:
+                asked = await self._in_thread(_asked_again, record, journal)
+                await self._again(job, record, asked)
+            except (HttpError, LssgenError, JsonError, OSError) as error:
+                said = failure(error) if isinstance(error, HttpError | LssgenError) else HttpError("lost", str(error))
+                lost = lost_record(record, said)
+                settle(job, lost)
+                await self._in_thread(journal.note, lost)
+                _LOG.warning("job %s is lost: %s", record.id, said.message)
+
+    async def _again(self, job: Job, record: JobRecord, asked: Asked) -> None:
+        """Begin a job again, as soon as there is room for it."""
+        order = await self._understood(asked)
+        begin_again(job, order)
+        while job.open and not self.closing:
+            try:
+                await self._submit(job, lambda hear: self.room.submit(order.room, hear))
+            except RefusedError as error:
+                if error.code != "queue_full":
+                    raise
+                await asyncio.sleep(error.retry_after_s or 0.5)
+            else:
+                await self._note_begin(job, record, order)
+                return
+        if not job.open and self._journal is not None:  # it was cancelled while it waited
+            await self._in_thread(self._note_end, job, record, self._journal)
 
     async def sweep(self) -> None:
         """Let go of what is too old, for ever."""
@@ -327,64 +358,12 @@ class Reception:
     async def close(self) -> None:
         """End. Jobs that are open stay so in the journal, for the next run of the server."""
         self.closing = True
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
+        going = [*self._pumps, *([self._resuming] if self._resuming else [])]
+        for task in going:
+            task.cancel()
+        await asyncio.gather(*going, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._encoders.shutdown(wait=False, cancel_futures=True)
-
-    async def _again(self, record: JobRecord, client: Client) -> None:
-        assert self._journal is not None
-        record = msgspec.structs.replace(record, starts=record.starts + 1)
-        try:
-            if record.starts > MOST_STARTS:
-                raise HttpError("lost", f"the server went down {MOST_STARTS} times while this job was open")
-            asked = await self._in_thread(self._journal.asked, record)
-            if asked.fields.deadline_ms:
-                left = asked.fields.deadline_ms - 1000 * (time.time() - record.created)
-                if left < 1:
-                    raise HttpError("deadline_passed", "the server was down when its time ran out")
-                asked = replace(asked, fields=msgspec.structs.replace(asked.fields, deadline_ms=int(left)))
-            job = await self._begin(
-                asked, client, kept=True, idempotency=record.idempotency, digest=record.digest, record=record
-            )
-            self._remember_key(job)
-        except (HttpError, LssgenError, JsonError, OSError) as error:
-            said = failure(error) if isinstance(error, HttpError | LssgenError) else HttpError("lost", str(error))
-            message = f"the server was started again, and this job cannot go on: {said.message}"
-            lost = msgspec.structs.replace(
-                record, state="lost", ended=time.time(), code=said.code, message=message, param=said.param
-            )
-            self._known(lost, client)
-            await self._in_thread(self._journal.note, lost)
-            _LOG.warning("job %s is lost: %s", record.id, said.message)
-
-    def _known(self, record: JobRecord, client: Client) -> None:
-        """Know a job that has ended before."""
-        error = HttpError(record.code, record.message, param=record.param) if record.code else None
-        pictures = {
-            index: Painted(index=index, data=None, name=one.name, seed=one.seed, width=one.width, height=one.height)
-            for index, one in enumerate(record.pictures)
-        }
-        job = Job(
-            id=record.id,
-            order=None,
-            client=client,
-            created=record.created,
-            kept=True,
-            stored=True,
-            idempotency=record.idempotency,
-            digest=record.digest,
-            state=record.state,  # pyright: ignore[reportArgumentType]
-            ended=record.ended,
-            error=error,
-            pictures=pictures,
-            told=list(pictures.values()),
-            answer=record.told,
-            record=record,
-        )
-        self._jobs[job.id] = job
-        self._remember_key(job)
 
     def _remember_key(self, job: Job) -> None:
         if job.idempotency:
@@ -394,26 +373,13 @@ class Reception:
 
             self._keys[job.client.name, job.idempotency] = (job.digest, asyncio.create_task(itself()))
 
-    async def _note_begin(self, job: Job, record: JobRecord | None) -> None:
-        if self._journal is None or job.order is None:
+    async def _note_begin(self, job: Job, record: JobRecord, order: Order) -> None:
+        if self._journal is None:
             job.written.set()
             return
-        asked = job.order.asked
-        record = record or JobRecord(
-            id=job.id,
-            client=job.client.name,
-            created=job.created,
-            route=asked.route,
-            fields=msgspec.to_builtins(asked.fields),
-            draft=asked.draft,
-            images=tuple(upload.name for upload in asked.images),
-            mask=asked.mask.name if asked.mask else "",
-            idempotency=job.idempotency,
-            digest=job.digest,
-        )
         job.record = record
         try:
-            await self._in_thread(self._journal.begin, record, asked)
+            await self._in_thread(self._journal.begin, record, order.asked)
         except OSError as error:
             job.record = None
             job.cancel()
@@ -434,16 +400,7 @@ class Reception:
             await self._in_thread(self._note_end, job, job.record, self._journal)
 
     def _note_end(self, job: Job, record: JobRecord, journal: Journal) -> None:
-        ended = msgspec.structs.replace(
-            record,
-            state=job.state,
-            ended=job.ended,
-            code=job.error.code if job.error else "",
-            message=job.error.message if job.error else "",
-            param=job.error.param if job.error else None,
-            pictures=tuple(job.pictures[index].record for index in sorted(job.pictures)),
-            told=job.answer,
-        )
+        ended = ended_record(job, record)
         try:
             journal.note(ended)
             journal.drop_inputs(ended)
@@ -466,6 +423,24 @@ class Reception:
 
     async def _in_thread(self, work: Callable[..., T], *given: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *given)
+
+
+def _asked_again(record: JobRecord, journal: Journal) -> Asked:
+    """What a job of an earlier run asked for; its deadline counts from then.
+
+    Raises:
+        HttpError: It is too late, or was begun too often.
+        JsonError, OSError: The journal is damaged.
+    """
+    if record.starts > MOST_STARTS:
+        raise HttpError("lost", f"the server went down {MOST_STARTS} times while this job was open")
+    asked = journal.asked(record)
+    if asked.fields.deadline_ms:
+        left = asked.fields.deadline_ms - 1000 * (time.time() - record.created)
+        if left < 1:
+            raise HttpError("deadline_passed", "the server was down when its time ran out")
+        return replace(asked, fields=msgspec.structs.replace(asked.fields, deadline_ms=int(left)))
+    return asked
 
 
 def _take_back(submitted: "asyncio.Future[Ticket]") -> None:

@@ -249,6 +249,25 @@ def test_a_job_that_cannot_go_on_is_reported_as_lost(host: Host, room: FakeRoom,
         room.refuse = None
 
 
+def test_jobs_that_do_not_fit_the_queue_after_a_restart_wait_for_it(host: Host, room: FakeRoom, tmp_path: Path) -> None:
+    room.hold.clear()
+    with host(state=tmp_path) as site:
+        jobs = [create(site, seed=seed)["id"] for seed in range(3)]
+    room.hold.set()
+    room.refuse = RefusedError("full", code="queue_full", retry_after_s=0.05)
+    with host(state=tmp_path) as site:
+        time.sleep(0.2)
+        assert [site.http.get(f"/v1/jobs/{job}").json()["status"] for job in jobs] == ["queued"] * 3
+        assert site.http.post(f"/v1/jobs/{jobs[0]}/cancel").json()["status"] == "cancelled"
+        time.sleep(0.2)
+        room.refuse = None
+        for job in jobs[1:]:
+            until(site, job, "done")
+    with host(state=tmp_path) as site:
+        states = [site.http.get(f"/v1/jobs/{job}").json()["status"] for job in jobs]
+    assert states == ["cancelled", "done", "done"]
+
+
 def test_a_job_that_brings_the_server_down_is_not_begun_for_ever(host: Host, room: FakeRoom, tmp_path: Path) -> None:
     room.hold.clear()
     with host(state=tmp_path) as site:
