@@ -3,6 +3,17 @@
 serve run lssgen.serving.ray:app bundles=bundles/sd3 engine=tensorrt max_replicas=8
 """
 
-from lssgen.serving.ray.application import app, replicas_for
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = ["app", "replicas_for"]
+if TYPE_CHECKING:
+    from lssgen.serving.ray.application import app
+
+__all__ = ["app"]
+
+
+def __getattr__(name: str) -> object:
+    """Import the application when it is asked for; its choices need no Ray."""
+    if name == "app":
+        return import_module("lssgen.serving.ray.application").app
+    raise AttributeError(f"module 'lssgen.serving.ray' has no attribute {name!r}")
