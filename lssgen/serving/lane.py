@@ -199,16 +199,14 @@ class Lane:
         device.space.noise(0)
 
     def _put(self, device: _Device, row: int, piece: Piece) -> None:
-        """Write everything that a picture's steps read besides their numbers. Rows that nobody takes are not cleared:
-        no operator of a step reads across pictures, and whoever takes one writes all of it."""
+        """Write what a picture's steps read besides their numbers and noise, which come with each. Rows that nobody
+        takes are not cleared: no operator of a step reads across pictures, and whoever takes one writes all of it."""
         space, branches, job = device.space, self.crowd.branches, piece.job
         assert job.text is not None, "a picture is begun before it joins"
         space.put_states(0, device.turn, branches, row, _states_of(piece, space, branches))
         space.put_text(branches, row, job.text)
         for feed in space.picture_feeds:
             space.put_picture(0, feed, row, job.values[feed][piece.stage][0])
-        drawn = np.zeros(space.noise(0).shape[1:], np.float32) if piece.drawn is None else piece.drawn
-        space.put_noise(0, row, drawn)
         device.scales[:, row] = job.request.plan_options.guidance_scale, job.request.guidance_rescale
 
     def _draw(self, row: int, piece: Piece) -> None:

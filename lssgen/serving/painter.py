@@ -129,7 +129,6 @@ class Painter:
         space.transition(1, 0, mix)()
         enlarged = space.latent(1, 0).read()
         for piece, noise, latent in zip(pieces, noises, enlarged, strict=False):
-            piece.drawn = noise  # as in a run alone: until the solver draws, the buffer holds the transition's
             self._entered(piece, noise, latent.copy())
             piece.job.note("transition", piece.index, began, size=piece.size_px)
         call = Call("transition", stages[1].height, stages[1].width)

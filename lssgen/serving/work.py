@@ -232,7 +232,7 @@ class Piece:
         entered: True where `latent` is of this stage's size already.
         states: Values of the step's states, where it was taken off the device in the middle of a stage.
         noise: (C, h, w) that the stage began with.
-        drawn: (C, h, w) in the noise buffer.
+        drawn: (C, h, w) that its last step drew.
         wished: True where somebody wants to see what it will be, once.
         passed: True once it had to make way; it does not have to again.
         stage_began: Moment at which the stage's first step was asked for.

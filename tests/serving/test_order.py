@@ -1,6 +1,7 @@
 """Who is painted when, and with whom: batches with profiles, small stages together, deadlines first, nobody never."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,28 @@ def test_nothing_starves_however_many_are_in_a_hurry(tmp_path: Path) -> None:
             pass
         calm[0].result(20)
         assert len(ended) < 30
+
+
+def test_a_lane_is_passed_over_no_more_often_than_patience_allows(tmp_path: Path) -> None:
+    """Pictures in a hurry at one size, and one without a deadline at another, which shares no calls with them."""
+    follower = Follower()
+    with fake_server(tmp_path, observe=follower, patience=3) as server:
+        tickets: list[Ticket] = []
+
+        def start() -> None:
+            follower.seen.clear()
+            tickets.append(server.submit(ask(deadline_ms=6e5, num_inference_steps=60, start_sigma=1.0)))
+            tickets.append(server.submit(ask(height=96, width=96, num_inference_steps=10, start_sigma=1.0)))
+
+        server._scheduler.call(start)
+        while len(tickets) < 2:
+            pass
+        for ticket in tickets:
+            ticket.result(10)
+    steps = [seen.height_px for seen in follower.seen if seen.kind == "step"]
+    calm = [number for number, height in enumerate(steps) if height == 96]
+    assert len(calm) == 10
+    assert max(later - earlier for earlier, later in pairwise(calm)) == 3 + 1
 
 
 @given(

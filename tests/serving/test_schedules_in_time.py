@@ -1,6 +1,7 @@
 """Deadlines and budgets: the best schedule that fits what was measured, or a refusal that says what is possible."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from test_life import Gate
 from lssgen.errors import RefusedError
 from lssgen.plan.facts import NetworkCost
 from lssgen.serving import ImageRequest, Server
+from lssgen.serving.schedule import Candidate, best_within
 from lssgen.serving.times import Call, StepTimes, remember, remembered
 
 MS = 1e-3
@@ -137,6 +139,23 @@ def test_what_was_not_measured_is_estimated_by_arithmetic(
     height, width, batch = asked
     expected = 1e-6 * cost.flops(height * width) * 2 * batch
     assert times.seconds(Call("step", height, width, 2, batch)) == pytest.approx(expected)
+
+
+@given(seconds=st.lists(st.none() | st.floats(0.1, 100), min_size=1, max_size=8), budget=st.floats(0.05, 120))
+def test_the_longest_schedule_that_fits_is_chosen_and_the_one_that_was_asked_for_if_it_fits(
+    seconds: list[float | None], budget: float
+) -> None:
+    found: list[Any] = [Candidate(cast(Any, number), time, "") for number, time in enumerate(seconds)]
+    chosen, fastest = best_within(iter(found), budget)
+    times = [time or 0.0 for time in seconds]
+    assert (fastest.seconds or 0.0) == min(times)
+    if times[0] <= budget:
+        assert chosen is found[0]
+    elif min(times) > budget:
+        assert chosen is None
+    else:
+        assert chosen is not None
+        assert (chosen.seconds or 0.0) == max(time for time in times if time <= budget)
 
 
 def test_nothing_is_estimated_from_nothing(tmp_path: Path) -> None:
