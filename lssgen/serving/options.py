@@ -23,7 +23,8 @@ class ServerOptions:
         batches: Numbers of pictures that share an engine call; an engine has a profile for each. Rows are filled up to
             the next of them. The largest bounds how many are painted at a time at one size.
         sizes: (height, width) in pixels of pictures to be ready for: their engines are loaded, and their steps timed,
-            before the server is ready. Empty: the default size of the first model.
+            before the server is ready; of every model that there is memory for, as far as it paints them. Empty: the
+            default size of the first model.
         declared_only: Take these sizes only, so that nobody waits for an engine that is built.
         order: Rules by which pictures are painted next, the first that tells two apart.
         patience: Times that pictures may be passed over before they come first, whatever the order; so nothing starves.

@@ -22,11 +22,12 @@ from lssgen.serving.clerk import Clerk, Order, next_number
 from lssgen.serving.desk import Desk
 from lssgen.serving.drafts import Drafts
 from lssgen.serving.memory import Scratch, budget_of
+from lssgen.serving.model import Model
 from lssgen.serving.models import Models, named
 from lssgen.serving.options import ServerOptions
 from lssgen.serving.scheduler import Scheduler
 from lssgen.serving.ticket import Ticket
-from lssgen.serving.warm import Warmer
+from lssgen.serving.warm import Warmer, paints
 from lssgen.serving.watch import Watch
 from lssgen.serving.work import Job, pieces_of, pixels_of
 from lssgen.verification import Verify
@@ -385,19 +386,37 @@ class Server:
             self._scheduler.end()
 
     def _warm_up(self) -> None:
-        model = self._models.first
-        scratch = self._scheduler.lanes.scratch.setdefault(model.name, Scratch())
+        """Warm the first model, and others as far as there is memory for all of them.
+
+        Raises:
+            BundleError, EngineError: The first cannot be loaded or run.
+        """
+        for model in self._models:
+            if self._models.loaded_bytes + model.bytes > self._budget and model is not self._models.first:
+                return
+            try:
+                self._warm(model)
+            except LssgenError as error:
+                if model is self._models.first:
+                    raise
+                _LOG.warning(
+                    "%s is not ready for requests, and will be tried again with the first: %s", model.name, error
+                )
+
+    def _warm(self, model: Model) -> None:
+        lanes = self._scheduler.lanes
         warmer = Warmer(
             backend=self._backend,
             batches=self._options.batches,
             painter=self._scheduler.painter,
-            scratch=scratch,
-            most_batch=lambda size, branches: self._scheduler.lanes.most(model, size, branches),
+            scratch=lanes.scratch.setdefault(model.name, Scratch()),
+            most_batch=lambda size, branches: lanes.most(model, size, branches),
         )
         for size in self._sizes:
             if self._phase == "closed":
                 return
-            warmer.run(model, size)
+            if paints(model, size):
+                warmer.run(model, size)
 
     def _break(self, error: LssgenError) -> None:
         self._fault = error

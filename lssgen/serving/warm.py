@@ -7,6 +7,7 @@ from PIL import Image
 
 from lssgen.engines.base import Backend
 from lssgen.engines.demand import Size
+from lssgen.errors import PlanError
 from lssgen.manifest import Picture
 from lssgen.runtime.noise import NoiseStream
 from lssgen.runtime.options import Options, request_from_options
@@ -118,6 +119,15 @@ class Warmer:
             if isinstance(feed, Picture)
         }
         return Job(number=0, ticket=ticket, tables=tables, lengths=lengths, text_tokens=0, conditions=shown)
+
+
+def paints(model: Model, size: Size) -> bool:
+    """Whether a model can paint pictures of a size, (height, width) in pixels, with its own defaults."""
+    try:
+        request_from_options(model.bundle, Options(height=size[0], width=size[1]))
+    except PlanError:
+        return False
+    return True
 
 
 def _at(piece: Piece, index: int, latents: Sequence[Floats]) -> Piece:

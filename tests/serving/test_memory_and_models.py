@@ -42,7 +42,7 @@ def loaded(server: Server) -> set[str]:
 def test_models_are_loaded_when_they_are_asked_for_and_leave_least_recently_used_first(tmp_path: Path) -> None:
     with several(tmp_path, 3, 2500) as server:
         assert server.wait_ready(10)
-        assert loaded(server) == {"m0"}
+        assert loaded(server) == {"m0", "m1"}  # as many as there is memory for
         for name, expected in (("m1", {"m0", "m1"}), ("m0", {"m0", "m1"}), ("m2", {"m0", "m2"}), ("m1", {"m1", "m2"})):
             server.submit(ask(model=name)).result(10)
             assert loaded(server) == expected
