@@ -39,6 +39,10 @@ GRACE_S = 15.0
 
 SWEEP_EVERY_S = 1.0
 
+FULL_S = 0.1
+"""Seconds for which a queue that was full is taken to be so still. Reading a request costs milliseconds, which would be
+spent on every one of a flood only to refuse it."""
+
 T = TypeVar("T")
 
 
@@ -81,6 +85,8 @@ class Reception:
         self._threads = ThreadPoolExecutor(4, "reception")
         self._encoders = ThreadPoolExecutor(2, "encode")
         self._pump = Pump(encoders=self._encoders, keep=self.store.put, ended=self._ended)
+        self._full: HttpError | None = None
+        self._full_until = 0.0
         self._resuming: asyncio.Task[None] | None = None
         self.closing = False
 
@@ -133,6 +139,8 @@ class Reception:
     async def _begin(self, asked: Asked, client: Client, *, kept: bool, idempotency: str = "", digest: str = "") -> Job:
         if self.closing:
             raise HttpError("stopping", "the server is stopping; ask again in a moment", retry_after_ms=2000)
+        if self._full is not None and time.monotonic() < self._full_until:
+            raise self._full
         order = await self._understood(asked)
         job = Job(
             id=secrets.token_hex(16),
@@ -183,8 +191,10 @@ class Reception:
             submitted.add_done_callback(_take_back)
             free()
             raise
-        except BaseException:
+        except BaseException as error:
             free()
+            if isinstance(error, RefusedError) and error.code == "queue_full":
+                self._full, self._full_until = failure(error), time.monotonic() + FULL_S
             raise
         pump = asyncio.create_task(self._pump.run(job, events))
         self._pumps.add(pump)

@@ -252,13 +252,14 @@ def test_extensions_reach_the_room_in_diffusers_words(client: openai.OpenAI, roo
     ],
 )
 def test_the_client_posts_again_only_where_that_helps(
-    site: Site, room: FakeRoom, refusal: RefusedError, status: int, code: str, posts: int
+    host: Host, room: FakeRoom, refusal: RefusedError, status: int, code: str, posts: int
 ) -> None:
     room.refuse = refusal
     tries: list[int] = []
     transport = httpx2.Client(event_hooks={"response": [lambda answer: tries.append(answer.status_code)]})
-    with client_of(site, http_client=transport) as client, pytest.raises(openai.APIStatusError) as caught:
-        client.images.generate(prompt=FOX)
+    with host() as site, client_of(site, http_client=transport) as client:
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.images.generate(prompt=FOX)
     assert (caught.value.status_code, caught.value.code) == (status, code)
     assert tries == [status] * posts
 

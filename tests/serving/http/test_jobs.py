@@ -159,7 +159,19 @@ def test_a_refusal_does_not_use_up_a_key(host: Host, room: FakeRoom) -> None:
         room.refuse = RefusedError("full", code="queue_full", retry_after_s=1)
         assert site.http.post("/v1/jobs", json=FOX, headers=KEY).status_code == 429
         room.refuse = None
+        time.sleep(reception.FULL_S)
         assert site.http.post("/v1/jobs", json=FOX, headers=KEY).status_code == 202
+
+
+def test_of_a_flood_only_the_first_is_read(host: Host, room: FakeRoom) -> None:
+    with host() as site:
+        room.refuse = RefusedError("full", code="queue_full", retry_after_s=1)
+        assert site.http.post("/v1/jobs", json=FOX).status_code == 429
+        room.refuse = None
+        flood = site.http.post("/v1/jobs", json=FOX)
+        assert (code(flood), flood.headers["retry-after-ms"]) == ((429, "queue_full"), "1000")
+        time.sleep(reception.FULL_S)
+        assert site.http.post("/v1/jobs", json=FOX).status_code == 202
 
 
 def test_a_request_with_a_key_waits_a_while_for_the_next_try(
