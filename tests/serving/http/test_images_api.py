@@ -257,9 +257,12 @@ def test_the_client_posts_again_only_where_that_helps(
     room.refuse = refusal
     tries: list[int] = []
     transport = httpx2.Client(event_hooks={"response": [lambda answer: tries.append(answer.status_code)]})
-    with host() as site, client_of(site, http_client=transport) as client:
-        with pytest.raises(openai.APIStatusError) as caught:
-            client.images.generate(prompt=FOX)
+    with (
+        host() as site,
+        client_of(site, http_client=transport) as client,
+        pytest.raises(openai.APIStatusError) as caught,
+    ):
+        client.images.generate(prompt=FOX)
     assert (caught.value.status_code, caught.value.code) == (status, code)
     assert tries == [status] * posts
 
