@@ -84,7 +84,8 @@ class StepTimes:
         """Mean or likely seconds of a call; None where none of its kind was made yet."""
         if call in self._known:
             return self._known[call]
-        if call not in self._guessed:
+        guess = self._guessed.get(call)  # another thread may measure meanwhile, which forgets all guesses
+        if guess is None:
             near = min(
                 (known for known in list(self._known) if known.kind == call.kind),
                 key=lambda known: abs(log(self._work(known) / self._work(call))),
@@ -92,8 +93,9 @@ class StepTimes:
             )
             if near is None:
                 return None
-            self._guessed[call] = self._known[near] * self._work(call) / self._work(near)
-        return self._guessed[call]
+            guess = self._known[near] * self._work(call) / self._work(near)
+            self._guessed[call] = guess
+        return guess
 
     def run(self, plan: Plan, batch: int, pictures: int, *, previews: bool = False) -> float | None:
         """Likely seconds of a run on a device with nothing else to do; None where no step was timed yet.
