@@ -8,8 +8,8 @@
 
 `load` opens a bundle that `lssgen export` made, on an engine of your choice; the pipeline it gives paints pictures.
 What a call takes is explained by `help(lssgen.load)`, `help(lssgen.runtime.Pipeline)` and
-`help(lssgen.runtime.Options)`. `lssgen.Server` paints for many at the same time (docs/serving.md); every error that is raised on purpose is an `lssgen.errors.LssgenError`. The commands
-are listed by `lssgen --help`.
+`help(lssgen.runtime.Options)`. `lssgen.Server` paints for many at the same time (docs/serving.md); every error that is
+raised on purpose is an `lssgen.errors.LssgenError`. The commands are listed by `lssgen --help`.
 """
 
 from importlib import import_module
