@@ -14,6 +14,7 @@ from lssgen.serving.ray.choices import RayChoices
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "serving_http.md").read_text()
 LOAD = json.loads((ROOT / "benchmarks" / "results" / "serving_load.json").read_text())
+STARVED = json.loads((ROOT / "benchmarks" / "results" / "serving_load_starved.json").read_text())
 OVERHEAD = json.loads((ROOT / "benchmarks" / "results" / "serving_http_overhead.json").read_text())
 
 
@@ -46,6 +47,9 @@ def test_numbers_are_those_of_the_code() -> None:
 def test_measurements_are_those_of_the_scripts() -> None:
     assert "\n".join(LOAD["table"]) in PAGE
     assert LOAD["wrong"] == []
+    answered = sum(int(row.split("|")[2]) for row in STARVED["table"][2:])
+    assert f"{STARVED['requests'] - answered} of the 10,000" in PAGE
+    assert f"{STARVED['memory_mb']['100%']} MB at the end" in PAGE
     both = [OVERHEAD[way]["microseconds_per_step"]["median"] for way in ("python_only", "http")]
     assert f"{both[1]:.0f} microseconds" in PAGE
     assert f"{both[0]:.0f} with requests from Python" in PAGE

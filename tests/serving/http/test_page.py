@@ -97,6 +97,7 @@ def test_the_keyboard_is_enough(page: Page, site: Site, room: FakeRoom) -> None:
     page.keyboard.type("a fox by keyboard")
     page.keyboard.press("Control+Enter")
     expect(page.locator("#status")).to_have_text("Done.")
+    expect(page.locator("#paint")).to_be_enabled()
     room.hold.clear()
     page.keyboard.press("Control+Enter")
     expect(page.locator("#status")).to_contain_text("Waiting")

@@ -81,9 +81,9 @@ async function hear({ name, data }, wish) {
   else if (name.endsWith(".partial_image")) draw(data, true);
   else if (name.endsWith(".completed")) {
     draw(data, false);
-    show("Done.");
     await keep({ wish: { ...wish, seed: data.seed, size: data.size }, data: data.b64_json, form: data.output_format });
-  } else if (name === "job.cancelled") show("Cancelled.");
+  } else if (name === "job.done") show("Done.");
+  else if (name === "job.cancelled") show("Cancelled.");
 }
 
 function tell({ status, queue_position: position, estimated_seconds: seconds, progress }) {
