@@ -37,8 +37,15 @@ demo: .venv/demo  ## paint one prompt with the demo model, in two stages and in 
 test: check  ## what CI runs
 	$(BIN)/python -m pytest
 
-test-all: check  ## and everything slow
+test-all: check .venv/slow  ## and everything slow
 	$(BIN)/python -m pytest -m 'not gpu'
+
+# What only slow tests need: Ray, and a Chromium for the web page where the machine has none.
+.venv/slow: .venv/ready
+	@echo 'Ray: 130 MB ...'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
+	scripts/browser .venv/browser || echo 'No browser can be had here; the tests of the web page will be skipped'
+	@touch $@
 
 check: .venv/ready  ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -8,8 +8,8 @@
 
 `load` opens a bundle that `lssgen export` made, on an engine of your choice; the pipeline it gives paints pictures.
 What a call takes is explained by `help(lssgen.load)`, `help(lssgen.runtime.Pipeline)` and
-`help(lssgen.runtime.Options)`; every error that is raised on purpose is an `lssgen.errors.LssgenError`. The commands
-are listed by `lssgen --help`.
+`help(lssgen.runtime.Options)`. `lssgen.Server` paints for many at the same time (docs/serving.md); every error that is
+raised on purpose is an `lssgen.errors.LssgenError`. The commands are listed by `lssgen --help`.
 """
 
 from importlib import import_module
@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lssgen.runtime.pipeline import load
+    from lssgen.serving.server import Server
 
     __version__: str
 
-__all__ = ["__version__", "load"]
+__all__ = ["Server", "__version__", "load"]
 
 
 # Module-level __getattr__ (PEP 562): NumPy, Pillow and ONNX Runtime come with `load`, and not with the name of a
@@ -29,6 +30,8 @@ def __getattr__(name: str) -> object:
     """Import what is asked for when it is asked for, so that `import lssgen` costs nothing."""
     if name == "load":
         return import_module("lssgen.runtime.pipeline").load
+    if name == "Server":
+        return import_module("lssgen.serving.server").Server
     if name == "__version__":
         return import_module("importlib.metadata").version("lssgen")
     raise AttributeError(f"module 'lssgen' has no attribute {name!r}")

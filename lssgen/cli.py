@@ -54,6 +54,16 @@ def verify() -> int:
     return _script("verify")
 
 
+def serve() -> int:
+    """The script lssgen-serve."""
+    return _script("serve")
+
+
+def export_triton() -> int:
+    """The script lssgen-export-triton."""
+    return _script("export-triton")
+
+
 def train_upsampler() -> int:
     """The script lssgen-train-upsampler."""
     return _script("train-upsampler")

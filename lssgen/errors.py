@@ -16,6 +16,9 @@
     │   ├── ShapeError           a tensor outside what the engine was made for
     │   └── NonFiniteError       NaN or infinity where a latent should be
     ├── PromptError          a prompt, prompt file or picture that cannot be used
+    ├── ServingError         what a server does not do
+    │   ├── RefusedError         a request that it does not take, or does not finish; with a code and a parameter
+    │   └── CancelledError       a request that its caller has taken back
     └── TrainingError        training data or a training state that cannot be used
 
 A caller's mistake is an `LssgenError`; a mistake of ours is an `assert` or a plain exception.
@@ -84,6 +87,41 @@ class NonFiniteError(EngineError):
 
 class PromptError(LssgenError):
     """A prompt, prompt file or picture cannot be used."""
+
+
+class ServingError(LssgenError):
+    """A server does not do what is asked."""
+
+
+class RefusedError(ServingError):
+    """A request that a server does not take, or does not finish.
+
+    Args:
+        message: One line.
+        code: Reason as a word for programs; see `lssgen.serving.api.RefusalCode`.
+        param: Word of the request that is to blame; None where it is none of them.
+        retry_after_s: Seconds after which the same request may be taken; None: never, as it stands.
+        fastest_ms: Milliseconds that the fastest schedule would take, where a time is what is refused.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        fastest_ms: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.fastest_ms = fastest_ms
+
+
+class CancelledError(ServingError):
+    """A request that its caller has taken back."""
 
 
 class TrainingError(LssgenError):

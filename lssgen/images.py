@@ -6,6 +6,7 @@ turned as its camera says.
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import cast
 
@@ -38,19 +39,42 @@ def open_picture(path: Path) -> Generator[Image.Image]:
         PictureError: It is not an ordinary file, not a picture of a format that is read, damaged, or too large. What is
             found damaged within the block raises this too.
     """
+    with _read_with_care(str(path)), open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
+        _see_size(image, str(path), MOST_PIXELS)
+        yield image
+
+
+def picture_from_bytes(data: bytes, name: str, *, most: int = MOST_PIXELS) -> Image.Image:
+    """A picture out of memory, decoded, turned as its camera says; its transparency is still there.
+
+    Args:
+        data: Contents of a file.
+        name: Name for messages, after the word "picture".
+        most: Largest number of pixels.
+
+    Raises:
+        PictureError: It is not a picture of a format that is read, damaged, or too large.
+    """
+    with _read_with_care(name), Image.open(BytesIO(data), formats=FORMATS) as image:
+        _see_size(image, name, most)
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+@contextmanager
+def _read_with_care(name: str) -> Generator[None]:
+    """Whatever is raised within it while a picture is read, as `PictureError`."""
     try:
-        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
-            _see_size(image, path)
-            yield image
+        yield
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
-        raise PictureError(f"picture {path} has too many pixels; up to {_MILLIONS} million are read") from error
+        raise PictureError(f"picture {name} has too many pixels; up to {_MILLIONS} million are read") from error
     except OSError as error:
         reason = error.strerror or _plainly(error)
-        raise PictureError(f"picture {path} cannot be read: {reason}") from error
+        raise PictureError(f"picture {name} cannot be read: {reason}") from error
     except Exception as error:  # of a damaged file, Pillow's formats raise SyntaxError, ValueError and more
-        raise PictureError(f"picture {path} cannot be read: {str(error) or type(error).__name__}") from error
+        raise PictureError(f"picture {name} cannot be read: {str(error) or type(error).__name__}") from error
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -112,11 +136,10 @@ def as_mask(picture: Image.Image) -> Image.Image:
     return _eight_bits(picture).convert("L")
 
 
-def _see_size(image: Image.Image, path: Path) -> None:
-    if image.width * image.height > MOST_PIXELS:
-        raise PictureError(
-            f"picture {path} is {image.width} x {image.height} px; up to {_MILLIONS} million pixels are read"
-        )
+def _see_size(image: Image.Image, name: str, most: int) -> None:
+    if image.width * image.height > most:
+        allowed = f"{_MILLIONS} million" if most == MOST_PIXELS else f"{most:,}"
+        raise PictureError(f"picture {name} is {image.width} x {image.height} px; up to {allowed} pixels are read")
 
 
 def _plainly(error: OSError) -> str:

@@ -17,7 +17,7 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from lssgen.bundle import MANIFEST, Bundle, manifest_json
-from lssgen.engines.base import Binding, Buffer, HostMark, Mark, check_buffers, see_graph
+from lssgen.engines.base import Binding, Buffer, HostMark, Mark, check_buffers, check_part, see_graph
 from lssgen.engines.demand import Demand
 from lssgen.errors import EngineError, ShapeError
 from lssgen.manifest import (
@@ -89,6 +89,14 @@ class FakeBuffer:
 
     def read(self) -> Array:
         return self.array.copy()
+
+    def write_part(self, first: int, values: Array) -> None:
+        check_part(self.shape, first, values.size)
+        self.array.reshape(-1)[first : first + values.size] = values.reshape(-1)
+
+    def read_part(self, first: int, count: int) -> Array:
+        check_part(self.shape, first, count)
+        return self.array.reshape(-1)[first : first + count].copy()
 
 
 class FakeEngine:
@@ -202,6 +210,9 @@ class FakeBackend:
 
     def mark(self) -> Mark:
         return HostMark()
+
+    def free_bytes(self) -> int | None:
+        return None
 
     def describe(self) -> Mapping[str, object]:
         return {"backend": self.name}

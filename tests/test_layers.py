@@ -62,10 +62,27 @@ ROOMS: dict[str, set[str]] = {
         "progress",
     },
     "runtime": {*BUNDLES, "images", "choices", "paths", "durable", "verification", "engines"},
+    "serving": {*BUNDLES, "choices", "paths", "durable", "verification", "engines", "runtime"},
+    "serving.http": {
+        "choices",
+        "durable",
+        "engines",
+        "errors",
+        "files",
+        "images",
+        "jsons",
+        "paths",
+        "plan",
+        "runtime",
+        "serving",
+        "verification",
+    },
+    "serving.triton": {*BUNDLES, "durable", "runtime", "serving"},
+    "serving.ray": {"bundle", "engines", "errors", "jsons", "runtime", "serving", "serving.http"},
     "commands": {"*"},
     "cli": {"commands"},
     "__main__": {"cli"},
-    "": {"runtime"},  # lssgen/__init__.py
+    "": {"runtime", "serving"},  # lssgen/__init__.py
 }
 
 # A library and the rooms that may name it. A name below TYPE_CHECKING counts too: hints are imports for a reader.
@@ -80,8 +97,14 @@ LIBRARIES: dict[str, set[str]] = {
     "tensorrt": {"engines.trt"},
     "tensorrt_rtx": {"engines.trt"},
     "cuda": {"engines"},
-    "PIL": {"images", "runtime", "training", "commands"},
+    "PIL": {"images", "runtime", "serving", "serving.http", "serving.ray", "serving.triton", "training", "commands"},
     "tokenizers": {"runtime", "export"},
+    "starlette": {"serving.http", "serving.ray"},
+    "uvicorn": {"serving.http"},
+    "prometheus_client": {"serving.http"},
+    "opentelemetry": {"serving.http"},
+    "ray": {"serving.ray"},
+    "triton_python_backend_utils": {"serving.triton"},
 }
 
 

@@ -1,11 +1,13 @@
 """A whole bundle of small hand-written ONNX graphs, for tests of what runs bundles. No torch is needed to make it."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 from onnx.parser import parse_model
 
-from lssgen.bundle import MANIFEST, Bundle, manifest_json, sha256_of
+from lssgen.bundle import MANIFEST, Bundle, manifest_json, read_bundle, sha256_of
 from lssgen.manifest import Graph, Manifest, Source
 from lssgen.plan import Defaults, ModelFacts, NetworkCost
 from lssgen.ports import Port
@@ -172,3 +174,12 @@ def _port(value: onnx.ValueInfoProto) -> Port:
     kind = value.type.tensor_type
     shape = tuple(axis.dim_param or axis.dim_value for axis in kind.shape.dim)
     return Port(value.name, _TYPES[kind.elem_type], shape)
+
+
+def toy_in_stages(toy: Path, folder: Path) -> Bundle:
+    """A copy of the bundle in a new folder, which paints in two stages: its default transition is one that it has."""
+    shutil.copytree(toy, folder)
+    manifest = read_bundle(toy).manifest
+    facts = replace(manifest.facts, defaults=replace(manifest.facts.defaults, scaling_space="latent"))
+    (folder / MANIFEST).write_bytes(manifest_json(replace(manifest, facts=facts)))
+    return read_bundle(folder)

@@ -5,6 +5,8 @@ COMMANDS = {
     "plan": "Print a run's stages, steps and predicted cost; loads no model.",
     "export": "Turn a checkpoint and a latent upsampler into a bundle of ONNX graphs.",
     "build": "Build, list, check and prune the compiled engines of a bundle; needs no torch.",
+    "serve": "Serve bundles by HTTP, as OpenAI's Images API; needs no torch.",
+    "export-triton": "Write a model repository for Triton's Python backend from a bundle.",
     "verify": "Compare every file of a bundle with what was exported.",
     "train-upsampler": "Train a latent upsampler for a VAE on a folder of pictures.",
 }

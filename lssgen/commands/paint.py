@@ -20,7 +20,8 @@ from lssgen.bundle import Bundle, sha256_of
 from lssgen.commands.places import Places
 from lssgen.commands.process import undisturbed
 from lssgen.durable import whole_file
-from lssgen.errors import PromptError
+from lssgen.engines.options import EngineOptions
+from lssgen.errors import PromptError, ServingError
 from lssgen.files import as_text
 from lssgen.manifest import Picture as Feed
 from lssgen.progress import Follower, followed
@@ -28,7 +29,7 @@ from lssgen.runtime.options import Options, Request
 from lssgen.runtime.origin import read_mask, read_picture
 from lssgen.runtime.pictures import refuse_unwritable, write_picture
 from lssgen.runtime.pipeline import Pipeline
-from lssgen.runtime.prompt_file import PromptFolders, read_prompt_file
+from lssgen.runtime.prompt_file import PromptFolders, PromptLine, read_prompt_file
 from lssgen.runtime.record import PictureRecord, parameters_of, read_record, record_of, write_record
 from lssgen.runtime.results import BatchTimes, OnPreview, Painting, Picture, Preview, Progress
 from lssgen.runtime.sampler import Floats
@@ -203,18 +204,59 @@ def _preview_writer(prompts: Sequence[str], options: Options, places: Places) ->
     return write
 
 
-def paint_file(pipeline: Pipeline, args: argparse.Namespace, options: Options, request: Request) -> None:
+def paint_file(
+    pipeline: Pipeline, args: argparse.Namespace, words: EngineOptions, options: Options, request: Request
+) -> None:
     """Paint a prompt file into GenEval's folders, those that are missing."""
     lines, skipped = read_prompt_file(args.prompts, bad_lines=args.bad_lines)
     for message in skipped:
         warnings.warn(f"skipped: {message}", stacklevel=1)
-    with PromptFolders(pipeline, args.outdir, options, f".{args.format or 'png'}") as folders:
+    suffix = f".{args.format or 'png'}"
+    with PromptFolders(pipeline, args.outdir, options, suffix) as folders:
         missing = folders.missing(lines)
-        with following(args.quiet, len(missing) * folders.steps_each) as follow:
-            follow.request = request
-            for line, _ in folders.paint(missing, follow.step):
-                tqdm.write(str(args.outdir / line.folder))
+        if args.ray:
+            _paint_on_ray(pipeline, args, words, options, missing, suffix)
+        else:
+            with following(args.quiet, len(missing) * folders.steps_each) as follow:
+                follow.request = request
+                for line, _ in folders.paint(missing, follow.step):
+                    tqdm.write(str(args.outdir / line.folder))
     print(f"{args.outdir}: {len(lines)} prompts, {len(lines) - len(missing)} of them from earlier runs")
+
+
+def _paint_on_ray(
+    pipeline: Pipeline,
+    args: argparse.Namespace,
+    words: EngineOptions,
+    options: Options,
+    missing: Sequence[PromptLine],
+    suffix: str,
+) -> None:
+    """The same on a Ray cluster, with a line now and then that says how far it is.
+
+    Raises:
+        ServingError: Ray is not installed, or cannot be reached, or a worker failed.
+    """
+    try:
+        from lssgen.serving.ray.prompts import Work, paint_on_ray
+    except ImportError as error:
+        raise ServingError(f'--ray needs {error.name}; pip install "lssgen[ray]"') from error
+    work = Work(
+        bundle=pipeline.bundle.folder.resolve(),
+        engine=args.engine,
+        words=words,
+        folder=args.outdir.resolve(),
+        options=options,
+        suffix=suffix,
+    )
+    folders = {line.number: line.folder for line in missing}
+    gpus = float(args.engine != "onnxruntime")
+    with followed(_LOG.info) as follower:
+        follower.at(0, f"prompt 0 of {len(missing)}")
+        painted = paint_on_ray(work, missing, address=args.ray, workers=args.ray_workers, gpus=gpus)
+        for done, (number, _) in enumerate(painted, 1):
+            follower.at(done / len(missing), f"prompt {done} of {len(missing)}")
+            tqdm.write(str(args.outdir / folders[number]))
 
 
 class Follow:

@@ -20,7 +20,7 @@ from lssgen.commands.parser import Parser
 from lssgen.commands.places import Places
 from lssgen.commands.plan import as_table
 from lssgen.commands.plan_options import add_plan_options, given_plan_options
-from lssgen.commands.values import named_file, one_of
+from lssgen.commands.values import integer, named_file, one_of, within
 from lssgen.commands.verify_option import add_verify_option
 from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import open_backend
@@ -110,6 +110,19 @@ def _add_prompt_files(parser: Parser) -> None:
         help="GenEval's folders go here; run again to resume; default: none, required with --prompts",
     )
     group.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="paint on a Ray cluster, at auto, ray://HEAD:10001, or local for one on this machine; every machine must "
+        "see --bundle and --outdir at the same place; default: on this machine, without Ray",
+    )
+    group.add_argument(
+        "--ray-workers",
+        type=within(1, 100_000, integer),
+        default=1,
+        metavar="N",
+        help="workers at a time, each with a GPU where the engine needs one; default: %(default)s",
+    )
+    group.add_argument(
         "--bad-lines",
         type=one_of(("stop", "skip")),
         default="stop",
@@ -191,7 +204,7 @@ def _run(parser: Parser, args: argparse.Namespace, words: EngineOptions) -> None
     places = Places.of(args, count)
     with _pipeline(args, words, bundle) as pipeline:
         if args.prompts:
-            paint_file(pipeline, args, options, request)
+            paint_file(pipeline, args, words, options, request)
         else:
             with places.held():
                 paint(pipeline, args, options, prompts, places)
@@ -278,6 +291,8 @@ def _refuse_contradictions(parser: Parser, args: argparse.Namespace, prompts: Se
             "--prompts FILE.jsonl and --outdir DIR go together, and without PROMPT, --save-latents, --preview, "
             "--init-image, --mask-image and --condition"
         )
+    if args.ray and not args.prompts:
+        parser.error("--ray is for prompt files; give --prompts FILE.jsonl and --outdir DIR")
     if not (prompts or args.prompts):
         parser.error(f'nothing to paint: give a prompt, as in {parser.prog} "a red circle", or --prompts FILE.jsonl')
 

@@ -105,6 +105,14 @@ def named_file(text: str) -> tuple[str, Path]:
     return name, Path(file)
 
 
+def named(text: str) -> tuple[str, str]:
+    """Both sides of "dall-e-3=painter"."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ArgumentTypeError(f"{short(text)} is not NAME=MODEL, such as dall-e-3=sd3")
+    return name, value
+
+
 def reads_itself(made: Any) -> Reader:
     """What a class makes of text by its `from_text`."""
 

@@ -14,6 +14,7 @@ one execution context and, where possible, one captured CUDA graph.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from time import perf_counter
 from typing import Any, Protocol, Self
 
@@ -44,6 +45,22 @@ class Buffer(Protocol):
 
     def read(self) -> Array:
         """A host copy that the caller owns; waits for the work that fills the buffer."""
+        ...
+
+    def write_part(self, first: int, values: Array) -> None:
+        """Copy a host array over the items from number `first` on, in the order of memory; the others stay.
+
+        Raises:
+            ShapeError: The buffer ends before the array does.
+        """
+        ...
+
+    def read_part(self, first: int, count: int) -> Array:
+        """A host copy, (count,), of the items from number `first` on; waits as `read` does.
+
+        Raises:
+            ShapeError: The buffer has fewer.
+        """
         ...
 
 
@@ -132,6 +149,10 @@ class Backend(Protocol):
         """A mark behind all work so far."""
         ...
 
+    def free_bytes(self) -> int | None:
+        """Memory that the device has left; None where it is not known."""
+        ...
+
     def describe(self) -> Mapping[str, object]:
         """What to write into run.json: versions, device, options."""
         ...
@@ -162,6 +183,16 @@ def see_graph(bundle: Bundle, graph: str) -> Graph:
     if graph not in bundle.manifest.graphs:
         raise BundleError(f"bundle {bundle.folder} has no graph {graph!r}; export the model again")
     return bundle.manifest.graphs[graph]
+
+
+def check_part(shape: Sequence[int], first: int, count: int) -> None:
+    """See that a buffer of some shape has so many items from number `first` on.
+
+    Raises:
+        ShapeError: It has not.
+    """
+    if not 0 <= first <= first + count <= prod(shape):
+        raise ShapeError(f"a buffer of shape {tuple(shape)} has no {count} items from number {first} on")
 
 
 def check_buffers(engine: str, ports: Sequence[Port], buffers: Mapping[str, Buffer]) -> dict[str, int]:

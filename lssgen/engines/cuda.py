@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lssgen.engines.base import check_part
 from lssgen.engines.waste import Waste, no_collector
 from lssgen.errors import BackendError, EngineError, ShapeError
 from lssgen.ports import Array
@@ -262,6 +263,16 @@ class CudaBuffer:
         value = np.empty(self._shape, self._dtype)
         self._device.download(self.address, value)
         return value
+
+    def write_part(self, first: int, values: Array) -> None:
+        check_part(self._shape, first, values.size)
+        self._device.upload(np.ascontiguousarray(values, self._dtype), self.address + first * self._dtype.itemsize)
+
+    def read_part(self, first: int, count: int) -> Array:
+        check_part(self._shape, first, count)
+        values = np.empty(count, self._dtype)
+        self._device.download(self.address + first * self._dtype.itemsize, values)
+        return values
 
 
 class Event:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from lssgen.bundle import Bundle
-from lssgen.engines.base import Binding, Buffer, HostMark, check_buffers, see_graph
+from lssgen.engines.base import Binding, Buffer, HostMark, check_buffers, check_part, see_graph
 from lssgen.engines.demand import Demand
 from lssgen.engines.memory import in_turn_bytes, megabytes, stays
 from lssgen.engines.options import OrtCudaOptions, OrtOptions
 from lssgen.errors import BackendError, BuildError, EngineError, ShapeError
-from lssgen.machine import at_most_cpus
+from lssgen.machine import at_most_cpus, free_memory
 from lssgen.manifest import Graph
 from lssgen.ort import ort
 from lssgen.ports import Array, Port
@@ -46,6 +46,7 @@ class OrtBuffer:
     def __init__(self, shape: Sequence[int], dtype: Any, device: str, device_id: int) -> None:
         self._shape = tuple(shape)
         self._dtype = np.dtype(dtype)
+        self._device = device
         self.value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), self._dtype.type, device, device_id)
 
     @property
@@ -63,6 +64,17 @@ class OrtBuffer:
 
     def read(self) -> Array:
         return self.value.numpy().copy()  # on the CPU, numpy() is a view
+
+    def write_part(self, first: int, values: Array) -> None:
+        check_part(self._shape, first, values.size)
+        every = self.value.numpy()
+        every.reshape(-1)[first : first + values.size] = values.reshape(-1)
+        if self._device != "cpu":
+            self.value.update_inplace(every)  # ONNX Runtime copies whole tensors only
+
+    def read_part(self, first: int, count: int) -> Array:
+        check_part(self._shape, first, count)
+        return self.value.numpy().reshape(-1)[first : first + count].copy()
 
 
 class OrtEngine:
@@ -292,6 +304,9 @@ class OrtBackend:
 
     def mark(self) -> HostMark:
         return HostMark()  # ONNX Runtime waits for its device at the end of every run
+
+    def free_bytes(self) -> int | None:
+        return free_memory() if self.device == "cpu" else None  # ONNX Runtime does not say what a GPU has left
 
     def describe(self) -> Mapping[str, object]:
         return {

@@ -1,6 +1,6 @@
 """What a run may be asked for: keywords in diffusers' words, and the same resolved against a bundle."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TypedDict, cast, get_args
@@ -10,7 +10,7 @@ from lssgen.choices import choice, refuse_outside
 from lssgen.engines.demand import MOST_BATCH
 from lssgen.errors import PlanError, PromptError
 from lssgen.manifest import Gates, GuidanceRescale, Sizes
-from lssgen.plan import Plan, PlanOptions, ScalingSpace, SchedulerChoice, SkipLayerGuidance, make_plan
+from lssgen.plan import ModelFacts, Plan, PlanOptions, ScalingSpace, SchedulerChoice, SkipLayerGuidance, make_plan
 from lssgen.plan.options import MOST_SIDE_PX, Injection, PndmStart, StartRule
 from lssgen.plan.scheduler_choice import SigmaSchedule, TimestepSpacing
 from lssgen.runtime.kinds import refuse_other_kinds
@@ -145,8 +145,16 @@ class Request:
         return frozenset(branch for stage in self.plan.stages for step in stage.steps for branch, _ in step.guidance)
 
 
-def request_from_options(bundle: Bundle, options: Options) -> Request:
+MakePlan = Callable[[ModelFacts, PlanOptions], Plan]
+
+
+def request_from_options(bundle: Bundle, options: Options, make: MakePlan = make_plan) -> Request:
     """Fill in the defaults, make the plan, and see that the bundle can carry it out.
+
+    Args:
+        bundle: What paints.
+        options: Words of the caller.
+        make: Makes the plan; a server's remembers those that it made.
 
     Raises:
         PlanError: An unknown keyword, a value outside its range, or something the bundle has no graph for.
@@ -158,7 +166,7 @@ def request_from_options(bundle: Bundle, options: Options) -> Request:
     own = {name: value for name, value in given.items() if name in Request.__dataclass_fields__}
     planned = {name: value for name, value in given.items() if name not in own}
     plan_options = PlanOptions.from_defaults(facts.defaults, **planned)
-    request = Request(plan=make_plan(facts, plan_options), plan_options=plan_options, **own)  # pyright: ignore[reportArgumentType]
+    request = Request(plan=make(facts, plan_options), plan_options=plan_options, **own)  # pyright: ignore[reportArgumentType]
     _refuse_what_is_missing(bundle, request)
     return request
 

@@ -52,7 +52,23 @@ def write_picture(image: Image.Image, path: Path, parameters: Mapping[str, objec
     """
     if path.suffix.lower() not in FORMATS:
         raise PromptError(f"{path} cannot be written: pictures end in one of {', '.join(FORMATS)}")
-    name, settings = FORMATS[path.suffix.lower()]
+    write_file(path, picture_bytes(image, path.suffix.lower(), parameters))
+
+
+def picture_bytes(
+    image: Image.Image, suffix: str, parameters: Mapping[str, object], *, quality: int | None = None
+) -> bytes:
+    """A picture as a file, with its parameters and the mark.
+
+    Args:
+        image: RGB.
+        suffix: Key of `FORMATS`.
+        parameters: What becomes one JSON object.
+        quality: Quality of JPEG and WebP in 0 to 100; None: that of `FORMATS`.
+    """
+    name, settings = FORMATS[suffix]
+    if quality is not None and name != "PNG":
+        settings = {**settings, "quality": quality}
     text = json.dumps(parameters)  # plain ASCII, which PNG text and XML both take
     packet = _packet(text)
     extras: dict[str, object] = {"xmp": packet}
@@ -67,7 +83,7 @@ def write_picture(image: Image.Image, path: Path, parameters: Mapping[str, objec
     # once.
     file = BytesIO()
     image.save(file, name, **settings, **extras)
-    write_file(path, file.getvalue())
+    return file.getvalue()
 
 
 def refuse_unwritable(path: Path) -> None:

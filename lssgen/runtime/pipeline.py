@@ -19,16 +19,18 @@ from lssgen.engines.base import Backend, Engines
 from lssgen.engines.demand import Demand
 from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import open_backend
-from lssgen.errors import BackendError, EngineError, NonFiniteError, PromptError
+from lssgen.errors import BackendError, EngineError, NonFiniteError
 from lssgen.plan import Plan
 from lssgen.ports import Array
+from lssgen.runtime.asking import asked_run, unheard
 from lssgen.runtime.canvases import Canvas, in_batches, with_noise
-from lssgen.runtime.conditions import Pictures, condition_values, see_pictures
+from lssgen.runtime.conditioning import Conditioner
+from lssgen.runtime.conditions import Pictures, condition_values
 from lssgen.runtime.demand import demand_of
 from lssgen.runtime.kinds import see_kinds
 from lssgen.runtime.noise import check_seed
-from lssgen.runtime.options import STRENGTH, Options, Request, refuse_too_many, request_from_options
-from lssgen.runtime.origin import Start, origin_of, pasted, start_from
+from lssgen.runtime.options import Options, Request, refuse_too_many, request_from_options
+from lssgen.runtime.origin import Start, origin_of, pasted
 from lssgen.runtime.results import (
     BatchTimes,
     OnPreview,
@@ -42,7 +44,6 @@ from lssgen.runtime.results import (
 )
 from lssgen.runtime.sampler import Batch, Floats, Listeners, sample
 from lssgen.runtime.text import TextEncoder, prompts_of, warn
-from lssgen.runtime.weighting import read_literally
 from lssgen.runtime.workspace import Geometry, ToldSizes, Workspace, stack_each
 from lssgen.runtime.workspaces import Workspaces
 from lssgen.verification import Verify, see_whole
@@ -95,6 +96,7 @@ class Pipeline:
         self._engines: Engines | None = None
         self._met: set[Demand] = set()
         self._text = TextEncoder(bundle, backend)
+        self._conditioner = Conditioner(bundle.manifest, self._text)
         self._workspaces = Workspaces(self._workspace, keep_bytes)
         self._lock = Lock()
         self._painter: int | None = None
@@ -184,15 +186,9 @@ class Pipeline:
         What is wrong with the arguments is raised by this call, not when the first batch is asked for.
         """
         see_kinds(init_image, mask_image, on_step, on_preview)
-        if init_image is not None and mask_image is None and options.get("strength") is None:
-            options = {**options, "strength": STRENGTH}
-        request = request_from_options(self.bundle, options)
-        start = self._start(request, init_image, mask_image)
-        see_pictures(self.bundle.manifest, conditions)
+        request, start = asked_run(self.bundle, options, init_image, mask_image, conditions)
         prompts = prompts_of(prompt)
-        if request.negative_prompt and "negative" not in request.branches:
-            warn("the negative prompt has no effect: guidance is off in this run")
-        if said := read_literally([*prompts, request.negative_prompt or ""], request.prompt_weighting):
+        for said in unheard(request, prompts):
             warn(said)
         refuse_too_many(len(prompts) * request.num_images)
         # The last picture's seed: one beyond the largest would be found only when its turn comes.
@@ -271,31 +267,12 @@ class Pipeline:
         return Workspace(self.bundle.manifest, self.backend, self._engines, geometry)
 
     def _canvases(self, prompts: Sequence[str], request: Request) -> list[Canvas]:
-        negative = self._negative(request)
         canvases: list[Canvas] = []
         for prompt in prompts:
-            lengths = self._text.lengths(prompt, request.prompt_weighting)
-            if negative is not None:  # all branches go through the network together, so they fill up to the longest
-                others = self._text.lengths(negative, request.prompt_weighting)
-                lengths = tuple(map(max, lengths, others))
+            lengths = self._conditioner.lengths(request, prompt)
             for _ in range(request.num_images):
                 canvases.append(Canvas(len(canvases), prompt, request.seed + len(canvases), lengths))
         return canvases
-
-    def _negative(self, request: Request) -> str | None:
-        """The text that the negative branch hears; None where there is no such branch, or where it hears zeros."""
-        if "negative" not in request.branches:
-            return None
-        if request.negative_prompt is None and self.bundle.manifest.empty_negative == "zeros":
-            return None
-        return request.negative_prompt or ""
-
-    def _start(self, request: Request, picture: Image.Image | None, mask: Image.Image | None) -> Start | None:
-        if picture is None and (mask is not None or request.plan_options.strength < 1):
-            raise PromptError("strength and mask_image belong to a picture to start from; give init_image")
-        if picture is not None and "encode" not in self.bundle.manifest.graphs:
-            raise PromptError(f"bundle {self.bundle.folder} has no graph 'encode', so no run can start from a picture")
-        return None if picture is None else start_from(request.plan, picture, mask)
 
     def _batch(self, run: _Run, canvases: Sequence[Canvas]) -> Result:
         with self._turn():
@@ -371,19 +348,8 @@ class Pipeline:
         self, engines: Engines, request: Request, canvases: Sequence[Canvas]
     ) -> dict[str, Mapping[str, Array]]:
         """(batch, ...) text conditioning, by branch and port."""
-
-        def heard(prompts: Sequence[str]) -> dict[str, Array]:
-            said = zip(prompts, canvases, strict=True)
-            rules = request.prompt_weighting
-            return stack_each([self._text.encode(engines["text"], one, canvas.lengths, rules) for one, canvas in said])
-
-        text: dict[str, Mapping[str, Array]] = {"positive": heard([canvas.prompt for canvas in canvases])}
-        negative = self._negative(request)
-        if negative is not None:
-            text["negative"] = heard([negative] * len(canvases))
-        elif "negative" in request.branches:
-            text["negative"] = {port: np.zeros_like(value) for port, value in text["positive"].items()}
-        return text
+        each = [self._conditioner.heard(engines["text"], request, canvas.prompt, canvas.lengths) for canvas in canvases]
+        return {branch: stack_each([one[branch] for one in each]) for branch in each[0]}
 
 
 def load(

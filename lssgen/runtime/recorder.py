@@ -49,6 +49,9 @@ class RecordingBackend:
     def mark(self) -> Mark:
         return self._backend.mark()
 
+    def free_bytes(self) -> int | None:
+        return self._backend.free_bytes()
+
     def describe(self) -> Mapping[str, object]:
         return self._backend.describe()
 

@@ -60,6 +60,28 @@ class Origin:
     latents: tuple[Floats, ...]
     kept: tuple[Floats, ...]
 
+    def keeps(self, stage: int) -> bool:
+        """Whether anything stays at a stage."""
+        return bool((self.kept[stage] == 1).any())
+
+    def put_back(self, stage: int, level: tuple[float, float], noise: Floats, latent: Floats) -> Floats:
+        """A stage's latent, with the origin where it stays, as noisy as the latent is by now.
+
+        Args:
+            stage: Index of the stage.
+            level: (image, noise) weights in the latent.
+            noise: What the stage began with, shaped like the latent.
+            latent: (..., C, h, w).
+        """
+        image, amount = map(np.float32, level)
+        return np.where(self.kept[stage] == 1, image * self.latents[stage] + amount * noise, latent)
+
+
+def first_latent(stage: Stage, noise: Floats, origin: Origin | None) -> Floats:
+    """The latent that a run's first stage begins with, from noise of its shape."""
+    start = 0 if origin is None else np.float32(stage.image) * origin.latents[0]
+    return np.float32(stage.noise) * noise + start
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -207,8 +229,7 @@ class _Run:
             self._space.write_picture(index, feed, values[index])
         noise = self._noise[index] if self._noise else self._draw(index)
         if index == 0:
-            start = 0 if self._origin is None else np.float32(stage.image) * self._origin.latents[0]
-            self._space.latent(0, 0).write(np.float32(stage.noise) * noise + start)
+            self._space.latent(0, 0).write(first_latent(stage, noise, self._origin))
             return noise
         self._space.noise(index).write(noise)
         # After the stage's own noise: the published order, in which one generator draws for the whole run.
@@ -242,12 +263,9 @@ class _Run:
     def _keep(self, origin: Origin, index: int, turns: int, level: tuple[float, float], noise: Floats) -> None:
         """Put the origin, as noisy as the latent is by now, back where it stays."""
         # On the host, with a wait for every step: inpainting is rare, and a graph for it would be one more to build.
-        kept = origin.kept[index] == 1
-        if not kept.any():
-            return
-        image, amount = map(np.float32, level)
-        latent = self._space.latent(index, turns)
-        latent.write(np.where(kept, image * origin.latents[index] + amount * noise, latent.read()))
+        if origin.keeps(index):
+            latent = self._space.latent(index, turns)
+            latent.write(origin.put_back(index, level, noise, latent.read()))
 
     def _draw(self, index: int) -> Floats:
         return draw_each(self._streams, self._space.latent(index, 0).shape[1:])
@@ -256,14 +274,27 @@ class _Run:
         latent = self._space.latent(index, turns).read()
         if np.isfinite(latent).all():
             return latent
-        stage = self._plan.stages[index]
         pictures = sorted({int(picture) for picture in np.argwhere(~np.isfinite(latent))[:, 0]})
-        where = f"after step {turns} of {len(stage.steps)}" if turns else "at the transition into it"
-        raise NonFiniteError(
-            f"stage {index + 1} of {len(self._plan.stages)} ({stage.width} x {stage.height} cells) holds NaN or "
-            f"infinity {where}, in picture {', '.join(map(str, pictures))} of the batch; "
-            f"{_ADVICE[self._space.precision]}"
-        )
+        of = f"picture {', '.join(map(str, pictures))} of the batch"
+        raise nonfinite(self._plan, index, turns, of, self._space.precision)
+
+
+def nonfinite(plan: Plan, index: int, turns: int, pictures: str, precision: Precision) -> NonFiniteError:
+    """The error for a latent that is not finite.
+
+    Args:
+        plan: The run.
+        index: Stage where it was seen.
+        turns: Steps of the stage that were done.
+        pictures: Words for whose latent it is.
+        precision: What the step computes in.
+    """
+    stage = plan.stages[index]
+    where = f"after step {turns} of {len(stage.steps)}" if turns else "at the transition into it"
+    return NonFiniteError(
+        f"stage {index + 1} of {len(plan.stages)} ({stage.width} x {stage.height} cells) holds NaN or "
+        f"infinity {where}, in {pictures}; {_ADVICE[precision]}"
+    )
 
 
 def _branches(step: Step) -> Branches:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count, takewhile
 from math import ceil
 from typing import cast
@@ -40,16 +40,25 @@ class TextEncoder:
         bundle: Its tokenizers and its "text" graph are used.
         backend: Place where the graph runs.
         remember: Bytes of encoded prompts to keep; those that were not asked for longest go first.
+        tell: Given a sentence about every prompt that is not heard in full; None: `warn`.
 
     Raises:
         BundleError: A tokenizer cannot be read.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, *, remember: int = 128 * 2**20) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        *,
+        remember: int = 128 * 2**20,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
         self._tokenizers = tuple(_PortTokenizer(bundle, tokens) for tokens in bundle.manifest.tokenizers)
         self._manifest = bundle.manifest
         self._backend = backend
         self._remember = remember
+        self._tell = tell or warn
         self._known: OrderedDict[tuple[str, Lengths, Weighting], Mapping[str, Array]] = OrderedDict()
 
     def lengths(self, text: str, weighting: Weighting = "none") -> Lengths:
@@ -60,6 +69,14 @@ class TextEncoder:
         """
         said = weighted(see_prompt(text), weighting)
         return tuple(tokenizer.length(said.text) for tokenizer in self._tokenizers)
+
+    def tokens(self, text: str) -> int:
+        """Tokens of a text in the first tokenizer, filling left out.
+
+        Raises:
+            PromptError: It cannot be read.
+        """
+        return self._tokenizers[0].count(see_prompt(text))
 
     def encode(self, engine: Engine, text: str, lengths: Lengths, weighting: Weighting = "none") -> Mapping[str, Array]:
         """The prompt's conditioning, port by port, without a batch axis.
@@ -116,7 +133,8 @@ class TextEncoder:
         feed: dict[str, Array] = {}
         for tokenizer, length in zip(self._tokenizers, lengths, strict=True):
             feed |= tokenizer.feed(text, length)
-        self._warn_of_loss(text)
+        for said in self.losses(text):
+            self._tell(said)
         axes: dict[str, int] = {}
         buffers: dict[str, Buffer] = {}
         for port in engine.inputs:
@@ -140,16 +158,23 @@ class TextEncoder:
             return {**usual, **axes}[axis]
         raise BundleError(f"{engine.name} has an output axis {axis!r} of unknown size for {axes}; export it again")
 
-    def _warn_of_loss(self, text: str) -> None:
+    def losses(self, text: str) -> list[str]:
+        """A sentence for every encoder that does not hear the whole text.
+
+        Raises:
+            PromptError: It cannot be read.
+        """
+        said: list[str] = []
         for tokenizer in self._tokenizers:
             lost = tokenizer.lost(text)
             if len(lost) > SHOWN:
                 lost = f"{lost[:SHOWN]}..."
             if lost:
-                warn(
+                said.append(
                     f"prompt too long: the encoder behind {tokenizer.rules.port!r} reads {tokenizer.rules.length} "
                     f"tokens and does not hear {lost!r}"
                 )
+        return said
 
 
 def warn(message: str) -> None:
@@ -212,8 +237,12 @@ class _PortTokenizer:
 
     def length(self, text: str) -> int:
         """Tokens the port takes for this text, filling included; refuses text that cannot be read."""
-        rules, needed = self.rules, max(1, len(self._encode(text).ids))  # an axis of no tokens fits no graph
+        rules, needed = self.rules, max(1, self.count(text))  # an axis of no tokens fits no graph
         return rules.length if rules.pad_to == "length" else ceil(needed / rules.pad_multiple) * rules.pad_multiple
+
+    def count(self, text: str) -> int:
+        """Tokens that are heard of a text, filling left out."""
+        return len(self._encode(text).ids)
 
     def feed(self, text: str, length: int) -> dict[str, Array]:
         """(1, length) ids, and mask where the port has one."""

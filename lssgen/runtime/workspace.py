@@ -80,6 +80,7 @@ class Geometry:
         text: Shape of every output of the text graph, for one picture and one branch.
         scaling_space: "resnet", "latent" or "pixel".
         told: Sizes for networks that are conditioned on them.
+        apart: Words that keep runs apart that go on at the same time; () where runs take turns.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -87,6 +88,7 @@ class Geometry:
     text: tuple[tuple[str, tuple[int, ...]], ...]
     scaling_space: str
     told: ToldSizes = ToldSizes()
+    apart: tuple[str, ...] = ()
 
 
 class Workspace:
@@ -150,6 +152,67 @@ class Workspace:
             if isinstance(feed, State) and feed.start == "zeros":
                 state = self._state(port, stage, 0, branches)
                 state.write(np.zeros(state.shape, state.dtype))
+
+    def take_states(self, stage: int, turn: int, branches: Branches, row: int) -> dict[str, Array]:
+        """Host copies of one picture's part of every state that the stage's step number `turn` reads, by port."""
+        return {
+            port.name: _taken(self._state(port, stage, turn % 2, branches), axis, row) for port, axis in self._states()
+        }
+
+    def put_states(self, stage: int, turn: int, branches: Branches, row: int, states: Mapping[str, Array]) -> None:
+        """Give one picture's part of every state a value, as `take_states` gave it."""
+        for port, axis in self._states():
+            _put(self._state(port, stage, turn % 2, branches), axis, row, states[port.name])
+
+    def put_text(self, branches: Branches, row: int, text: Mapping[str, Mapping[str, Array]]) -> None:
+        """Give one picture its text conditioning; `text` has arrays without a batch axis, by branch and output."""
+        for port in self._step.inputs:
+            feed = self._step.feeds[port.name]
+            if isinstance(feed, Text):
+                said = np.stack([text[_speaker(branch)][feed.output] for branch in branches])
+                _put(self._fed(port, feed, 0, 0, branches), 1, row, said)
+
+    def put_picture(self, stage: int, feed: Picture, row: int, value: Array) -> None:
+        """Give one picture the picture that conditions it, as it is at a stage, without a batch axis."""
+        for port in self._step.inputs:
+            if self._step.feeds[port.name] == feed:
+                _put(self._fed(port, feed, stage, 0, ()), 0, row, value)
+
+    def put_noise(self, stage: int, row: int, value: Array) -> None:
+        """(C, h, w) noise of one picture; see `noise`."""
+        _put(self.noise(stage), 0, row, value)
+
+    def take_latent(self, stage: int, turn: int, row: int) -> Array:
+        """(C, h, w) host copy of one picture's latent; see `latent`."""
+        return _taken(self.latent(stage, turn), 0, row)
+
+    def put_latent(self, stage: int, turn: int, row: int, value: Array) -> None:
+        """(C, h, w) latent of one picture; see `latent`."""
+        _put(self.latent(stage, turn), 0, row, value)
+
+    def states_from(self, latent: Array, branches: Branches) -> dict[str, Array]:
+        """What `read_states` would give for one picture at its stage's first step, without the batch axis.
+
+        Args:
+            latent: (C, h, w) that enters the stage, which is the geometry's first.
+            branches: Those of that step.
+        """
+        found: dict[str, Array] = {}
+        for port, axis in self._states():
+            feed = self._step.feeds[port.name]
+            shape = self._shape(self._step, port, 0, branches)
+            zeros = np.zeros((*shape[:axis], *shape[axis + 1 :]), port.dtype)
+            found[port.name] = latent if isinstance(feed, State) and feed.start == "latent" else zeros
+        return found
+
+    def _states(self) -> list[tuple[Port, int]]:
+        """Every port that is fed with a state, and which of its axes counts pictures."""
+        counted = [axis for axis, what in self._step.axes.items() if what == "batch"]
+        return [
+            (port, next(place for place, axis in enumerate(port.shape) if axis in counted))
+            for port in self._step.inputs
+            if isinstance(self._step.feeds[port.name], State)
+        ]
 
     def write_row(self, rows: Array) -> None:
         """(batch, 7 + K): the step of every picture."""
@@ -324,6 +387,25 @@ class Workspace:
         known = {axis: sizes[what] for axis, what in graph.axes.items() if what in sizes} | self._tokens
         known = {"batch": self.geometry.batch, **known}  # a transition's own axes may leave it out
         return tuple(known[axis] if isinstance(axis, str) else axis for axis in port.shape)
+
+
+def _put(buffer: Buffer, axis: int, row: int, value: Array) -> None:
+    """Write one picture's part of a buffer whose axis number `axis` counts pictures; the other parts stay.
+
+    Args:
+        value: Shaped like the buffer without that axis.
+    """
+    outer, inner = prod(buffer.shape[:axis]), prod(buffer.shape[axis + 1 :])
+    runs = np.ascontiguousarray(value, buffer.dtype).reshape(outer, inner)
+    for number, run in enumerate(runs):
+        buffer.write_part((number * buffer.shape[axis] + row) * inner, run)
+
+
+def _taken(buffer: Buffer, axis: int, row: int) -> Array:
+    """A host copy of one picture's part of a buffer, without the axis that counts pictures."""
+    outer, inner = prod(buffer.shape[:axis]), prod(buffer.shape[axis + 1 :])
+    runs = [buffer.read_part((number * buffer.shape[axis] + row) * inner, inner) for number in range(outer)]
+    return np.stack(runs).reshape(*buffer.shape[:axis], *buffer.shape[axis + 1 :])
 
 
 def stack_each(arrays: Sequence[Mapping[str, Array]]) -> dict[str, Array]:

@@ -70,6 +70,9 @@ class TensorRT:
     def mark(self) -> Event:
         return self._device.event()
 
+    def free_bytes(self) -> int | None:
+        return self._device.memory()[0]
+
     def describe(self) -> Mapping[str, object]:
         return {
             "backend": self.name,

@@ -1,0 +1,151 @@
+"""The models of a server by name and alias, and which of them are loaded: as many as there is memory for."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from threading import Lock
+
+from lssgen import paths
+from lssgen.bundle import read_bundle
+from lssgen.engines.base import Backend
+from lssgen.errors import BundleError, RefusedError
+from lssgen.paths import find_bundle
+from lssgen.runtime.pipeline import KEEP_BYTES
+from lssgen.serving.api import ModelInfo
+from lssgen.serving.model import Model
+from lssgen.serving.times import place_of, remember, remembered
+from lssgen.verification import Verify, see_whole
+
+STYLE = "@"
+"""Between a model's name and that of a bundle with other weights: "sd3@style"."""
+
+
+class Models:
+    """Bundles that a server paints with.
+
+    Args:
+        bundles: Folders by name; at least one, the default first.
+        aliases: Further names.
+        backend: Where they run.
+        verify: When to compare files with their hashes.
+
+    Raises:
+        BundleError: No bundle there, or a damaged one; or an alias that leads nowhere or stands for two.
+    """
+
+    def __init__(
+        self, bundles: Mapping[str, Path], aliases: Mapping[str, str], backend: Backend, verify: Verify
+    ) -> None:
+        self._backend = backend
+        self._verify: Verify = verify
+        self._lock = Lock()
+        self._models: dict[str, Model] = {}
+        for name, folder in bundles.items():
+            self._models[name] = self._opened(name, folder)
+        self._aliases = dict(aliases)
+        for alias, name in aliases.items():
+            if alias in self._models or name not in self._models:
+                raise BundleError(
+                    f"alias {alias!r} for {name!r} leads nowhere: this server has {', '.join(self._models)}"
+                    if name not in self._models
+                    else f"{alias!r} is the name of a bundle, and cannot stand for {name!r} too"
+                )
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(list(self._models.values()))
+
+    def __getitem__(self, name: str) -> Model:
+        return self._models[name]
+
+    @property
+    def first(self) -> Model:
+        """The model of requests that name none."""
+        return next(iter(self))
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Memory of the weights that are loaded."""
+        return sum(model.bytes for model in self if model.loaded)
+
+    def find(self, name: str) -> Model:
+        """The model of a name or alias; a bundle "sd3@style" of the user's is found without being told of.
+
+        Raises:
+            RefusedError: There is none.
+        """
+        if not name:
+            return self.first
+        name = self._aliases.get(name, name)
+        with self._lock:
+            if name not in self._models and self._is_style(name):
+                try:
+                    self._models[name] = self._opened(name, paths.bundles() / name)
+                except BundleError as error:
+                    raise RefusedError(str(error), code="broken_model", param="model") from error
+        if name not in self._models:
+            known = [*self._models, *self._aliases]
+            near = get_close_matches(name, known, 1)
+            advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise RefusedError(f"there is no model {name[:80]!r} here; {advice}", code="unknown_model", param="model")
+        return self._models[name]
+
+    def infos(self) -> tuple[ModelInfo, ...]:
+        """What the server says of them."""
+        return tuple(
+            model.info([alias for alias, name in self._aliases.items() if name == model.name]) for model in self
+        )
+
+    def make_room(self, model: Model, budget: int, in_use: Callable[[str], bool]) -> bool:
+        """Unload models that nobody uses, least recently used first, until another one fits; whether it does.
+
+        Args:
+            model: Which is to be loaded.
+            budget: Bytes that weights and buffers may take.
+            in_use: Whether pictures of a model are on the device.
+        """
+        idle = sorted((one for one in self if one.loaded and not in_use(one.name)), key=lambda one: one.used)
+        while self.loaded_bytes + model.bytes > budget and idle:
+            idle.pop(0).close()
+        return self.loaded_bytes + model.bytes <= budget or not any(one.loaded for one in self)
+
+    def remember(self) -> None:
+        """Keep what was measured for the next server."""
+        for model in self:
+            if len(model.times):
+                remember(place_of(model.bundle, self._backend.describe()), model.times)
+
+    def close(self) -> None:
+        """Free everything."""
+        for model in self:
+            model.close()
+
+    def _is_style(self, name: str) -> bool:
+        base, found, style = name.partition(STYLE)
+        plain = Path(name).name == name and not name.startswith(".")
+        return bool(found and style and plain and base in self._models and (paths.bundles() / name).is_dir())
+
+    def _opened(self, name: str, folder: Path) -> Model:
+        bundle = read_bundle(find_bundle(folder))
+        see_whole(bundle, self._verify)
+        model = Model(name, bundle, self._backend, keep_bytes=KEEP_BYTES)
+        model.times = remembered(place_of(bundle, self._backend.describe()), bundle.manifest.facts.cost)
+        return model
+
+
+def named(bundles: str | Path | Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, Path]:
+    """Bundles by name: those that are given, or those of their folders.
+
+    Raises:
+        BundleError: There is none, or two have one name.
+    """
+    if isinstance(bundles, Mapping):
+        found = [(name, Path(folder)) for name, folder in bundles.items()]
+    else:
+        folders = [bundles] if isinstance(bundles, str | Path) else bundles
+        found = [(find_bundle(folder).resolve().name, Path(folder)) for folder in folders]
+    names = [name for name, _ in found]
+    if not names:
+        raise BundleError("no bundle was given to serve; give the folder of at least one")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise BundleError(f"two bundles are called {twice[0]!r}; give them names: {{'one': FOLDER, 'other': FOLDER}}")
+    return dict(found)

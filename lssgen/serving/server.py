@@ -1,0 +1,442 @@
+"""The door: bundles in, requests from any thread, pictures out. One thread of its own has the device."""
+
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from threading import Condition, Thread, current_thread
+from time import monotonic
+from types import MappingProxyType, TracebackType
+from typing import Unpack
+
+from lssgen.engines.base import Backend
+from lssgen.engines.demand import Size
+from lssgen.engines.options import EngineOptions
+from lssgen.engines.registry import open_backend
+from lssgen.errors import CancelledError, EngineError, LssgenError, RefusedError
+from lssgen.runtime.options import Options, request_from_options
+from lssgen.serving.api import Answer, Hear, ImageRequest, ModelInfo, Observe, Phase, Queued, Quote, Stats
+from lssgen.serving.clerk import Clerk, Order, next_number
+from lssgen.serving.desk import Desk
+from lssgen.serving.drafts import Drafts
+from lssgen.serving.memory import Scratch, budget_of
+from lssgen.serving.model import Model
+from lssgen.serving.models import Models, named
+from lssgen.serving.options import ServerOptions
+from lssgen.serving.scheduler import Scheduler
+from lssgen.serving.ticket import Ticket
+from lssgen.serving.warm import Warmer, paints
+from lssgen.serving.watch import Watch
+from lssgen.serving.work import Job, pieces_of, pixels_of
+from lssgen.verification import Verify
+
+_LOG = logging.getLogger("lssgen")
+
+_LEAST_RETRY_S, _MOST_RETRY_S = 1.0, 60.0
+"""Seconds between which a refused caller is asked to come back."""
+
+
+class Server:
+    """Models on one device, which paint for many at the same time.
+
+    Every method may be called from any thread. A picture is the one that `lssgen.runtime.Pipeline` would paint with the
+    same words, whoever is painted beside it; on the CPU to the last bit.
+
+    Args:
+        bundles: A folder, or the name of one below LSSGEN_HOME/bundles; several, or several by the name that requests
+            ask for. Without names, a bundle is called as its folder. The first is the model of requests that name none.
+        engine: Where to run, see `lssgen.engines.registry.ENGINES`; or a backend that is open.
+        aliases: Other names of models, by name: {"sd3-default": "sd3"}. A name that is neither is looked up below
+            LSSGEN_HOME/bundles where it begins with a model's name and "@": "sd3@style".
+        options: Limits and policies.
+        verify: When to compare files with their hashes, as for `lssgen.load`.
+        observe: Given everything that is measured.
+        engine_options: Options of the engine, as for `lssgen.load`.
+
+    Raises:
+        BundleError: No bundle there, or a damaged one; or two of one name.
+        BackendError: The engine is unknown, has no such option, or its library, driver or device is missing.
+        PlanError: A size to be ready for that the first model cannot paint.
+    """
+
+    def __init__(
+        self,
+        bundles: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
+        *,
+        engine: str | Backend = "onnxruntime",
+        aliases: Mapping[str, str] = MappingProxyType({}),
+        options: ServerOptions | None = None,
+        verify: Verify = "once",
+        observe: Observe | None = None,
+        **engine_options: Unpack[EngineOptions],
+    ) -> None:
+        self._options = options or ServerOptions()
+        self._backend = open_backend(engine, **engine_options) if isinstance(engine, str) else engine
+        self._models = Models(named(bundles), aliases, self._backend, verify)
+        self._sizes = self._declared()
+        self._budget = budget_of(self._backend, self._options.memory_gib)
+        self._desk = Desk(self._options, observe)
+        self._drafts = Drafts(self._options.draft_seconds, self._options.draft_mib * 2**20)
+        self._scheduler = Scheduler(self._backend, self._models, self._desk, self._drafts, self._options, self._budget)
+        self._clerk = Clerk(
+            self._models, self._desk, self._drafts, self._scheduler.lanes, self._options, self._budget, self._sizes
+        )
+        self._phase: Phase = "starting"
+        self._fault: LssgenError | None = None
+        self._changed = Condition()
+        self._watch = Watch(
+            lambda: self._scheduler.busy_since, self._options.stuck_seconds, self._is_stuck, self._is_free
+        )
+        self._thread = Thread(target=self._work, name="lssgen-scheduler", daemon=True)
+        self._thread.start()
+        self._watch.start()
+
+    @property
+    def phase(self) -> Phase:
+        """What the server is doing; see `Phase`."""
+        return self._phase
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is warm and takes requests. Requests are taken before it is warm, and wait."""
+        return self._phase == "ready"
+
+    @property
+    def live(self) -> bool:
+        """Whether it works at all; False means that the process should be started again."""
+        return self._phase in ("starting", "ready", "draining")
+
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """Wait until it is warm; whether it is, in time.
+
+        Raises:
+            BundleError, EngineError, PlanError: What kept it from becoming so.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._phase != "starting", timeout)
+        if self._fault is not None:
+            raise self._fault
+        return self.ready
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """The models, the default first."""
+        return self._models.infos()
+
+    def quote(self, asked: ImageRequest) -> Quote:
+        """What would become of a request; nothing is done.
+
+        Raises:
+            RefusedError: As for `submit`, but for the queue.
+        """
+        order = self._clerk.read(asked)
+        return Quote(
+            request=order.request,
+            seconds=order.seconds,
+            alone_seconds=order.alone,
+            fastest_seconds=order.fastest,
+            pixels=pixels_of(order.request.plan, order.pictures),
+            notes=order.notes,
+        )
+
+    def submit(self, asked: ImageRequest, hear: Hear | None = None) -> Ticket:
+        """Take a request, or refuse it at once. Bad ones never reach the device.
+
+        Args:
+            asked: What to paint.
+            hear: Hears every event from the first on, `Queued`, which comes before this returns.
+
+        Raises:
+            RefusedError: With a code, and the parameter that is to blame.
+        """
+        self._see_open()
+        order = self._clerk.read(asked)
+        job = self._job(asked, order)
+        return self._taken(job.has(pieces_of(job, order.pictures)), order.seconds, hear)
+
+    def paint(self, prompt: str, *, n: int = 1, model: str = "", **options: Unpack[Options]) -> Answer:
+        """Submit and wait.
+
+        Raises:
+            RefusedError, EngineError, BundleError: As `submit` and `Ticket.result`.
+        """
+        return self.submit(ImageRequest(prompt=prompt, n=n, model=model, options=options)).result()
+
+    def refine(
+        self,
+        draft: str,
+        keep: Sequence[int],
+        *,
+        deadline_ms: float | None = None,
+        previews: bool = False,
+        hear: Hear | None = None,
+    ) -> Ticket:
+        """Finish some pictures of a draft from the latents that it left; nothing is painted twice.
+
+        Args:
+            draft: `Answer.draft`.
+            keep: Numbers of its pictures, in the order in which they are wanted.
+            deadline_ms: Milliseconds until the last is done; the schedule stays the draft's.
+            previews: As for a request.
+            hear: As for `submit`.
+
+        Raises:
+            RefusedError: No such draft or picture, or as for `submit`.
+        """
+        self._see_open()
+        old = self._clerk.draft(draft, keep)
+        asked = replace(
+            old.ticket.asked,
+            draft=False,
+            n=len(keep),
+            deadline_ms=self._clerk.milliseconds(deadline_ms, "deadline_ms"),
+            previews=previews,
+        )
+        job = old.continued(
+            number=next_number(),
+            ticket=self._ticket(asked, old.ticket),
+            deadline=inf if deadline_ms is None else monotonic() + deadline_ms / 1e3,
+        )
+        pieces = tuple(old.pieces[index].copy_for(job, place) for place, index in enumerate(keep))
+        return self._taken(job.has(pieces), None, hear)
+
+    def forget(self, draft: str) -> bool:
+        """Let go of a draft; whether it was there."""
+        return self._drafts.forget(draft)
+
+    def stats(self) -> Stats:
+        """The server at this moment."""
+        counts, waiting = self._desk.counts, len(self._desk.waiting)
+        return Stats(
+            phase=self._phase,
+            waiting=waiting,
+            running=len(self._desk) - waiting,
+            waiting_pixels=self._desk.waiting_pixels,
+            drafts=len(self._drafts),
+            draft_bytes=self._drafts.bytes,
+            lanes=self._scheduler.lanes.stats(),
+            buffer_bytes=sum(model.buffer_bytes for model in self._models),
+            memory_bytes=self._budget,
+            loaded_bytes=self._models.loaded_bytes,
+            accepted=counts.accepted,
+            done=counts.done,
+            cancelled=counts.cancelled,
+            failed=counts.failed,
+            refused=dict(counts.refused),
+            pictures=counts.pictures,
+            pixels=counts.pixels,
+            steps=counts.steps,
+            calls=counts.calls,
+            previews=counts.previews,
+            nonfinite=counts.nonfinite,
+            busy_seconds=counts.busy_seconds,
+        )
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Take no more requests, and wait for those that were taken; whether all have ended in time."""
+        if self.live:
+            self._enter("draining")
+        return self._desk.wait_empty(timeout)
+
+    def close(self, *, wait: bool = False) -> None:
+        """Stop, and free everything.
+
+        Args:
+            wait: Drain first. Else what is painted is cancelled, within a step.
+
+        Raises:
+            EngineError: A listener calls it.
+        """
+        if self._phase == "closed":
+            return
+        if current_thread() is self._thread:
+            raise EngineError("a server cannot be closed by a listener, whom it waits for; close it in another thread")
+        if wait:
+            self.drain()
+        stuck = self._phase == "stuck"
+        self._enter("closed")
+        self._scheduler.stop()
+        if not stuck:  # a device that does not answer keeps its thread, which ends with the process
+            self._thread.join()
+        self._watch.stop()
+        self._desk.fail_all(CancelledError("the server was closed"))
+        self._drafts.clear()
+        if not stuck:
+            self._models.remember()
+            self._models.close()
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # --- Requests ---
+
+    def _see_open(self) -> None:
+        """Refuse a request where nothing is painted any more."""
+        phase = self._phase
+        if phase in ("draining", "closed"):
+            raise self._desk.refused(RefusedError("this server stops, and takes no more requests", code="draining"))
+        if phase in ("stuck", "broken"):
+            said = f"the device does not work ({self._fault})" if self._fault else "the device does not answer"
+            raise self._desk.refused(RefusedError(f"{said}; start the server again", code="device_stuck"))
+
+    def _job(self, asked: ImageRequest, order: Order) -> Job:
+        model, request = order.model, order.request
+        manifest = model.bundle.manifest
+        lengths = model.words.lengths(request, asked.prompt)
+        ticket = Ticket(
+            id=secrets.token_hex(16),
+            asked=asked,
+            request=request,
+            model=model.name,
+            notes=order.notes,
+            position=self._position,
+            wish=self._wish,
+        )
+        return Job(
+            number=next_number(),
+            ticket=ticket,
+            tables=model.plans.tables(request.plan),
+            lengths=lengths,
+            text_tokens=model.words.tokens(request, asked.prompt),
+            cells_per_token=manifest.facts.patch**2,
+            start=order.start,
+            conditions=asked.conditions,
+            deadline=order.deadline,
+            draft=secrets.token_hex(16) if asked.draft else "",
+        )
+
+    def _ticket(self, asked: ImageRequest, like: Ticket) -> Ticket:
+        return Ticket(
+            id=secrets.token_hex(16),
+            asked=asked,
+            request=like.request,
+            model=like.model,
+            notes=like.notes,
+            position=self._position,
+            wish=self._wish,
+        )
+
+    def _taken(self, job: Job, seconds: float | None, hear: Hear | None) -> Ticket:
+        """Put a job on the books, and let the scheduler have it."""
+        wait = min(max(seconds or 0.0, _LEAST_RETRY_S), _MOST_RETRY_S)
+        self._desk.take(job, wait)
+        ticket = job.ticket
+        if hear is not None:
+            ticket.listen(hear)
+        ticket.tell(self._position(ticket))
+        self._scheduler.paint(job)
+        if self._phase in ("closed", "stuck", "broken"):  # it became so meanwhile, and nobody would end this request
+            self._desk.fail(job, RefusedError("this server stops, and takes no more requests", code="draining"))
+        return ticket
+
+    def _position(self, ticket: Ticket) -> Queued:
+        jobs = {job.ticket.id: job for job in self._desk.waiting}
+        own = jobs.get(ticket.id)
+        pixels = self._desk.waiting_pixels
+        if own is None:
+            return Queued(position=0, pixels=pixels, seconds=None)
+        ahead = [job for job in self._desk.jobs if (job.deadline, job.number) < (own.deadline, own.number)]
+        seconds = self._clerk.forecast.behind(
+            ahead,
+            self._models[ticket.model],
+            own.painted,
+            len(own.pieces),
+            own.deadline,
+            previews=ticket.asked.previews,
+        )
+        return Queued(position=sum(not job.begun for job in ahead), pixels=pixels, seconds=seconds)
+
+    def _wish(self, ticket: Ticket, wish: str) -> None:
+        job = self._desk.find(ticket.id)
+        if job is not None:
+            (self._scheduler.cancel if wish == "cancel" else self._scheduler.estimate)(job)
+
+    # --- Life ---
+
+    def _declared(self) -> tuple[Size, ...]:
+        """Sizes to be ready for.
+
+        Raises:
+            PlanError: The first model cannot paint one of them.
+        """
+        model = self._models.first
+        defaults = model.bundle.manifest.facts.defaults
+        sizes = self._options.sizes or ((defaults.height, defaults.width),)
+        for height, width in sizes:
+            request_from_options(model.bundle, Options(height=height, width=width))
+        return sizes
+
+    def _work(self) -> None:
+        """The scheduler's thread."""
+        try:
+            self._warm_up()
+            if self._phase == "starting":
+                self._enter("ready")
+            self._scheduler.run()
+        except LssgenError as error:
+            self._break(error)
+        except Exception as error:
+            _LOG.exception("the scheduler met a mistake of lssgen's")
+            self._break(EngineError(f"the server met a mistake of its own: {type(error).__name__}: {error}"))
+        finally:
+            self._scheduler.end()
+
+    def _warm_up(self) -> None:
+        """Warm the first model, and others as far as there is memory for all of them.
+
+        Raises:
+            BundleError, EngineError: The first cannot be loaded or run.
+        """
+        for model in self._models:
+            if self._models.loaded_bytes + model.bytes > self._budget and model is not self._models.first:
+                return
+            try:
+                self._warm(model)
+            except LssgenError as error:
+                if model is self._models.first:
+                    raise
+                _LOG.warning(
+                    "%s is not ready for requests, and will be tried again with the first: %s", model.name, error
+                )
+
+    def _warm(self, model: Model) -> None:
+        lanes = self._scheduler.lanes
+        warmer = Warmer(
+            backend=self._backend,
+            batches=self._options.batches,
+            painter=self._scheduler.painter,
+            scratch=lanes.scratch.setdefault(model.name, Scratch()),
+            most_batch=lambda size, branches: lanes.most(model, size, branches),
+        )
+        for size in self._sizes:
+            if self._phase == "closed":
+                return
+            if paints(model, size):
+                warmer.run(model, size)
+
+    def _break(self, error: LssgenError) -> None:
+        self._fault = error
+        self._enter("broken")
+        self._desk.fail_all(error)
+
+    def _is_stuck(self, seconds: float) -> None:
+        _LOG.error("the device has not answered for %.0f s; all requests end", seconds)
+        self._enter("stuck")
+        said = f"the device has not answered for {seconds:.0f} s; the request was given up"
+        self._desk.fail_all(RefusedError(said, code="device_stuck"))
+
+    def _is_free(self) -> None:
+        _LOG.warning("the device answers again")
+        self._scheduler.forget_ended()
+        if self._phase == "stuck":
+            self._enter("ready")
+
+    def _enter(self, phase: Phase) -> None:
+        with self._changed:
+            if self._phase != "closed":
+                self._phase = phase
+            self._changed.notify_all()
