@@ -53,6 +53,11 @@ def verify() -> int:
     return _script("verify")
 
 
+def bench() -> int:
+    """The script lssgen-bench."""
+    return _script("bench")
+
+
 def train_upsampler() -> int:
     """The script lssgen-train-upsampler."""
     return _script("train-upsampler")

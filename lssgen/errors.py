@@ -16,6 +16,8 @@
     │   ├── ShapeError           a tensor outside what the engine was made for
     │   └── NonFiniteError       NaN or infinity where a latent should be
     ├── PromptError          a prompt, prompt file or picture that cannot be used
+    ├── BenchError           a measurement that cannot be made, read or compared
+    │   └── MismatchError        numbers of another machine, bundle or version
     └── TrainingError        training data or a training state that cannot be used
 
 A caller's mistake is an `LssgenError`; a mistake of ours is an `assert` or a plain exception.
@@ -84,6 +86,14 @@ class NonFiniteError(EngineError):
 
 class PromptError(LssgenError):
     """A prompt, prompt file or picture cannot be used."""
+
+
+class BenchError(LssgenError):
+    """A measurement cannot be made, read or compared."""
+
+
+class MismatchError(BenchError):
+    """Numbers of another machine, bundle or version."""
 
 
 class TrainingError(LssgenError):

@@ -6,6 +6,7 @@ COMMANDS = {
     "export": "Turn a checkpoint and a latent upsampler into a bundle of ONNX graphs.",
     "build": "Build, list, check and prune the compiled engines of a bundle; needs no torch.",
     "verify": "Compare every file of a bundle with what was exported.",
+    "bench": "Measure a bundle, compare two, hold a gate, and explain which engine was chosen.",
     "train-upsampler": "Train a latent upsampler for a VAE on a folder of pictures.",
 }
 """Effect of every command, by its name; `lssgen.commands.<name>` has its `build_parser` and `main`."""

@@ -27,6 +27,8 @@ class Place:
 
 ENGINES = {
     "onnxruntime": Place("onnxruntime:open_cpu", "options:OrtOptions", "onnxruntime"),
+    "openvino": Place("cpu.openvino:open_openvino", "options:OvOptions", "openvino"),
+    "auto": Place("cpu.auto:open_auto", "options:OrtOptions", "onnxruntime"),
     "onnxruntime-cuda": Place("onnxruntime:open_cuda", "options:OrtCudaOptions", "onnxruntime-gpu"),
     "tensorrt": Place("trt.backend:open_tensorrt", "trt.options:TrtOptions", "tensorrt"),
     "tensorrt-rtx": Place("trt.backend:open_tensorrt_rtx", "trt.options:TrtOptions", "tensorrt-rtx"),
