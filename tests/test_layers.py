@@ -30,6 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "bundle": {"errors", "manifest", "files", "jsons", "soundness"},
     "demo": {"errors", "durable", "manifest", "bundle"},
     "verification": {"errors", "paths", "durable", "jsons", "manifest", "bundle"},
+    "measured": {"durable", "jsons", "machine", "plan", "bundle"},
     "parity": {"errors", "ports", "manifest"},
     "engines": {*BUNDLES, "choices", "machine"},  # engines.trt by name only, when it is chosen
     "engines.trt": {*BUNDLES, "choices", "progress", "paths", "durable", "verification", "parity", "engines"},
@@ -51,8 +52,8 @@ ROOMS: dict[str, set[str]] = {
         "paths",
         "progress",
     },
-    "runtime": {*BUNDLES, "images", "choices", "paths", "durable", "verification", "engines"},
-    "bench": {*BUNDLES, "choices", "machine", "paths", "durable", "engines", "engines.cpu", "runtime"},
+    "runtime": {*BUNDLES, "images", "choices", "paths", "durable", "verification", "engines", "measured"},
+    "bench": {*BUNDLES, "choices", "machine", "paths", "durable", "engines", "engines.cpu", "measured", "runtime"},
     "commands": {"*"},
     "cli": {"commands"},
     "__main__": {"cli"},

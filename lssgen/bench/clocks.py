@@ -1,7 +1,7 @@
 """Whether the machine kept its pace while something was measured: clocks, and a piece of arithmetic timed now and then.
 
-A virtual machine's kernel often shows one clock for ever, so the clock alone proves nothing: the same arithmetic is timed
-too, and says so where the processor became slower or was taken away.
+A virtual machine's kernel often shows one clock for ever, so the clock alone proves nothing: the same arithmetic is
+timed too, and says so where the processor became slower or was taken away.
 """
 
 from collections.abc import Callable, Sequence
@@ -73,7 +73,7 @@ def arithmetic() -> float:
     for _ in range(3):
         began = perf_counter()
         for _ in range(8):
-            matrix @ matrix
+            np.matmul(matrix, matrix)
         times.append(perf_counter() - began)
     return min(times)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from lssgen.machine import cpus, free_memory
+from lssgen.machine import cpu_name, cpus, free_memory
 
 PACKAGES = (
     "lssgen", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings",
@@ -108,18 +108,6 @@ def differences(one: Environment, other: Environment) -> list[str]:
             if ours.get(name) != theirs.get(name):
                 found.append(f"{part} {name} was {theirs.get(name, 'absent')} and is {ours.get(name, 'absent')}")
     return found
-
-
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or "unknown"
-    names = dict(re.findall(r"^(model name|CPU part|flags)\s*:\s*(.*)$", text, re.MULTILINE))
-    flags = set(names.get("flags", "").split())
-    extras = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    return " ".join((names.get("model name") or names.get("CPU part") or platform.processor(), *extras)).strip()
 
 
 def cpu_megahertz() -> float | None:

@@ -1,7 +1,7 @@
 """A backend that counts what it is asked for and times what it runs, around any other backend.
 
-Counts are exact and need no clock: engine calls, copies, allocations. Times come from the backend's own marks, so that on
-a GPU they are those of the device and never those of a launch.
+Counts are exact and need no clock: engine calls, copies, allocations. Times come from the backend's own marks, so that
+on a GPU they are those of the device and never those of a launch.
 """
 
 from collections import Counter
@@ -199,7 +199,7 @@ class MeteredBackend:
         meter: Hears of everything.
 
     Attributes:
-        inner, meter: As given.
+        inner, meter: Backend and meter, as given.
     """
 
     def __init__(self, inner: Backend, meter: Meter) -> None:

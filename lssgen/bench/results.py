@@ -45,11 +45,11 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
         name: Words that tell it from others.
         options: Options of the run.
         batch: Pictures painted together.
-        image_latency_ms: From the prompt to the pictures of a batch, loading apart.
+        image_latency_ms: Time from the prompt to the pictures of a batch, loading apart.
         image_throughput: Pictures a second, from the median latency.
-        time_to_first_image_ms: From opening the bundle to the first picture: loading, building what is missing and
+        time_to_first_image_ms: Time from opening the bundle to the first picture: loading, building what is missing and
             the first, cold run.
-        time_to_first_preview_ms: From the prompt to the picture of the first stage; None where there is one stage.
+        time_to_first_preview_ms: Time from the prompt to the picture of the first stage; None where there is one stage.
         load_ms: Opening the engines, in the first run.
         text_ms, decode_ms: Text encoders and decoder of a batch.
         gpu_compute_ms: Time of all engine calls on the device.

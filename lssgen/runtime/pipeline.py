@@ -22,6 +22,7 @@ from lssgen.engines.registry import open_backend
 from lssgen.errors import BackendError, EngineError, NonFiniteError, PromptError
 from lssgen.plan import Plan
 from lssgen.ports import Array
+from lssgen.runtime.advice import advised
 from lssgen.runtime.canvases import Canvas, in_batches, with_noise
 from lssgen.runtime.conditions import Pictures, condition_values, see_pictures
 from lssgen.runtime.demand import demand_of
@@ -148,7 +149,7 @@ class Pipeline:
         Raises:
             PlanError: The run cannot be carried out as asked.
         """
-        return request_from_options(self.bundle, options).plan
+        return request_from_options(self.bundle, advised(self.bundle, self.backend, options)).plan
 
     def prepare(self, *, previews: bool = False, starts: bool = False, **options: Unpack[Options]) -> None:
         """Build what is missing and load what runs like this need, so that the first of them does not wait.
@@ -162,7 +163,7 @@ class Pipeline:
             PlanError: The run cannot be carried out as asked.
             EngineError: A graph cannot be built or loaded.
         """
-        request = request_from_options(self.bundle, options)
+        request = request_from_options(self.bundle, advised(self.bundle, self.backend, options))
         demand = self._demand(request, 1, previews=previews, starts=starts)
         with self._turn():
             self._ready(demand)
@@ -186,7 +187,7 @@ class Pipeline:
         see_kinds(init_image, mask_image, on_step, on_preview)
         if init_image is not None and mask_image is None and options.get("strength") is None:
             options = {**options, "strength": STRENGTH}
-        request = request_from_options(self.bundle, options)
+        request = request_from_options(self.bundle, advised(self.bundle, self.backend, options))
         start = self._start(request, init_image, mask_image)
         see_pictures(self.bundle.manifest, conditions)
         prompts = prompts_of(prompt)

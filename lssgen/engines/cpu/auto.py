@@ -1,7 +1,7 @@
 """The engine "auto": for every component of a bundle the fastest of the CPU's engines that computes it rightly.
 
-Measured once on every machine for every bundle, in turn, and remembered. All engines read and write the same host memory,
-so that components of one run may be computed by different ones.
+Measured once on every machine for every bundle, in turn, and remembered. All engines read and write the same host
+memory, so that components of one run may be computed by different ones.
 """
 
 import logging
@@ -14,7 +14,7 @@ import numpy as np
 
 from lssgen.bundle import Bundle
 from lssgen.engines.base import Backend, Binding, Buffer, Engine, Engines, HostMark, check_buffers, see_graph
-from lssgen.engines.cpu.choice import Choice, recalled, remembered
+from lssgen.engines.cpu.choice import Choice, forgotten, recalled, remembered
 from lssgen.engines.cpu.trial import trials_of
 from lssgen.engines.demand import Demand
 from lssgen.engines.onnxruntime import OrtBuffer
@@ -146,11 +146,15 @@ class AutoBackend:
     def backend(self, name: str) -> Backend:
         """An engine's backend, made when it is first asked for."""
         if name not in self._backends:
-            words = {"threads": self._options.threads, "low_memory": self._options.low_memory}
+            threads, low_memory = self._options.threads, self._options.low_memory
             if name == "openvino":
-                self._backends[name] = import_module("lssgen.engines.cpu.openvino").OvBackend(OvOptions(**words))
+                self._backends[name] = import_module("lssgen.engines.cpu.openvino").OvBackend(
+                    OvOptions(threads=threads, low_memory=low_memory)
+                )
             else:
-                self._backends[name] = import_module("lssgen.engines.onnxruntime").OrtBackend(OrtOptions(**words))
+                self._backends[name] = import_module("lssgen.engines.onnxruntime").OrtBackend(
+                    OrtOptions(threads=threads, low_memory=low_memory)
+                )
         return self._backends[name]
 
     def open(self, bundle: Bundle, demand: Demand) -> AutoEngines:
@@ -172,6 +176,10 @@ class AutoBackend:
             if graph not in self.chosen:
                 self.chosen[graph] = self.choice(bundle, graph).engine
 
+    def forget(self, bundle: Bundle, graph: str) -> None:
+        """Let the next choice for a graph be measured anew."""
+        forgotten(bundle, graph, self._options.threads, candidates())
+
     def choice(self, bundle: Bundle, graph: str) -> Choice:
         """The choice for one graph, with what was measured.
 
@@ -188,12 +196,12 @@ class AutoBackend:
 
 
 def candidates() -> tuple[str, ...]:
-    """Engines of the CPU to choose from; the first is the reference, and wins where others are no faster."""
+    """Engines of the CPU to choose from; the first is the reference, and wins a draw."""
     return ("onnxruntime", "openvino") if find_spec("openvino") else ("onnxruntime",)
 
 
 def open_auto(options: OrtOptions) -> Backend:
-    """The "auto" engine of the registry: where ONNX Runtime is alone, there is nothing to choose, and it is that one."""
+    """The "auto" engine of the registry; where ONNX Runtime is alone there is nothing to choose, and it is that one."""
     if find_spec("openvino") is None:
         return import_module("lssgen.engines.onnxruntime").open_cpu(options)
     return AutoBackend(options)

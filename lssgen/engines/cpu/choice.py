@@ -14,7 +14,7 @@ from lssgen.durable import write_whole
 from lssgen.engines.cpu.probe import BOUNDS
 from lssgen.errors import BackendError
 from lssgen.jsons import JsonError, read_json
-from lssgen.machine import cpus
+from lssgen.machine import cpu_name, cpus
 
 CLEARLY = 1.03
 """Times that another engine must be faster than the first in the list to take its place: below, it is noise."""
@@ -111,11 +111,16 @@ def remembered(bundle: Bundle, graph: str, threads: int, names: Sequence[str], t
     return made
 
 
+def forgotten(bundle: Bundle, graph: str, threads: int, names: Sequence[str]) -> None:
+    """Remove what was chosen, where that is written down."""
+    _note(bundle, graph, threads, names).unlink(missing_ok=True)
+
+
 def _note(bundle: Bundle, graph: str, threads: int, names: Sequence[str]) -> Path:
     """File of a choice: it belongs to the graph, the machine's processor, the number of threads and the versions."""
     entry = bundle.manifest.graphs[graph]
     known = [(name, _version(name)) for name in names]
-    said = repr((entry.key, sorted(entry.sha256.items()), known, threads, cpus(), _processor()))
+    said = repr((entry.key, sorted(entry.sha256.items()), known, threads, cpus(), cpu_name()))
     return paths.engines() / "auto" / f"{hashlib.sha256(said.encode()).hexdigest()[:32]}.json"
 
 
@@ -124,10 +129,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return " ".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-    return ""

@@ -1,9 +1,9 @@
 """OpenVINO on the CPU: bfloat16 where the processor has it and a probe allows it, compiled models kept on disk.
 
-A buffer is host memory that OpenVINO reads and writes in place. A binding is an inference request with a tensor on every
-port; between two runs nothing is allocated, checked or copied. A graph is compiled for each size it runs at, with every
-axis fixed but those that follow the prompt's length: measured 1.1 times as fast as one compiled for all sizes
-(`benchmarks/cpu/trials.py`).
+A buffer is host memory that OpenVINO reads and writes in place. A binding is an inference request with a tensor on
+every port; between two runs nothing is allocated, checked or copied. A graph is compiled for each size it runs at,
+with every axis fixed but those that follow the prompt's length: measured 1.1 times as fast as one compiled for all
+sizes (`benchmarks/cpu/trials.py`).
 """
 
 import logging
@@ -32,7 +32,7 @@ from lssgen.ports import Array, Port
 _LOG = logging.getLogger("lssgen")
 
 STATIC_BYTES = 2**31
-"""Weights of a graph that is compiled once a size. A larger one is compiled once for all: every copy has its weights."""
+"""Weights of a graph that is compiled for each size; a larger one is compiled once: every copy has its own weights."""
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Shape of every input, by port; -1 where it may change."""

@@ -1,8 +1,8 @@
-"""How each component of a bundle may be computed: candidates against float32 on seeded inputs, remembered on the machine.
+"""How each component of a bundle may be computed: candidates against float32 on seeded inputs, remembered.
 
-A candidate is a number format, and whether the compiled model is kept on disk. Both are tried, because both can be wrong:
-OpenVINO 2026.4.1 gives NaN for a network with convolutions that is compiled for bfloat16 into a cache folder where it
-already was for float32. Since a probe has shown that, every compiled model has a folder of its own.
+A candidate is a number format, and whether the compiled model is kept on disk. Both are tried, because both can be
+wrong: OpenVINO 2026.4.1 gives NaN for a network with convolutions that is compiled for bfloat16 into a cache folder
+where it already was for float32. Since a probe has shown that, every compiled model has a folder of its own.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ from lssgen.ports import Array
 Format = Literal["f32", "bf16"]
 
 BOUNDS: Mapping[Format, float] = {"f32": 1e-3, "bf16": 1e-2}
-"""Largest relative L2 error of an output against float32. Components of the models measured here move by 1e-3 to 9e-3 in
-bfloat16, which has 8 bits of mantissa; one that moves by more than 1 % computes in float32 instead. The bound of float32
-is that of exported graphs."""
+"""Largest relative L2 error of an output against float32. Components of the models measured here move by 1e-3 to 9e-3
+in bfloat16, which has 8 bits of mantissa; one that moves by more than 1 % computes in float32 instead. The bound of
+float32 is that of exported graphs."""
 
 WRONG = 1e6
 """Error of outputs that are not finite, or further off than this; JSON has no infinity."""
@@ -53,7 +53,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 PLAIN = Candidate(format="f32", kept=False)
-"""What all others are compared with."""
+"""Candidate that all others are compared with."""
 
 CANDIDATES = (
     Candidate(format="bf16", kept=True),
