@@ -221,8 +221,8 @@ def _host_ratio(pipeline: Pipeline, options: Options, plan: Plan, prompt: str) -
         assert len(steps) == plan.evaluations
         return median(steps)
 
-    ratios = [step() / bare() for _ in range(10)]
-    return min(ratios)  # other work on the machine only ever adds
+    pairs = [(step(), bare()) for _ in range(10)]
+    return min(one for one, _ in pairs) / min(other for _, other in pairs)  # other work only ever adds
 
 
 def _changed(now: Mapping[str, int | str], before: Mapping[str, int | str]) -> list[str]:
