@@ -10,7 +10,9 @@ from lssgen.errors import BackendError
 
 
 def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(BackendError, match="no engine called 'cuda'; choose one of onnxruntime, onnxruntime-cuda"):
+    with pytest.raises(
+        BackendError, match="no engine called 'cuda'; choose one of onnxruntime, openvino, auto, onnxruntime-cuda"
+    ):
         open_backend("cuda")
 
 
@@ -26,7 +28,7 @@ def test_the_embedded_engine_opens_with_its_threads() -> None:
 
 
 def test_every_engine_names_an_extra() -> None:
-    assert set(ENGINES) == {"onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"}
+    assert set(ENGINES) == {"onnxruntime", "openvino", "auto", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"}
     assert all(place.extra for place in ENGINES.values())
 
 
@@ -51,7 +53,7 @@ def test_the_options_of_every_engine_need_no_library() -> None:
     code = (
         "import sys\nfrom lssgen.engines.registry import ENGINES, options_class\n"
         "for name in ENGINES: options_class(name)()\n"
-        "print([m for m in ('onnxruntime', 'tensorrt', 'tensorrt_rtx', 'cuda', 'onnx') if m in sys.modules])"
+        "print([m for m in ('onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx', 'cuda', 'onnx') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
