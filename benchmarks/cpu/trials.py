@@ -42,7 +42,7 @@ def attribute(name: str, value: Any, options: ort.SessionOptions) -> None:
 
 
 ORT: Mapping[str, Settings] = {
-    "plain": lambda options: None,
+    "plain": partial(attribute, "log_severity_level", 4),
     "graph level: none": partial(level, LEVELS.ORT_DISABLE_ALL),
     "graph level: basic": partial(level, LEVELS.ORT_ENABLE_BASIC),
     "graph level: extended": partial(level, LEVELS.ORT_ENABLE_EXTENDED),

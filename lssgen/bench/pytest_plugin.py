@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of the command line."""
     group = parser.getgroup("lssgen")
     group.addoption("--lssgen-runs", type=int, default=12, help="timed runs of every latency test; default: 12")
-    group.addoption("--lssgen-engine", default="", help="engine of tests that name none; default: onnxruntime")
+    group.addoption("--lssgen-engine", default="", help="engine of tests that name none; default: that of lssgen.load")
     group.addoption("--lssgen-history", default="", help="add every result to this JSONL file; default: none")
 
 
@@ -47,13 +47,14 @@ def lssgen_latency(request: pytest.FixtureRequest) -> Latency:
             BenchError: There is no budget, or too few runs for it.
         """
         from lssgen.bench.budget import held
+        from lssgen.engines.registry import default_engine
 
         config = request.config
         result, complaint = held(
             Path(bundle),
             name=request.node.name,
             budget={"p50": p50_ms, "p90": p90_ms},
-            engine=engine or config.getoption("--lssgen-engine") or "onnxruntime",
+            engine=engine or config.getoption("--lssgen-engine") or default_engine(),
             words=engine_options or {},
             runs=int(config.getoption("--lssgen-runs") or 0),
             history=str(config.getoption("--lssgen-history") or ""),

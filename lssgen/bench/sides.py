@@ -30,7 +30,7 @@ class Side:
     Attributes:
         text: Words that it was written in.
         bundle: Folder of the bundle, or name of one.
-        engine: Name of the engine.
+        engine: Name of the engine; empty: the one that its code takes by itself.
         code: Folder of the checkout whose `lssgen` runs; empty: this one.
         words: Options of the engine.
         options: Options of the run.
@@ -38,13 +38,13 @@ class Side:
 
     text: str
     bundle: str
-    engine: str = "onnxruntime"
+    engine: str = ""
     code: str = ""
     words: Mapping[str, Any] = field(default_factory=dict[str, Any])
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-def side_from_text(text: str, engine: str = "onnxruntime") -> Side:
+def side_from_text(text: str, engine: str = "") -> Side:
     """A side from "BUNDLE,NAME=VALUE,...": options of the run or of the engine, `engine` and `code` among them.
 
     Args:

@@ -35,7 +35,7 @@ def _open(state: dict[str, Any], bundle: str, engine: str, words: dict[str, Any]
     began = perf_counter()
     import lssgen
 
-    state["pipeline"] = lssgen.load(bundle, engine=engine, **words)
+    state["pipeline"] = lssgen.load(bundle, **({"engine": engine} if engine else {}), **words)
     described = {name: str(value) for name, value in state["pipeline"].backend.describe().items()}
     return {"load_s": perf_counter() - began, "describe": described, "code": lssgen.__file__}
 

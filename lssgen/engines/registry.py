@@ -1,5 +1,6 @@
 """The engines by name. A backend's library is imported when somebody asks for it, and not before."""
 
+import os
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib import import_module
@@ -33,6 +34,11 @@ ENGINES = {
     "tensorrt": Place("trt.backend:open_tensorrt", "trt.options:TrtOptions", "tensorrt"),
     "tensorrt-rtx": Place("trt.backend:open_tensorrt_rtx", "trt.options:TrtOptions", "tensorrt-rtx"),
 }
+
+
+def default_engine() -> str:
+    """Name of the engine that runs where none is named: LSSGEN_ENGINE, or "auto", which is one for CPUs."""
+    return os.environ.get("LSSGEN_ENGINE") or "auto"
 
 
 def open_backend(name: str, **options: Unpack[EngineOptions]) -> Backend:

@@ -18,7 +18,7 @@ from lssgen.bundle import verify as verify_bundle
 from lssgen.engines.base import Backend, Engines
 from lssgen.engines.demand import Demand
 from lssgen.engines.options import EngineOptions
-from lssgen.engines.registry import open_backend
+from lssgen.engines.registry import default_engine, open_backend
 from lssgen.errors import BackendError, EngineError, NonFiniteError, PromptError
 from lssgen.plan import Plan
 from lssgen.ports import Array
@@ -383,7 +383,7 @@ class Pipeline:
 def load(
     bundle: str | Path,
     *,
-    engine: str = "onnxruntime",
+    engine: str = "",
     batches: Sequence[int] = (),
     verify: Verify = "once",
     **options: Unpack[EngineOptions],
@@ -392,7 +392,8 @@ def load(
 
     Args:
         bundle: Its folder, or the name of one below LSSGEN_HOME/bundles.
-        engine: Where to run, see `lssgen.engines.registry.ENGINES`.
+        engine: Where to run, see `lssgen.engines.registry.ENGINES`; empty: LSSGEN_ENGINE, or else "auto", the fastest
+            of the CPU's engines that computes rightly.
         batches: Numbers of pictures to compile engines for, whatever the first run paints together.
         verify: When to compare every file with its hash: "always", "once" on a machine, which reads a new or changed
             bundle whole, or "never".
@@ -405,7 +406,7 @@ def load(
     """
     opened = read_bundle(find_bundle(bundle))
     see_whole(opened, verify)
-    return Pipeline(opened, open_backend(engine, **options), batches=batches)
+    return Pipeline(opened, open_backend(engine or default_engine(), **options), batches=batches)
 
 
 def find_bundle(bundle: str | Path) -> Path:

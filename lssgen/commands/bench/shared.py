@@ -14,7 +14,7 @@ from lssgen.commands.demo import demo_bundle
 from lssgen.commands.engine_options import add_engine_options, engine_words
 from lssgen.commands.parser import Parser
 from lssgen.engines.base import Backend
-from lssgen.engines.registry import open_backend
+from lssgen.engines.registry import default_engine, open_backend
 from lssgen.progress import followed
 from lssgen.runtime.options import Options, refuse_unknown
 from lssgen.runtime.pipeline import find_bundle
@@ -31,7 +31,7 @@ def add_bundle(parser: Parser) -> None:
         help="folder that lssgen-export wrote, or name of one below LSSGEN_HOME; default: the demo model",
     )
     add_run_options(parser)
-    add_engine_options(parser, default="onnxruntime", note="where to run")
+    add_engine_options(parser, default=default_engine(), note="where to run")
 
 
 def add_run_options(parser: Parser) -> None:
