@@ -97,6 +97,12 @@ def read_measured(bundle: Bundle, place: str) -> Measured | None:
     return file.places.get(place) if file else None
 
 
+def all_measured(bundle: Bundle) -> Mapping[str, Measured]:
+    """What is known of every place, on whatever machine it was measured."""
+    file = _read(bundle)
+    return file.places if file else {}
+
+
 def write_measured(bundle: Bundle, place: str, measured: Measured) -> None:
     """Add what was measured, in place of what was known of the same place.
 

@@ -3,8 +3,8 @@
     python -m benchmarks.cpu.peers --work DIR --peers PYTHON [--rounds 3] [--threads 1] [--size 256] [--steps 20]
 
 PYTHON is the interpreter of an environment in which optimum-onnx, optimum-intel and openvino-genai are installed; they
-need older versions of transformers and diffusers than lssgen's exports. A round starts a process for each contestant,
-which loads, paints once to warm up, and then several pictures; where there is one thread, the processor's time of one is
+need older transformers and diffusers than lssgen does. A round starts a process for each of them, which
+loads, paints once to warm up, and then several pictures; where there is one thread, the processor's time of one is
 what counts. A peer that cannot load the model is recorded with its own words. Results go to
 benchmarks/results/cpu_peers.json.
 """

@@ -11,6 +11,7 @@ import pytest
 from lssgen.bench.results import read_result
 from lssgen.commands.bench import ACTIONS, action_parser, main
 from lssgen.commands.bench.measuring import read_quality
+from lssgen.commands.plan import main as plan_main
 from lssgen.errors import BenchError
 
 QUICK = ["--runs", "3", "--warmup", "1", "--threads", "1", "--set", "scaling_space=latent", "--prompt", "a red circle"]
@@ -178,5 +179,7 @@ def test_a_guarantee_is_written_explained_and_forgotten(
     assert main([*words, "--pairs", "6"]) == 0
     assert "onnxruntime, 64 x 64 px: stages take" in capsys.readouterr().out
     assert (folder / "measured.json").exists()
+    assert plan_main(["--bundle", str(folder), "--scaling-space", "latent"]) == 0
+    assert re.search(r"Predicted from times of onnxruntime with 1 threads on .* times as fast", capsys.readouterr().out)
     assert main([*words, "--forget"]) == 0
     assert not (folder / "measured.json").exists()
