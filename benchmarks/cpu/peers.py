@@ -69,8 +69,10 @@ def make():
         from optimum.exporters.openvino.convert import export_from_model
         pipe = StableDiffusion3Pipeline.from_pretrained({checkpoint!r}, **{absent})
         export_from_model(pipe, folder, task="text-to-image", stateful=False)
+        from transformers import CLIPTokenizerFast
         for name in ("tokenizer", "tokenizer_2"):
-            openvino.save_model(convert_tokenizer(getattr(pipe, name)), folder / name / "openvino_tokenizer.xml")
+            tokenizer = CLIPTokenizerFast.from_pretrained({checkpoint!r}, subfolder=name)
+            openvino.save_model(convert_tokenizer(tokenizer), folder / name / "openvino_tokenizer.xml")
     pipe = openvino_genai.Text2ImagePipeline(str(folder), "CPU", INFERENCE_NUM_THREADS={threads})
     return lambda: pipe.generate({prompt!r}, height={size}, width={size}, num_inference_steps={steps},
                                  guidance_scale=4.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from lssgen.bench.cases import PROMPT
 from lssgen.bench.duel import Duel, Terms, compare, rounds_to_go_on, write_duel
 from lssgen.bench.sides import side_from_text
-from lssgen.commands.bench.shared import bundle_of, watched
+from lssgen.commands.bench.shared import bundle_of, exit_status, watched
 from lssgen.commands.flags import add_flags, given
 from lssgen.commands.parser import Parser
 from lssgen.errors import BenchError
@@ -38,8 +38,8 @@ def build_parser(prog: str) -> Parser:
     )  # fmt: skip
     for verdict, status in (("pass", 0), ("fail", 1), ("undecided", 3)):
         group.add_argument(
-            f"--status-{verdict}", type=int, default=status, metavar="N", help=f"exit status of {verdict.upper()}; "
-            "default: %(default)s",
+            f"--status-{verdict}", type=exit_status, default=status, metavar="N",
+            help=f"exit status of {verdict.upper()}; default: %(default)s",
         )  # fmt: skip
     return parser
 

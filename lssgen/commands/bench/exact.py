@@ -11,7 +11,7 @@ from lssgen.bench.exact import (
     read_baseline,
     write_baseline,
 )
-from lssgen.commands.bench.shared import add_run_options, bundle_of, run_options
+from lssgen.commands.bench.shared import add_run_options, bundle_of, exit_status, run_options
 from lssgen.commands.parser import Parser
 from lssgen.errors import BenchError
 from lssgen.models.aliases import facts_of_model
@@ -35,7 +35,7 @@ def build_parser(prog: str) -> Parser:
     )
     parser.add_argument("--update", action="store_true", help="make these numbers the baseline, on purpose")
     parser.add_argument(
-        "--status", type=int, default=1, metavar="N", help="exit status of a change; default: %(default)s"
+        "--status", type=exit_status, default=1, metavar="N", help="exit status of a change; default: %(default)s"
     )
     return parser
 

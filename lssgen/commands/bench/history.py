@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from lssgen.bench.history import LEAST_POINTS, changes, curves, plot_history, read_history
+from lssgen.commands.bench.shared import exit_status
 from lssgen.commands.parser import Parser
 
 EXAMPLES = ("latency.jsonl", "latency.jsonl --plots plots --status 1")
@@ -15,8 +16,8 @@ def build_parser(prog: str) -> Parser:
     parser.add_argument("file", type=Path, metavar="FILE", help="what lssgen bench --history has written; required")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="a plot for every curve; default: none")
     parser.add_argument(
-        "--status", type=int, default=0, metavar="N", help="exit status if the last change of a curve is a slowing; "
-        "default: %(default)s",
+        "--status", type=exit_status, default=0, metavar="N",
+        help="exit status if the last change of a curve is a slowing; default: %(default)s",
     )  # fmt: skip
     return parser
 

@@ -14,7 +14,7 @@ from lssgen.bench.plots import plot_cost, plot_quality, plot_stages
 from lssgen.bench.results import BenchResult, CaseResult, read_result, write_result
 from lssgen.bench.tables import as_table, conditions
 from lssgen.bundle import Bundle
-from lssgen.commands.bench.shared import add_bundle, bundle_of, identity, opener, run_options, watched
+from lssgen.commands.bench.shared import add_bundle, bundle_of, exit_status, identity, opener, run_options, watched
 from lssgen.commands.flags import add_flags, given
 from lssgen.commands.parser import Parser
 from lssgen.commands.values import number
@@ -52,7 +52,9 @@ def add_measuring(parser: Parser) -> None:
         "--tolerance", type=number, default=0.1, metavar="X", help="share that a median may be above the baseline's; "
         "default: %(default)s",
     )  # fmt: skip
-    gate.add_argument("--status", type=int, default=1, metavar="N", help="exit status if one is; default: %(default)s")
+    gate.add_argument(
+        "--status", type=exit_status, default=1, metavar="N", help="exit status if one is; default: %(default)s"
+    )
 
 
 def measured_case_by_case(parser: Parser, args: argparse.Namespace) -> int:

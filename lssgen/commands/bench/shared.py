@@ -13,6 +13,7 @@ from lssgen.bundle import MANIFEST, Bundle, read_bundle, sha256_of
 from lssgen.commands.demo import demo_bundle
 from lssgen.commands.engine_options import add_engine_options, engine_words
 from lssgen.commands.parser import Parser
+from lssgen.commands.values import integer, within
 from lssgen.engines.base import Backend
 from lssgen.engines.registry import default_engine, open_backend
 from lssgen.progress import followed
@@ -49,6 +50,11 @@ def add_run_options(parser: Parser) -> None:
         "default: %(default)s",
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress, and warnings only")
+
+
+def exit_status(text: str) -> int:
+    """A number that a process may end with."""
+    return within(0, 255, integer)(text)
 
 
 def named_value(text: str) -> tuple[str, Any]:
