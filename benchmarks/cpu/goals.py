@@ -119,6 +119,8 @@ def _latents(painters: Mapping[str, Any], prompt: str) -> dict[str, float]:
     """PSNR in dB of "auto"'s final latents against ONNX Runtime's in float32: one stage, and staged."""
     found: dict[str, float] = {}
     for way in ("one stage", "staged"):
+        if f"lssgen onnxruntime, {way}" not in painters:
+            continue
         got, wanted = (painters[f"lssgen {name}, {way}"](prompt, 1).latents for name in ("auto", "onnxruntime"))
         found[way] = psnr(got, wanted)
     return found
@@ -157,6 +159,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--models", nargs="*", default=list(SIZES))
+    parser.add_argument("--only", nargs="*", default=[], help="contestants of whole runs; default: all")
     parser.add_argument("--sizes", nargs="*", type=int, default=[])
     args = parser.parse_args()
     import torch

@@ -44,6 +44,7 @@ class Grid:
         sizes: (height, width) of pictures in pixels.
         steps: Steps of the full schedule.
         batches: Pictures painted together.
+        engines: Names of engines; empty: the one that the command was given.
         single: True where every case is measured in one stage too.
     """
 
@@ -57,6 +58,10 @@ class Grid:
     batches: tuple[int, ...] = choice(
         (1,), help="pictures painted together", metavar="N,...", group=_GRID, least=1, most=MOST_BATCH
     )
+    engines: tuple[str, ...] = choice(
+        (), name="--on", help="engines, each with the options that it has", metavar="NAME,...", group=_GRID,
+        unset="that of --engine",
+    )  # fmt: skip
     single: bool = choice(False, help="measure every case in one stage too", group=_GRID)
 
     def __post_init__(self) -> None:
@@ -70,10 +75,12 @@ class Case:
     Attributes:
         name: Words that tell it from the others: "256x256, 20 steps, batch 1, staged".
         options: Options of the run.
+        engine: Name of the engine; empty: the one of the whole measurement.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    engine: str = ""
 
     @property
     def run_options(self) -> Options:
@@ -89,15 +96,22 @@ def cases_of(grid: Grid, shared: Mapping[str, Any]) -> tuple[Case, ...]:
     """
     stages = (("staged", {}), ("one stage", {"start_sigma": 1.0})) if grid.single else (("", {}),)
     found: list[Case] = []
-    for size, steps, batch, (kind, cut) in product(grid.sizes or (None,), grid.steps or (None,), grid.batches, stages):
+    places = (grid.sizes or (None,), grid.steps or (None,), grid.batches, stages, grid.engines or ("",))
+    for size, steps, batch, (kind, cut), engine in product(*places):
         own: dict[str, Any] = dict(cut)
         if size is not None:
             own |= {"height": size[0], "width": size[1]}
         if steps is not None:
             own["num_inference_steps"] = steps
         own |= {"batch": batch, "num_images": batch}
-        words = [f"{size[1]}x{size[0]}" if size else "", f"{steps} steps" if steps else "", f"batch {batch}", kind]
-        found.append(Case(name=", ".join(filter(None, words)), options={**shared, **own}))
+        words = [
+            f"{size[1]}x{size[0]}" if size else "",
+            f"{steps} steps" if steps else "",
+            f"batch {batch}",
+            kind,
+            engine,
+        ]
+        found.append(Case(name=", ".join(filter(None, words)), options={**shared, **own}, engine=engine))
     return tuple(found)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 
 from lssgen.bench.cases import PROMPT, Case, Effort, wordings
@@ -125,7 +126,7 @@ def measure(
 
 def measure_all(
     bundle: Bundle,
-    opened: Opened,
+    opened: Callable[[Case], Backend],
     cases: Sequence[Case],
     effort: Effort,
     *,
@@ -138,7 +139,8 @@ def measure_all(
         found = known.get(case.name)
         # A file knows options as JSON has them: a tuple comes back as a list.
         again = found is None or found.options != dict(case.options) or len(found.latencies_ms) < effort.runs
-        yield measure(bundle, opened, case, effort, prompt=prompt, on_run=on_run) if again or not found else found
+        made = partial(opened, case)
+        yield measure(bundle, made, case, effort, prompt=prompt, on_run=on_run) if again or not found else found
 
 
 def _first_preview(pipeline: Pipeline, prompt: str, case: Case) -> float:

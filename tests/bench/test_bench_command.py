@@ -52,6 +52,14 @@ def test_a_bundle_is_measured_into_a_table_a_file_a_history_and_plots(
     assert json.loads(out.read_bytes())["cases"] == json.loads(before)["cases"]
 
 
+def test_engines_are_a_side_of_the_grid(toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    words = [str(toy), *QUICK, "--on", "onnxruntime,openvino", "-o", str(out), "--quiet"]
+    assert main([*words, "--low-memory"]) == 0
+    assert [case.name for case in read_result(out).cases] == ["batch 1, onnxruntime", "batch 1, openvino"]
+    assert main([str(toy), *QUICK, "--on", "abacus", "--quiet"]) == 1
+
+
 @pytest.fixture
 def baseline(toy: Path, tmp_path: Path) -> Path:
     path = tmp_path / "before.json"

@@ -4,7 +4,9 @@ import argparse
 import csv
 import logging
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import cast
 
 from lssgen.bench.cases import Case, Effort, Grid, cases_of
 from lssgen.bench.environment import differences, environment
@@ -14,10 +16,14 @@ from lssgen.bench.plots import plot_cost, plot_quality, plot_stages
 from lssgen.bench.results import BenchResult, CaseResult, read_result, write_result
 from lssgen.bench.tables import as_table, conditions
 from lssgen.bundle import Bundle
-from lssgen.commands.bench.shared import add_bundle, bundle_of, exit_status, identity, opener, run_options, watched
+from lssgen.commands.bench.shared import add_bundle, bundle_of, exit_status, identity, run_options, watched
+from lssgen.commands.engine_options import engine_words
 from lssgen.commands.flags import add_flags, given
 from lssgen.commands.parser import Parser
 from lssgen.commands.values import number
+from lssgen.engines.base import Backend
+from lssgen.engines.options import EngineOptions
+from lssgen.engines.registry import open_backend, options_class
 from lssgen.errors import BenchError, MismatchError
 
 _LOG = logging.getLogger("lssgen")
@@ -63,8 +69,15 @@ def measured_case_by_case(parser: Parser, args: argparse.Namespace) -> int:
         raise BenchError(f"tolerance is {args.tolerance:g}; it must be at least 0")
     effort, grid = Effort(**given(args, Effort)), Grid(**given(args, Grid))
     cases = cases_of(grid, run_options(args))
-    bundle, opened = bundle_of(args, parser.prog), opener(parser, args)
-    where = environment(opened().describe())
+    bundle, words = bundle_of(args, parser.prog), engine_words(parser, args)
+
+    def opened(case: Case) -> Backend:
+        engine = case.engine or args.engine
+        known = {one.name for one in fields(options_class(engine))}
+        own = {name: value for name, value in words.items() if name in known}
+        return open_backend(engine, **cast(EngineOptions, own))
+
+    where = environment(opened(cases[0]).describe())
     empty = BenchResult(bundle=identity(bundle), engine=args.engine, environment=where)
     before = _baseline(args.baseline, empty) if args.baseline else None
     known = _known(args.output, empty)
