@@ -24,7 +24,7 @@ STEPS = ("torch fp32", "torch bf16", "torch bf16 compiled", "onnxruntime", "open
 
 def page() -> str:
     """The whole page."""
-    parts = [HEAD, *steps(), *runs(), *score(), *costs(), *trials(), *cold(), *alarms(), *host()]
+    parts = [HEAD, *steps(), *runs(), *score(), *peers(), *costs(), *trials(), *cold(), *alarms(), *host()]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -84,6 +84,24 @@ def score() -> Iterator[str]:
         f"{found['prompts']} held-out prompts, same seeds; {found['differ']} verdicts differ. PSNR "
         "of the pictures: median "
         f"{found['median_psnr_db']:.1f} dB, least {found['least_psnr_db']:.1f} dB.\n"
+    )
+
+
+def peers() -> Iterator[str]:
+    """Single-stage runs of others."""
+    found = read("cpu_peers")
+    if not found:
+        return
+    yield "## Other runs of the demo model\n"
+    rows = [("run", "processor s", "staged `auto` is times as fast")]
+    rows += [
+        (name, f"{row['cpu_s']:.2f}", f"{row['staged_auto_is_times_as_fast']:.2f}")
+        for name, row in found["rows"].items()
+    ]
+    yield table(rows)
+    yield (
+        f"{found['size']} px, {found['steps']} steps, {found['rounds']} rounds. {where(found['conditions'])} Printed by "
+        "`benchmarks/cpu/peers.py`.\n"
     )
 
 
