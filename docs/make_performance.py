@@ -100,8 +100,8 @@ def peers() -> Iterator[str]:
     ]
     yield table(rows)
     yield (
-        f"{found['size']} px, {found['steps']} steps, {found['rounds']} rounds. {where(found['conditions'])} Printed by "
-        "`benchmarks/cpu/peers.py`.\n"
+        f"{found['size']} px, {found['steps']} steps, {found['rounds']} rounds. {where(found['conditions'])} "
+        "Printed by `benchmarks/cpu/peers.py`.\n"
     )
 
 

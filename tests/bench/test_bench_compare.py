@@ -33,7 +33,7 @@ class Pipeline:
         time.sleep(options.get("guidance_scale", 1.0) / 1000)
         return SimpleNamespace(images=[Image()])
 
-def load(bundle, engine, **words):
+def load(bundle, engine="", **words):
     print("a library that prints")
     return Pipeline(bundle)
 '''
