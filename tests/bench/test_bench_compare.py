@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from lssgen.bench.duel import Duel, Terms, compare, read_duel, rounds_to_go_on, write_duel
+from lssgen.bench import duel
+from lssgen.bench.duel import Duel, Round, Terms, compare, read_duel, rounds_to_go_on, write_duel
 from lssgen.bench.sides import Side, painter, side_from_text
 from lssgen.commands.bench import main
 from lssgen.errors import BenchError, MismatchError, PlanError
@@ -54,13 +56,21 @@ def side(code: Path, milliseconds: float, **options: Any) -> Side:
 QUICK = Terms(rounds=8, blocks=1, margin=0.5)
 
 
-def test_twice_as_slow_is_a_fail_and_twice_as_fast_a_pass(code: Path) -> None:
-    slow, fast = side(code, 24), side(code, 6)
-    failed = compare(fast, slow, QUICK)
-    assert (failed.verdict, len(failed.rounds)) == ("FAIL", 8)
-    assert failed.estimate is not None
-    assert failed.estimate.lower > 1.5
-    assert compare(slow, fast, QUICK).verdict == "PASS"
+@pytest.mark.parametrize(("slower", "said"), [(2.0, "FAIL"), (0.5, "PASS"), (1.0, "PASS"), (1.5, "UNDECIDED")])
+def test_a_verdict_is_that_of_the_rounds_that_were_painted(
+    code: Path, monkeypatch: pytest.MonkeyPatch, slower: float, said: str
+) -> None:
+    """Rounds with times of their own: what a busy machine makes of real ones is not this test's matter."""
+    noise = np.random.default_rng(0)
+
+    def painted(*_: object, **__: object) -> tuple[Round, dict[str, str]]:
+        a, b = (tuple(one * float(np.exp(noise.normal(0, 0.05))) for _ in range(4)) for one in (1.0, slower))
+        return Round(a=a, b=b, load_a=1.0, load_b=1.0), {}
+
+    monkeypatch.setattr(duel, "_round", painted)
+    found = compare(side(code, 1), side(code, 1), QUICK)
+    assert found.verdict == said
+    assert len(found.rounds) == 8
 
 
 def test_every_round_paints_a_b_b_a_in_fresh_processes_and_the_first_takes_turns(code: Path) -> None:
@@ -119,10 +129,10 @@ def test_the_exit_status_of_each_verdict_is_the_users(
     out = tmp_path / "same.json"
     flags = ["--status-pass", "40", "--status-fail", "41", "--status-undecided", "42", "--prompt", "a red circle"]
     status = main([*words, *flags, "-o", str(out), "--quiet", "--margin", "0.2"])
-    duel = read_duel(out)
-    assert status == {"PASS": 40, "FAIL": 41, "UNDECIDED": 42}[duel.verdict]
-    assert duel.a == duel.b
-    assert capsys.readouterr().out.startswith(duel.verdict)
+    made = read_duel(out)
+    assert status == {"PASS": 40, "FAIL": 41, "UNDECIDED": 42}[made.verdict]
+    assert made.a == made.b
+    assert capsys.readouterr().out.startswith(made.verdict)
 
 
 def test_a_comparison_goes_on_where_it_was_stopped(code: Path, tmp_path: Path) -> None:
