@@ -64,6 +64,11 @@ def export_triton() -> int:
     return _script("export-triton")
 
 
+def bench() -> int:
+    """The script lssgen-bench."""
+    return _script("bench")
+
+
 def train_upsampler() -> int:
     """The script lssgen-train-upsampler."""
     return _script("train-upsampler")

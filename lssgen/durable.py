@@ -13,8 +13,10 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import filelock
+if TYPE_CHECKING:
+    import filelock
 
 PARTIAL, ASIDE = ".partial", ".old"
 UNFINISHED = re.compile(r"\.(.+)\.[0-9a-f]{16}(\.old)?\.partial")
@@ -121,7 +123,7 @@ def check_writable(folder: Path) -> None:
     _new_file(folder / "trial").unlink()
 
 
-def locked(path: Path, *, wait: bool = True) -> filelock.BaseFileLock:
+def locked(path: Path, *, wait: bool = True) -> "filelock.BaseFileLock":
     """A lock that at most one process, and one thread of it, holds at a time; a context manager.
 
     It ends with its holder's process, however that ends.
@@ -134,6 +136,8 @@ def locked(path: Path, *, wait: bool = True) -> filelock.BaseFileLock:
         filelock.Timeout: Somebody holds it, and `wait` is False. (Raised on entering.)
         OSError: The file cannot be made.
     """
+    import filelock  # a sixth of what importing the runtime takes, and most processes lock nothing
+
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not local to a thread: a generator that holds it may be closed by another thread than the one that began it.
     return filelock.FileLock(path, timeout=-1 if wait else 0, thread_local=False)

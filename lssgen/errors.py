@@ -19,6 +19,8 @@
     ├── ServingError         what a server does not do
     │   ├── RefusedError         a request that it does not take, or does not finish; with a code and a parameter
     │   └── CancelledError       a request that its caller has taken back
+    ├── BenchError           a measurement that cannot be made, read or compared
+    │   └── MismatchError        numbers of another machine, bundle or version
     └── TrainingError        training data or a training state that cannot be used
 
 A caller's mistake is an `LssgenError`; a mistake of ours is an `assert` or a plain exception.
@@ -122,6 +124,14 @@ class RefusedError(ServingError):
 
 class CancelledError(ServingError):
     """A request that its caller has taken back."""
+
+
+class BenchError(LssgenError):
+    """A measurement cannot be made, read or compared."""
+
+
+class MismatchError(BenchError):
+    """Numbers of another machine, bundle or version."""
 
 
 class TrainingError(LssgenError):

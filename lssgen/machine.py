@@ -1,6 +1,8 @@
 """What the machine has."""
 
 import os
+import platform
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,18 @@ def cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it, and the instructions that decide what it computes in."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = dict(re.findall(r"^(model name|CPU part|flags)\s*:\s*(.*)$", text, re.MULTILINE))
+    flags = set(names.get("flags", "").split())
+    extras = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return " ".join((names.get("model name") or names.get("CPU part") or platform.processor(), *extras)).strip()
 
 
 def at_most_cpus(count: int, what: str, say: Callable[[str], object]) -> int:

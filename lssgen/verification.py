@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-from tqdm import tqdm
 
 from lssgen import paths
 from lssgen.bundle import Bundle, hashes, see_seal, sha256_of
@@ -79,6 +78,8 @@ def first_changed(folder: Path, expected: Mapping[str, str], when: Verify = "onc
     now = Seen(hashes=dict(expected), files={name: _entry(folder / name) for name in expected})
     if when == "once" and _remembered(folder) == now:
         return ""
+    from tqdm import tqdm  # a fifth of what importing the runtime takes, for a bar that is seldom shown
+
     size = sum(entry[1] for entry in now.files.values())
     if size > SILENT_BYTES:
         _LOG.info("comparing %.1f GB in %s with their hashes, once on this machine", size / 1e9, folder)

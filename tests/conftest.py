@@ -1,5 +1,6 @@
 """What tests of several rooms share."""
 
+import os
 from collections.abc import Generator
 from multiprocessing import active_children
 from pathlib import Path
@@ -9,6 +10,9 @@ from toy_bundle import toy_bundle
 
 from lssgen.bundle import Bundle, read_bundle
 from lssgen.demo import write_demo_bundle
+
+# What "auto" chooses is measured, and measurements have no place in tests that ask for nothing else.
+os.environ.setdefault("LSSGEN_ENGINE", "onnxruntime")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,7 @@ COMMANDS = {
     "serve": "Serve bundles by HTTP, as OpenAI's Images API; needs no torch.",
     "export-triton": "Write a model repository for Triton's Python backend from a bundle.",
     "verify": "Compare every file of a bundle with what was exported.",
+    "bench": "Measure a bundle, compare two, hold a gate, and explain which engine was chosen.",
     "train-upsampler": "Train a latent upsampler for a VAE on a folder of pictures.",
 }
 """Effect of every command, by its name; `lssgen.commands.<name>` has its `build_parser` and `main`."""

@@ -3,18 +3,21 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
-from lssgen.bundle import read_bundle
+from lssgen.bundle import Bundle, read_bundle
 from lssgen.commands.common import run
 from lssgen.commands.parser import Parser
 from lssgen.commands.plan_options import add_plan_options, given_plan_options
+from lssgen.measured import all_measured
 from lssgen.models.aliases import ALIASES, facts_of_model
 from lssgen.paths import find_bundle
 from lssgen.plan import ModelFacts, Plan, PlanOptions, Stage, make_plan, predicted_speedup, stage_flops
 from lssgen.plan.planner import chosen_facts
 from lssgen.plan.sampling import described, sampling_of, solver_names
+from lssgen.plan.timing import predicted_ms, predicted_time_ratio
 
 EXAMPLES = ("--model sd3 --size 1024 --steps 40 --shorten", "--bundle bundles/sd3 --start-sigma 0.5 --json")
 
@@ -41,13 +44,28 @@ def main(argv: Sequence[str] | None = None, prog: str = "lssgen-plan") -> int:
 
 
 def _print(args: argparse.Namespace) -> None:
-    facts = facts_of_model(args.model) if args.bundle is None else read_bundle(find_bundle(args.bundle)).manifest.facts
+    bundle = None if args.bundle is None else read_bundle(find_bundle(args.bundle))
+    facts = facts_of_model(args.model) if bundle is None else bundle.manifest.facts
     options = PlanOptions.from_defaults(facts.defaults, **given_plan_options(args))
     plan = make_plan(facts, options)
     if args.json:
         sys.stdout.buffer.write(as_json(facts, options, plan))
-    else:
-        print(as_table(facts, options, plan))
+        return
+    print(as_table(facts, options, plan))
+    if bundle is not None:
+        print("\n".join(as_measured(bundle, options, plan)), end="")
+
+
+def as_measured(bundle: Bundle, options: PlanOptions, plan: Plan) -> list[str]:
+    """What `lssgen bench guarantee` has measured of the bundle, applied to this plan: a line an engine and machine."""
+    facts = bundle.manifest.facts
+    single = make_plan(facts, replace(options, start_sigma=1.0))
+    return [
+        f"Predicted from times of {place}: {predicted_ms(plan, facts, measured.costs):.0f} ms a picture, "
+        f"{predicted_time_ratio(plan, single, facts, measured.costs):.2f} times as fast as one stage, all included\n"
+        for place, measured in all_measured(bundle).items()
+        if measured.costs is not None
+    ]
 
 
 def as_json(facts: ModelFacts, options: PlanOptions, plan: Plan) -> bytes:

@@ -23,7 +23,7 @@ from lssgen.commands.plan_options import add_plan_options, given_plan_options
 from lssgen.commands.values import integer, named_file, one_of, within
 from lssgen.commands.verify_option import add_verify_option
 from lssgen.engines.options import EngineOptions
-from lssgen.engines.registry import open_backend
+from lssgen.engines.registry import default_engine, open_backend
 from lssgen.errors import BundleError, PromptError
 from lssgen.paths import find_bundle
 from lssgen.runtime.options import STRENGTH, Options, Request, refuse_too_many, request_from_options
@@ -59,7 +59,7 @@ def build_parser(prog: str = "lssgen-run") -> Parser:
     add_plan_options(parser)
     _add_prompt_files(parser)
     _add_output(parser)
-    add_engine_options(parser, default="onnxruntime", note="where to run; compiled engines are built on first use")
+    add_engine_options(parser, default=default_engine(), note="where to run; compiled engines are built on first use")
     add_verify_option(parser)
     return parser
 

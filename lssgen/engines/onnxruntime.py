@@ -43,11 +43,21 @@ _SILENT = 4  # what ONNX Runtime would log, it also raises
 class OrtBuffer:
     """A tensor that ONNX Runtime owns."""
 
-    def __init__(self, shape: Sequence[int], dtype: Any, device: str, device_id: int) -> None:
+    def __init__(self, value: ort.OrtValue, shape: Sequence[int], dtype: Any) -> None:
         self._shape = tuple(shape)
         self._dtype = np.dtype(dtype)
-        self._device = device
-        self.value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), self._dtype.type, device, device_id)
+        self.value = value
+
+    @classmethod
+    def new(cls, shape: Sequence[int], dtype: Any, device: str, device_id: int) -> "OrtBuffer":
+        """A buffer on a device, contents undefined."""
+        kind = np.dtype(dtype).type
+        return cls(ort.OrtValue.ortvalue_from_shape_and_type(list(shape), kind, device, device_id), shape, dtype)
+
+    @classmethod
+    def over(cls, array: Array) -> "OrtBuffer":
+        """A buffer in the memory of an array, which must live as long as it does."""
+        return cls(ort.OrtValue.ortvalue_from_numpy(array), array.shape, array.dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -69,7 +79,7 @@ class OrtBuffer:
         check_part(self._shape, first, values.size)
         every = self.value.numpy()
         every.reshape(-1)[first : first + values.size] = values.reshape(-1)
-        if self._device != "cpu":
+        if self.value.device_name() != "cpu":
             self.value.update_inplace(every)  # ONNX Runtime copies whole tensors only
 
     def read_part(self, first: int, count: int) -> Array:
@@ -300,7 +310,7 @@ class OrtBackend:
         return session
 
     def empty(self, shape: Sequence[int], dtype: Any) -> OrtBuffer:
-        return OrtBuffer(shape, dtype, self.device, self._device_id)
+        return OrtBuffer.new(shape, dtype, self.device, self._device_id)
 
     def mark(self) -> HostMark:
         return HostMark()  # ONNX Runtime waits for its device at the end of every run

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict, get_args
 
 from lssgen.choices import choice, refuse_outside
 from lssgen.errors import BackendError
@@ -20,7 +20,12 @@ class EngineOptions(TypedDict, total=False):
     weight_streaming: bool
     max_scratch: float
     allow_unfused: int
+    inference_precision: "InferencePrecision"
 
+
+InferencePrecision = Literal["auto", "bf16", "fp32"]
+"""Number format that an engine computes in, where that is not the graph's: "auto" is bf16 for every component whose
+outputs stay within a bound, on a processor that computes in it."""
 
 MOST_DEVICES, MOST_THREADS = 1023, 1_000_000
 """Numbers beyond what any machine has, and not beyond what libraries can read."""
@@ -48,6 +53,29 @@ class OrtOptions:
 
     def __post_init__(self) -> None:
         refuse_outside(self, BackendError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OvOptions(OrtOptions):
+    """OpenVINO on the CPU.
+
+    Attributes:
+        inference_precision: Number format to compute in; "auto" asks a probe, component by component.
+
+    Raises:
+        BackendError: There is no such format.
+    """
+
+    inference_precision: InferencePrecision = choice(
+        "auto", help="compute in this format; auto: in bf16 what stays within 1 % of fp32, where the CPU has bf16"
+    )
+
+    def __post_init__(self) -> None:
+        refuse_outside(self, BackendError)
+        if self.inference_precision not in (known := get_args(InferencePrecision)):
+            raise BackendError(
+                f"inference_precision is {self.inference_precision!r}; it must be one of {', '.join(known)}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """The engines by name. A backend's library is imported when somebody asks for it, and not before."""
 
+import os
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib import import_module
@@ -27,10 +28,17 @@ class Place:
 
 ENGINES = {
     "onnxruntime": Place("onnxruntime:open_cpu", "options:OrtOptions", "onnxruntime"),
+    "openvino": Place("cpu.openvino:open_openvino", "options:OvOptions", "openvino"),
+    "auto": Place("cpu.auto:open_auto", "options:OrtOptions", "onnxruntime"),
     "onnxruntime-cuda": Place("onnxruntime:open_cuda", "options:OrtCudaOptions", "onnxruntime-gpu"),
     "tensorrt": Place("trt.backend:open_tensorrt", "trt.options:TrtOptions", "tensorrt"),
     "tensorrt-rtx": Place("trt.backend:open_tensorrt_rtx", "trt.options:TrtOptions", "tensorrt-rtx"),
 }
+
+
+def default_engine() -> str:
+    """Name of the engine that runs where none is named: LSSGEN_ENGINE, or "auto", which is one for CPUs."""
+    return os.environ.get("LSSGEN_ENGINE") or "auto"
 
 
 def open_backend(name: str, **options: Unpack[EngineOptions]) -> Backend:

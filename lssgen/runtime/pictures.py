@@ -13,7 +13,6 @@ from io import BytesIO
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-import filelock
 from PIL import Image, PngImagePlugin
 
 from lssgen.durable import check_writable, clear_folder, locked, write_whole
@@ -111,11 +110,13 @@ def locked_folder(folder: Path) -> Generator[None]:
     Raises:
         PromptError: Another run writes there, or the folder cannot be written.
     """
+    from filelock import Timeout
+
     try:
         with locked(folder / LOCK, wait=False):
             clear_folder(folder)
             yield
-    except filelock.Timeout as error:
+    except Timeout as error:
         raise PromptError(
             f"another run is writing pictures into {folder}; wait for it, or choose another folder"
         ) from error

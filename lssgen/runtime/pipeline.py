@@ -18,10 +18,11 @@ from lssgen.bundle import verify as verify_bundle
 from lssgen.engines.base import Backend, Engines
 from lssgen.engines.demand import Demand
 from lssgen.engines.options import EngineOptions
-from lssgen.engines.registry import open_backend
+from lssgen.engines.registry import default_engine, open_backend
 from lssgen.errors import BackendError, EngineError, NonFiniteError
 from lssgen.plan import Plan
 from lssgen.ports import Array
+from lssgen.runtime.advice import advised
 from lssgen.runtime.asking import asked_run, unheard
 from lssgen.runtime.canvases import Canvas, in_batches, with_noise
 from lssgen.runtime.conditioning import Conditioner
@@ -150,7 +151,7 @@ class Pipeline:
         Raises:
             PlanError: The run cannot be carried out as asked.
         """
-        return request_from_options(self.bundle, options).plan
+        return request_from_options(self.bundle, advised(self.bundle, self.backend, options)).plan
 
     def prepare(self, *, previews: bool = False, starts: bool = False, **options: Unpack[Options]) -> None:
         """Build what is missing and load what runs like this need, so that the first of them does not wait.
@@ -164,7 +165,7 @@ class Pipeline:
             PlanError: The run cannot be carried out as asked.
             EngineError: A graph cannot be built or loaded.
         """
-        request = request_from_options(self.bundle, options)
+        request = request_from_options(self.bundle, advised(self.bundle, self.backend, options))
         demand = self._demand(request, 1, previews=previews, starts=starts)
         with self._turn():
             self._ready(demand)
@@ -186,6 +187,7 @@ class Pipeline:
         What is wrong with the arguments is raised by this call, not when the first batch is asked for.
         """
         see_kinds(init_image, mask_image, on_step, on_preview)
+        options = advised(self.bundle, self.backend, options)
         request, start = asked_run(self.bundle, options, init_image, mask_image, conditions)
         prompts = prompts_of(prompt)
         for said in unheard(request, prompts):
@@ -355,7 +357,7 @@ class Pipeline:
 def load(
     bundle: str | Path,
     *,
-    engine: str = "onnxruntime",
+    engine: str = "",
     batches: Sequence[int] = (),
     verify: Verify = "once",
     **options: Unpack[EngineOptions],
@@ -364,7 +366,8 @@ def load(
 
     Args:
         bundle: Its folder, or the name of one below LSSGEN_HOME/bundles.
-        engine: Where to run, see `lssgen.engines.registry.ENGINES`.
+        engine: Where to run, see `lssgen.engines.registry.ENGINES`; empty: LSSGEN_ENGINE, or else "auto", the fastest
+            of the CPU's engines that computes rightly.
         batches: Numbers of pictures to compile engines for, whatever the first run paints together.
         verify: When to compare every file with its hash: "always", "once" on a machine, which reads a new or changed
             bundle whole, or "never".
@@ -377,7 +380,7 @@ def load(
     """
     opened = read_bundle(paths.find_bundle(bundle))
     see_whole(opened, verify)
-    return Pipeline(opened, open_backend(engine, **options), batches=batches)
+    return Pipeline(opened, open_backend(engine or default_engine(), **options), batches=batches)
 
 
 def _geometry(request: Request, text: Mapping[str, Array]) -> Geometry:

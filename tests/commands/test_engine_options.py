@@ -1,6 +1,7 @@
 """The flags for engines, made from the options of all backends, and those for what is built ahead of time."""
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -58,7 +59,9 @@ def test_an_engine_takes_the_flags_of_its_own_options_and_refuses_the_others(
     own = flags_of(options_class(engine))
     for other in ENGINES:
         for name, (_, flag) in flags_of(options_class(other)).items():
-            given = [flag.name or "--" + name.replace("_", "-"), *(["1"] if flag.metavar else [])]
+            words = get_args(get_type_hints(options_class(other))[name])  # of a choice among words, the first
+            value = words[:1] or (["1"] if flag.metavar else [])
+            given = [flag.name or "--" + name.replace("_", "-"), *value]
             args = parser.parse_args(["--engine", engine, *given])
             if name in own:
                 assert set(engine_words(parser, args)) == {name}

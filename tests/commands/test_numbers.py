@@ -18,6 +18,7 @@ from lssgen.choices import flags_of
 from lssgen.commands import COMMANDS
 from lssgen.commands import build as build_module
 from lssgen.commands import train_upsampler as train_module
+from lssgen.commands.bench import measuring as measuring_module
 from lssgen.commands.parser import Parser
 from lssgen.engines.demand import Demand
 from lssgen.engines.registry import ENGINES, open_backend, options_class
@@ -67,11 +68,13 @@ def lines(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("LSSGEN_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(build_module, "build", lambda *_: None)
     monkeypatch.setattr(train_module, "_train", lambda *_: None)
+    monkeypatch.setattr(measuring_module, "measure_all", lambda *_, **__: iter(()))
     return {
         "run": ["a", "--bundle", str(toy), "--scaling-space", "latent", "--quiet"],
         "plan": [],
         "build": [str(toy)],
         "export": ["--model", "demo", "--output", str(tmp_path / "b")],
+        "bench": [str(toy), "--quiet"],
         "train-upsampler": ["--vae", "v", "--images", "i"],
     }
 

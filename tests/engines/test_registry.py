@@ -5,12 +5,14 @@ from dataclasses import fields
 import pytest
 
 from lssgen.engines.options import EngineOptions
-from lssgen.engines.registry import ENGINES, open_backend, options_class
+from lssgen.engines.registry import ENGINES, default_engine, open_backend, options_class
 from lssgen.errors import BackendError
 
 
 def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(BackendError, match="no engine called 'cuda'; choose one of onnxruntime, onnxruntime-cuda"):
+    with pytest.raises(
+        BackendError, match="no engine called 'cuda'; choose one of onnxruntime, openvino, auto, onnxruntime-cuda"
+    ):
         open_backend("cuda")
 
 
@@ -25,8 +27,15 @@ def test_the_embedded_engine_opens_with_its_threads() -> None:
     assert open_backend("onnxruntime", threads=2).describe()["threads"] == 2
 
 
+def test_the_default_is_the_users_or_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LSSGEN_ENGINE", "tensorrt")
+    assert default_engine() == "tensorrt"
+    monkeypatch.delenv("LSSGEN_ENGINE")
+    assert default_engine() == "auto"
+
+
 def test_every_engine_names_an_extra() -> None:
-    assert set(ENGINES) == {"onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"}
+    assert set(ENGINES) == {"onnxruntime", "openvino", "auto", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"}
     assert all(place.extra for place in ENGINES.values())
 
 
@@ -51,7 +60,8 @@ def test_the_options_of_every_engine_need_no_library() -> None:
     code = (
         "import sys\nfrom lssgen.engines.registry import ENGINES, options_class\n"
         "for name in ENGINES: options_class(name)()\n"
-        "print([m for m in ('onnxruntime', 'tensorrt', 'tensorrt_rtx', 'cuda', 'onnx') if m in sys.modules])"
+        "libraries = ('onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx', 'cuda', 'onnx')\n"
+        "print([m for m in libraries if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

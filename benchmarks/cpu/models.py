@@ -1,0 +1,88 @@
+"""The two models that the CPU path is measured on, as checkpoints and as bundles.
+
+`demo` is the trained model of this package. `sd3-127m` has the layout of Stable Diffusion 3 with six layers of width
+768 (127.2 M parameters in the transformer), the VAE of the published one in full size, CLIP encoders of the published
+widths
+with few layers, and random weights: what it paints is noise, what it takes is real.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lssgen.bundle import MANIFEST, Bundle, read_bundle
+from lssgen.demo import CHECKPOINT, write_demo_bundle
+
+SIZES: Mapping[str, tuple[int, ...]] = {"demo": (128, 256), "sd3-127m": (256, 512, 1024)}
+"""Picture sizes at which steps are measured."""
+
+TRANSFORMER: dict[str, Any] = {
+    "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 6,
+    "attention_head_dim": 64, "num_attention_heads": 12, "joint_attention_dim": 4096, "caption_projection_dim": 768,
+    "pooled_projection_dim": 2048, "pos_embed_max_size": 192,
+}  # fmt: skip
+
+
+def checkpoint_of(model: str, work: Path) -> Path:
+    """Folder of a model in the diffusers layout; written once."""
+    if model == "demo":
+        return CHECKPOINT
+    folder = work / "checkpoints" / model
+    if not (folder / "model_index.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        _write(folder)
+    return folder
+
+
+def bundle_of(model: str, work: Path) -> Bundle:
+    """Bundle of a model; exported once."""
+    folder = work / "bundles" / model
+    if not (folder / MANIFEST).exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if model == "demo":
+            write_demo_bundle(folder)
+        else:
+            _export(checkpoint_of(model, work), folder, SIZES[model])
+    return read_bundle(folder)
+
+
+def _export(checkpoint: Path, folder: Path, sizes: tuple[int, ...]) -> None:
+    from lssgen.export.config import ExportConfig
+    from lssgen.export.export import export
+
+    resolutions = tuple((size, size) for size in sizes)
+    export(ExportConfig(model=str(checkpoint), output=folder, resolutions=resolutions, probe="small"))
+
+
+def _write(folder: Path) -> None:
+    import torch
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(**TRANSFORMER)
+    vae = AutoencoderKL(
+        latent_channels=16, block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=1024,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
+    own = json.loads((CHECKPOINT / "text_encoder" / "config.json").read_text())
+    known = {name: own[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+    for name, width, heads, layers in (("text_encoder", 768, 12, 6), ("text_encoder_2", 1280, 20, 4)):
+        config = CLIPTextConfig(
+            hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=heads,
+            projection_dim=width, max_position_embeddings=77, **known,
+        )  # fmt: skip
+        CLIPTextModelWithProjection(config).save_pretrained(folder / name)
+        shutil.copytree(CHECKPOINT / name.replace("text_encoder", "tokenizer"), _tokenizer(folder, name))
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+    shutil.copyfile(CHECKPOINT / "model_index.json", folder / "model_index.json")
+    print(f"sd3-127m: {sum(p.numel() for p in transformer.parameters()) / 1e6:.1f} M parameters", flush=True)
+
+
+def _tokenizer(folder: Path, name: str) -> Path:
+    return folder / name.replace("text_encoder", "tokenizer")

@@ -1,0 +1,79 @@
+"""Contestants in turn: every round, each once, beginning with another one; ratios are of one round."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from time import perf_counter, process_time
+from typing import Any, Literal
+
+from lssgen.bench.environment import environment
+
+Work = Callable[[], Any]
+Clock = Literal["wall", "cpu"]
+
+
+SPELL_S, MOST_CALLS = 0.4, 20
+"""Seconds that a contestant has in a turn, if its calls are shorter, and most calls in it."""
+
+
+@dataclass(slots=True)
+class Times:
+    """Seconds of one call in every round, the median of a turn's calls.
+
+    Attributes:
+        wall: By the clock.
+        cpu: Time that the process had a processor. With one thread this is the work itself, which others on the
+            machine hardly change.
+    """
+
+    wall: list[float] = field(default_factory=list[float])
+    cpu: list[float] = field(default_factory=list[float])
+
+
+def in_turn(works: Mapping[str, Work], rounds: int, say: Callable[[str], object] = print) -> dict[str, Times]:
+    """Time every contestant in every round, after a round that does not count."""
+    names = list(works)
+    times = {name: Times() for name in names}
+    for number in range(rounds + 1):
+        for name in (*names[number % len(names) :], *names[: number % len(names)]):
+            wall, cpu = _turn(works[name])
+            if number:
+                times[name].wall.append(wall)
+                times[name].cpu.append(cpu)
+        say(f"    round {number} of {rounds}")
+    return times
+
+
+def _turn(work: Work) -> tuple[float, float]:
+    walls: list[float] = []
+    cpus: list[float] = []
+    while not walls or (sum(walls) < SPELL_S and len(walls) < MOST_CALLS):
+        began, busy = perf_counter(), process_time()
+        work()
+        walls.append(perf_counter() - began)
+        cpus.append(process_time() - busy)
+    return median(walls), median(cpus)
+
+
+def times_as_fast(times: Mapping[str, Times], name: str, reference: str, clock: Clock) -> float:
+    """Median over the rounds of the reference's time over a contestant's."""
+    one, other = getattr(times[name], clock), getattr(times[reference], clock)
+    return median(b / a for a, b in zip(one, other, strict=True))
+
+
+def conditions(threads: int) -> dict[str, object]:
+    """Where and when."""
+    facts = environment({"threads": threads})
+    return {"machine": dict(facts.machine), "software": dict(facts.software), "state": dict(facts.state),
+            "threads": threads, "date": facts.written, "load_now": os.getloadavg()[0]}  # fmt: skip
+
+
+def save(path: Path, key: str, value: object) -> None:
+    """Put a part of the results into a file, and leave the others."""
+    whole = json.loads(path.read_text()) if path.exists() else {}
+    whole[key] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(whole, indent=2) + "\n")

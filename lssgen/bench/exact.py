@@ -1,0 +1,243 @@
+"""The gate that needs no clock: what a run asks of engines, devices and the host, line by line against a baseline.
+
+Engine calls, copies and allocations come from a run on engines that do nothing; arithmetic and bytes from the plan.
+They are whole numbers that do not depend on the machine, so any change is a change of the code, and is refused until
+somebody updates the baseline on purpose. The host's own time is a ratio to the copies that a step cannot do without.
+"""
+
+import hashlib
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from types import FrameType
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from lssgen.bench.cases import PROMPT, wordings
+from lssgen.bench.idle import IdleBackend
+from lssgen.bench.meter import Meter, MeteredBackend
+from lssgen.bundle import Bundle
+from lssgen.durable import write_whole
+from lssgen.errors import BenchError, MismatchError
+from lssgen.jsons import JsonError, NoFileError, read_json
+from lssgen.plan import ModelFacts, Plan, stage_flops
+from lssgen.runtime import Options, Pipeline
+
+FORMAT = 1
+"""Changes when a reader would misunderstand an older baseline."""
+
+RATIO_BOUND = 1.5
+"""Times that a ratio of times may be what the baseline has. On a shared machine the same code gives up to 1.2."""
+
+Lines = dict[str, int | str]
+
+
+class Baseline(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run asks for.
+
+    Attributes:
+        format: `FORMAT` of the lssgen that wrote it.
+        name: Model that it is of.
+        key: Hash of its graphs and of the run's options; "" for a plan alone.
+        conditions: Versions that `host` belongs to.
+        exact: Whole numbers and words that any machine gives.
+        host: Whole numbers that depend on the versions in `conditions`.
+        ratios: Ratios of times, held to `RATIO_BOUND`.
+    """
+
+    format: int = FORMAT
+    name: str
+    key: str = ""
+    conditions: Mapping[str, str] = {}
+    exact: Mapping[str, int | str]
+    host: Mapping[str, int | str] = {}
+    ratios: Mapping[str, float] = {}
+
+
+class _Head(msgspec.Struct):
+    format: object = None
+
+
+def plan_lines(plan: Plan, facts: ModelFacts) -> Lines:
+    """What a plan asks of the network, stage by stage: calls, passes, arithmetic, and bytes of latents that move."""
+    lines: Lines = {"stages": len(plan.stages), "scaling space": plan.scaling_space}
+    for number, stage in enumerate(plan.stages, start=1):
+        cells = stage.height * stage.width
+        state = 4 * facts.channels * cells * (1 + stage.history)  # float32 latent, and the estimates it remembers
+        lines |= {
+            f"stage {number} pixels": f"{stage.width * plan.cell_px}x{stage.height * plan.cell_px}",
+            f"stage {number} network calls": len(stage.steps),
+            f"stage {number} network passes": sum(len(step.guidance) for step in stage.steps),
+            f"stage {number} MFLOP": round(stage_flops(stage, facts) / 1e6),
+            f"stage {number} latent bytes read and written": 2 * state * len(stage.steps),
+        }
+    return lines
+
+
+def baseline_of_plan(plan: Plan, facts: ModelFacts) -> Baseline:
+    """The baseline of a plan alone, for models that are not there."""
+    return Baseline(name=facts.name, exact=plan_lines(plan, facts))
+
+
+def baseline_of_bundle(bundle: Bundle, options: Options, *, prompt: str = PROMPT) -> Baseline:
+    """The baseline of a run of a bundle, on engines that do nothing.
+
+    Raises:
+        PlanError: The run cannot be carried out.
+    """
+    meter = Meter(timed=False)
+    with Pipeline(bundle, MeteredBackend(IdleBackend(), meter)) as pipeline:
+        plan = pipeline.plan(**options)
+        first, second, third = wordings(prompt, 3)
+        exact = plan_lines(plan, bundle.manifest.facts) | _weights(bundle, plan)
+        pipeline(first, **options)
+        exact |= _counted(meter, "first run")
+        meter.forget()
+        pipeline(second, **options)
+        exact |= _counted(meter, "later runs")
+        calls = _python_calls(lambda: pipeline(third, **options))
+        ratio = _host_ratio(pipeline, options, plan, prompt)
+    return Baseline(
+        name=bundle.manifest.facts.name,
+        key=_key(bundle, options),
+        conditions={"python": _series(platform.python_version()), "numpy": _series(np.__version__)},
+        exact=exact,
+        host={"Python and C functions called by a run": calls},
+        ratios={"host time a step over its bare copies": round(ratio, 2)},
+    )
+
+
+def changes(now: Baseline, before: Baseline) -> list[str]:
+    """Lines that differ, in words; empty where the gate is passed.
+
+    Raises:
+        MismatchError: The baseline is of another model, bundle or run.
+    """
+    if (now.name, now.key) != (before.name, before.key):
+        raise MismatchError(
+            f"the baseline is of {before.name} ({before.key[:12] or 'plan'}) and this is {now.name} "
+            f"({now.key[:12] or 'plan'}): another bundle or other options; name its own baseline, or make this one "
+            "the baseline with --update"
+        )
+    found = _changed(now.exact, before.exact)
+    if now.conditions == before.conditions:
+        found += _changed(now.host, before.host)
+    for name, value in before.ratios.items():
+        if now.ratios.get(name, 0.0) > RATIO_BOUND * value:
+            found.append(f"{name} was {value:g} and is {now.ratios[name]:g}, more than {RATIO_BOUND:g} times as much")
+    return found
+
+
+def write_baseline(baseline: Baseline, path: Path) -> None:
+    """Write it, a line a number.
+
+    Raises:
+        BenchError: The file cannot be written.
+    """
+    try:
+        write_whole(path, msgspec.json.format(msgspec.json.encode(baseline), indent=2) + b"\n")
+    except OSError as error:
+        raise BenchError(f"{path} cannot be written: {error.strerror}; choose another file") from error
+
+
+def read_baseline(path: Path) -> Baseline:
+    """Read what `write_baseline` wrote.
+
+    Raises:
+        BenchError: It is missing or damaged.
+        MismatchError: It has another format.
+    """
+    try:
+        head = read_json(path, _Head)
+        if head.format != FORMAT:
+            raise MismatchError(
+                f"{path} has format {str(head.format)[:20]}, and this lssgen reads format {FORMAT}; make it anew with "
+                "--update"
+            )
+        return read_json(path, Baseline)
+    except NoFileError as error:
+        raise BenchError(f"{path} {error}; make it with --update") from error
+    except JsonError as error:
+        raise BenchError(f"{path} is damaged: it {error}; make it anew with --update") from error
+
+
+def _counted(meter: Meter, when: str) -> Lines:
+    tally = meter.tally
+    lines: Lines = {f"{when}: calls of {name}": count for name, count in sorted(tally.calls.items())}
+    lines |= {
+        f"{when}: copies to the device": tally.uploads,
+        f"{when}: bytes to the device": tally.uploaded_bytes,
+        f"{when}: copies to the host": tally.downloads,
+        f"{when}: bytes to the host": tally.downloaded_bytes,
+        f"{when}: allocations": tally.allocations,
+        f"{when}: bytes allocated": tally.allocated_bytes,
+    }
+    return lines
+
+
+def _weights(bundle: Bundle, plan: Plan) -> Lines:
+    """Bytes of weights that the network reads if it reads each once a call."""
+    size = bundle.stored_bytes("step")
+    return {f"stage {n} weight bytes": size * len(stage.steps) for n, stage in enumerate(plan.stages, start=1)}
+
+
+def _python_calls(work: Callable[[], object]) -> int:
+    """Functions that are called, Python's and C's: host instructions that any machine can count."""
+    count = 0
+
+    def hear(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal count
+        del frame, argument
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(hear)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+def _host_ratio(pipeline: Pipeline, options: Options, plan: Plan, prompt: str) -> float:
+    """Host time of a step over the time of two bare NumPy copies of its size, both on engines that do nothing."""
+    rows = [np.zeros((1, 8), np.float32) for _ in range(4)]
+
+    def bare() -> float:
+        began = perf_counter()
+        for _ in range(1000):
+            np.copyto(rows[0], rows[1])
+            np.copyto(rows[2], rows[3])
+        return (perf_counter() - began) / 1000
+
+    def step() -> float:
+        (times,) = pipeline(prompt, **options).times
+        steps = [step for stage in times.stages for step in stage.steps]
+        assert len(steps) == plan.evaluations
+        return median(steps)
+
+    pairs = [(step(), bare()) for _ in range(10)]
+    return min(one for one, _ in pairs) / min(other for _, other in pairs)  # other work only ever adds
+
+
+def _changed(now: Mapping[str, int | str], before: Mapping[str, int | str]) -> list[str]:
+    return [
+        f"{name} was {before.get(name, 'not there')} and is {now.get(name, 'not there')}"
+        for name in dict.fromkeys((*before, *now))
+        if now.get(name) != before.get(name)
+    ]
+
+
+def _key(bundle: Bundle, options: Options) -> str:
+    graphs = sorted((name, graph.key) for name, graph in bundle.manifest.graphs.items())
+    return hashlib.sha256(repr((graphs, sorted(options.items()))).encode()).hexdigest()
+
+
+def _series(version: str) -> str:
+    """ "3.11" of "3.11.7"."""
+    return ".".join(version.split(".")[:2])

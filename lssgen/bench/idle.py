@@ -1,0 +1,104 @@
+"""A backend whose engines do nothing, for any bundle: what is left of a run is what the host does."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lssgen.bundle import Bundle
+from lssgen.engines.base import Binding, Buffer, HostMark, check_buffers, see_graph
+from lssgen.engines.demand import Demand
+from lssgen.errors import ShapeError
+from lssgen.manifest import Graph
+from lssgen.ports import Array, Port
+
+
+class IdleBuffer:
+    """A NumPy array of zeros, which a run that computes nothing can go on with."""
+
+    def __init__(self, shape: Sequence[int], dtype: Any) -> None:
+        self._array = np.zeros(shape, dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._array.dtype
+
+    def write(self, value: Array) -> None:
+        if value.shape != self.shape:
+            raise ShapeError(f"a buffer of shape {self.shape} was given an array of shape {value.shape}")
+        self._array[...] = value
+
+    def read(self) -> Array:
+        return self._array.copy()
+
+
+class IdleEngine:
+    """`lssgen.engines.base.Engine` that does nothing."""
+
+    def __init__(self, name: str, graph: Graph) -> None:
+        self._name = name
+        self._graph = graph
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        return self._graph.inputs
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        return self._graph.outputs
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> Binding:
+        check_buffers(self._name, (*self.inputs, *self.outputs), buffers)
+        return _nothing
+
+
+class IdleEngines:
+    """`lssgen.engines.base.Engines` of an `IdleBackend`."""
+
+    def __init__(self, bundle: Bundle, demand: Demand) -> None:
+        self._bundle = bundle
+        self._engines: dict[str, IdleEngine] = {}
+        self.require(demand)
+
+    def __getitem__(self, graph: str) -> IdleEngine:
+        return self._engines[graph]
+
+    def require(self, demand: Demand) -> None:
+        for graph in demand.graphs or self._bundle.manifest.graphs:
+            entry = see_graph(self._bundle, graph)
+            self._engines.setdefault(graph, IdleEngine(f"idle/{graph}", entry))
+
+    def close(self) -> None:
+        pass
+
+
+class IdleBackend:
+    """`lssgen.engines.base.Backend` that reads no graph and computes nothing."""
+
+    @property
+    def name(self) -> str:
+        return "idle"
+
+    def open(self, bundle: Bundle, demand: Demand) -> IdleEngines:
+        return IdleEngines(bundle, demand)
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> IdleBuffer:
+        return IdleBuffer(shape, dtype)
+
+    def mark(self) -> HostMark:
+        return HostMark()
+
+    def describe(self) -> Mapping[str, object]:
+        return {"backend": self.name}
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,47 @@
+"""Many measurements of one thing as a few numbers, without claiming more than the count allows."""
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+LEAST_FOR: dict[str, int] = {"p50": 1, "p90": 10, "p99": 100}
+"""Measurements that a percentile needs: below, the largest one would be sold as a percentile."""
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """Milliseconds, unless its name says otherwise.
+
+    Attributes:
+        count: Number of measurements.
+        mean, low, high: Mean, smallest and largest.
+        p50, p90, p99: Percentiles; None where there are too few measurements for one, see `LEAST_FOR`.
+    """
+
+    count: int
+    mean: float
+    low: float
+    high: float
+    p50: float
+    p90: float | None = None
+    p99: float | None = None
+
+
+def summarised(values: Sequence[float], scale: float = 1.0) -> Summary:
+    """A summary of at least one value, each multiplied by `scale`."""
+    numbers = scale * np.asarray(values, np.float64)
+    return Summary(
+        count=len(numbers),
+        mean=float(numbers.mean()),
+        low=float(numbers.min()),
+        high=float(numbers.max()),
+        p50=float(np.median(numbers)),
+        p90=_quantile(numbers, "p90"),
+        p99=_quantile(numbers, "p99"),
+    )
+
+
+def _quantile(numbers: "np.ndarray[tuple[int], np.dtype[np.float64]]", name: str) -> float | None:
+    if len(numbers) < LEAST_FOR[name]:
+        return None
+    return float(np.quantile(numbers, int(name[1:]) / 100))

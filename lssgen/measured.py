@@ -1,0 +1,131 @@
+"""What was measured of a bundle, kept beside its graphs: the costs of its parts, and which way is the faster.
+
+`lssgen bench guarantee` writes it. It holds for one engine on one machine, and says nothing about others.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Literal
+
+import msgspec
+
+from lssgen.bundle import MANIFEST, Bundle, sha256_of
+from lssgen.durable import write_whole
+from lssgen.jsons import JsonError, read_json
+from lssgen.machine import cpu_name, cpus
+from lssgen.plan.timing import TimeCosts
+
+MEASURED = "measured.json"
+FORMAT = 1
+
+Faster = Literal["staged", "single", "undecided"]
+
+
+class Guarantee(msgspec.Struct, frozen=True, kw_only=True):
+    """Two ways of painting one size, measured in turn.
+
+    Attributes:
+        width, height: Picture size in pixels.
+        staged_over_single: Time of the stages over that of one stage, at the same steps and guidance.
+        lower, upper: Its 95 % interval.
+        pairs: Pairs of pictures.
+        engine_over_reference: Time of the engine over that of ONNX Runtime; None where it is that one, or where that
+            one cannot run the bundle.
+    """
+
+    width: int
+    height: int
+    staged_over_single: float
+    lower: float
+    upper: float
+    pairs: int
+    engine_over_reference: float | None = None
+
+    @property
+    def faster(self) -> Faster:
+        """Which way is surely the faster."""
+        return "staged" if self.upper < 1 else "single" if self.lower > 1 else "undecided"
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of one engine on one machine.
+
+    Attributes:
+        written: Time in UTC.
+        costs: Costs of the parts of a run.
+        guarantees: One for each size that was measured.
+    """
+
+    written: str
+    costs: TimeCosts | None = None
+    guarantees: tuple[Guarantee, ...] = ()
+
+    def at(self, height: int, width: int) -> Guarantee | None:
+        """The guarantee for a picture size in pixels; None where there is none."""
+        return next((one for one in self.guarantees if (one.height, one.width) == (height, width)), None)
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True):
+    """The file.
+
+    Attributes:
+        format: `FORMAT`.
+        manifest_sha256: Hash of the manifest that all of it belongs to.
+        places: Measurements, by engine and machine.
+    """
+
+    format: int = FORMAT
+    manifest_sha256: str
+    places: Mapping[str, Measured] = {}
+
+
+def place_of(engine: str, backend: Mapping[str, object]) -> str:
+    """An engine on this machine, as text.
+
+    Args:
+        engine: Name of the engine.
+        backend: What it tells about itself: threads and device, where it has them, are part of the place.
+    """
+    device = backend.get("gpu") or backend.get("device")
+    where = f"{device}" if device else f"{cpu_name()} x {cpus()}"
+    return f"{engine} with {backend.get('threads') or 'all'} threads on {where}"
+
+
+def read_measured(bundle: Bundle, place: str) -> Measured | None:
+    """What is known of a place; None where nothing is, or where it is of another manifest or cannot be read."""
+    file = _read(bundle)
+    return file.places.get(place) if file else None
+
+
+def all_measured(bundle: Bundle) -> Mapping[str, Measured]:
+    """What is known of every place, on whatever machine it was measured."""
+    file = _read(bundle)
+    return file.places if file else {}
+
+
+def write_measured(bundle: Bundle, place: str, measured: Measured) -> None:
+    """Add what was measured, in place of what was known of the same place.
+
+    Raises:
+        OSError: The bundle cannot be written.
+    """
+    file = _read(bundle) or _File(manifest_sha256=sha256_of(bundle.path(MANIFEST)))
+    whole = _File(manifest_sha256=file.manifest_sha256, places={**file.places, place: measured})
+    write_whole(bundle.path(MEASURED), msgspec.json.format(msgspec.json.encode(whole), indent=2) + b"\n")
+
+
+def with_guarantee(measured: Measured, guarantee: Guarantee) -> Measured:
+    """The same with a guarantee more, in place of one of its size."""
+    others = (one for one in measured.guarantees if (one.height, one.width) != (guarantee.height, guarantee.width))
+    return msgspec.structs.replace(measured, guarantees=(*others, guarantee))
+
+
+def _read(bundle: Bundle) -> _File | None:
+    path = bundle.path(MEASURED)
+    if not path.is_file():
+        return None
+    with suppress(JsonError, OSError):
+        file = read_json(path, _File)
+        if file.format == FORMAT and file.manifest_sha256 == sha256_of(bundle.path(MANIFEST)):
+            return file
+    return None

@@ -1,0 +1,193 @@
+"""lssgen bench and its actions, from words to exit status."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lssgen.bench.results import read_result
+from lssgen.commands.bench import ACTIONS, action_parser, main
+from lssgen.commands.bench.measuring import read_quality
+from lssgen.commands.plan import main as plan_main
+from lssgen.errors import BenchError
+
+QUICK = ["--runs", "3", "--warmup", "1", "--threads", "1", "--set", "scaling_space=latent", "--prompt", "a red circle"]
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_every_option_of_an_action_says_its_default_or_that_it_is_needed(
+    action: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = action_parser(action, f"lssgen bench {action}")
+    for option in parser._actions:
+        is_switch = option.nargs == 0
+        assert is_switch or re.search(r"default: ?\S|required", option.help or ""), option
+    assert len(parser.examples) == 2
+    for example in parser.examples:
+        parser.parse_args(shlex.split(example))
+    with pytest.raises(SystemExit, match="0"):
+        main([action, "--help"])
+    assert ACTIONS[action] in capsys.readouterr().out
+
+
+def test_a_bundle_is_measured_into_a_table_a_file_a_history_and_plots(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, quality = tmp_path / "r.json", tmp_path / "q.csv"
+    quality.write_text('case,quality\n"64x64, batch 1, staged",0.9\n')
+    words = [str(toy), *QUICK, "--sizes", "32,64", "--single", "-o", str(out), "--history", str(tmp_path / "h.jsonl")]
+    words += ["--plots", str(tmp_path / "plots"), "--quality", str(quality), "--label", "c1", "--quiet"]
+    assert main(words) == 0
+    assert "64x64, batch 1, one stage" in capsys.readouterr().out
+    assert [case.name for case in read_result(out).cases] == [
+        "32x32, batch 1, staged", "32x32, batch 1, one stage", "64x64, batch 1, staged", "64x64, batch 1, one stage",
+    ]  # fmt: skip
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"stages.png", "cost.png", "quality.png"}
+    assert len((tmp_path / "h.jsonl").read_text().splitlines()) == 4
+    before = out.read_bytes()
+    assert main(words) == 0  # it goes on with what is there: nothing is measured again
+    assert json.loads(out.read_bytes())["cases"] == json.loads(before)["cases"]
+
+
+def test_engines_are_a_side_of_the_grid(toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    words = [str(toy), *QUICK, "--on", "onnxruntime,openvino", "-o", str(out), "--quiet"]
+    assert main([*words, "--low-memory"]) == 0
+    assert [case.name for case in read_result(out).cases] == ["batch 1, onnxruntime", "batch 1, openvino"]
+    assert main([str(toy), *QUICK, "--on", "abacus", "--quiet"]) == 1
+
+
+@pytest.fixture
+def baseline(toy: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "before.json"
+    assert main([str(toy), *QUICK, "-o", str(path), "--quiet"]) == 0
+    return path
+
+
+@pytest.mark.parametrize(("factor", "status", "said"), [(1e-6, 9, "FAIL"), (1e6, 0, "PASS")])
+def test_a_baseline_of_the_same_machine_is_held(
+    toy: Path, baseline: Path, factor: float, status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = json.loads(baseline.read_text())
+    whole["cases"][0]["image_latency_ms"]["p50"] *= factor
+    baseline.write_text(json.dumps(whole))
+    assert main([str(toy), *QUICK, "--baseline", str(baseline), "--status", "9", "--quiet"]) == status
+    assert f"{said}  batch 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("environment", "machine", "cpu"), "abacus", "machine cpu was abacus and is"),
+        (("environment", "software", "lssgen"), "0.0.1", "software lssgen was 0.0.1 and is"),
+        (("environment", "backend", "threads"), "64", "backend threads was 64 and is 1"),
+        (("bundle", "manifest_sha256"), "0" * 64, "its bundle is toy 000000000000, and this is toy"),
+        (("engine",), "tensorrt", "its engine is tensorrt, and this is onnxruntime"),
+        (("format",), 7, "has format 7"),
+    ],
+)
+def test_a_baseline_of_another_machine_bundle_or_version_is_refused_before_anything_is_measured(
+    toy: Path, baseline: Path, place: tuple[str, ...], value: object, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = json.loads(baseline.read_text())
+    part = whole
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
+    baseline.write_text(json.dumps(whole))
+    assert main([str(toy), *QUICK, "--baseline", str(baseline), "--quiet"]) == 1
+    streams = capsys.readouterr()
+    assert said in streams.err
+    assert len(streams.err.splitlines()) == 1
+    assert "p50" not in streams.out
+
+
+def test_a_damaged_baseline_is_told(toy: Path, baseline: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    baseline.write_text(baseline.read_text()[:-50])
+    assert main([str(toy), *QUICK, "--baseline", str(baseline), "--quiet"]) == 1
+    assert f"{baseline} is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--runs", "2"], "2 is too small; give 3 or more"),
+        (["--set", "steps"], "'steps' is not NAME=VALUE"),
+        (["compare", "demo", "--rounds", "3"], "3 is too small; give 8 or more"),
+        (["loadgen", "demo", "--queries", "10"], "10 is too small; give 64 or more"),
+    ],
+)
+def test_words_that_make_no_sense_are_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_an_unknown_option_of_a_run_is_told_its_neighbour(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(toy), "--set", "start_sigme=1", "--quiet"]) == 1
+    assert "unknown option 'start_sigme'; did you mean 'start_sigma'?" in capsys.readouterr().err
+
+
+def test_the_exact_gate_is_made_passed_and_broken(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, words = tmp_path / "b.json", ["exact", str(toy), "--set", "scaling_space=latent", "--prompt", "a red circle"]
+    assert main([*words, "--baseline", str(path), "--update"]) == 0
+    whole = json.loads(path.read_text())
+    whole["ratios"] = {}  # no timing in tests
+    path.write_text(json.dumps(whole))
+    assert main([*words, "--baseline", str(path)]) == 0
+    whole["exact"]["stages"] = 3
+    path.write_text(json.dumps(whole))
+    assert main([*words, "--baseline", str(path), "--status", "6"]) == 6
+    assert "stages was 3 and is 2" in capsys.readouterr().out
+    assert main(["exact", "--model", "sd3"]) == 0
+    assert "stage 1 MFLOP" in capsys.readouterr().out
+    assert main(["exact", "--update"]) == 1
+    assert main(["exact", str(toy), "--model", "sd3"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("a,b\n1,2\n", "needs a column case"), ("case,quality\nx,y\n", "needs a column")]
+)
+def test_a_quality_file_that_cannot_be_used_is_told(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "q.csv").write_text(text)
+    with pytest.raises(BenchError, match=said):
+        read_quality(tmp_path / "q.csv")
+    with pytest.raises(BenchError, match="cannot be read"):
+        read_quality(tmp_path / "none.csv")
+
+
+def test_loadgen_measures_a_bundle(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["loadgen", str(toy), "--threads", "1", "--set", "scaling_space=latent", "--prompt", "a red circle"]
+    assert main([*words, "--outdir", str(tmp_path)]) == 0
+    assert "Result is: VALID" in capsys.readouterr().out
+
+
+def test_a_guarantee_is_written_explained_and_forgotten(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(toy, tmp_path / "toy")
+    words = [
+        "guarantee",
+        str(folder),
+        "--threads",
+        "1",
+        "--set",
+        "scaling_space=latent",
+        "--prompt",
+        "a red",
+        "--sizes",
+        "64",
+    ]
+    assert main([*words, "--pairs", "6"]) == 0
+    assert "onnxruntime, 64 x 64 px: stages take" in capsys.readouterr().out
+    assert (folder / "measured.json").exists()
+    assert plan_main(["--bundle", str(folder), "--scaling-space", "latent"]) == 0
+    assert re.search(r"Predicted from times of onnxruntime with 1 threads on .* times as fast", capsys.readouterr().out)
+    assert main([*words, "--forget"]) == 0
+    assert not (folder / "measured.json").exists()

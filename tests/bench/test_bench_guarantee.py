@@ -1,0 +1,147 @@
+"""Which way is faster, per size, and what it is to cost: written beside the bundle, and heeded."""
+
+import logging
+import shutil
+from pathlib import Path
+from time import sleep
+
+import pytest
+
+from lssgen.bench.cases import Case, Effort
+from lssgen.bench.guarantee import costs_of, guarantee, measured_now
+from lssgen.bench.idle import IdleBackend, IdleEngines
+from lssgen.bench.measure import measure
+from lssgen.bundle import Bundle, read_bundle
+from lssgen.engines.base import Binding
+from lssgen.engines.demand import Demand
+from lssgen.errors import BenchError, PlanError
+from lssgen.measured import MEASURED, Guarantee, Measured, place_of, read_measured, with_guarantee, write_measured
+from lssgen.plan import ModelFacts, PlanOptions, make_plan, predicted_speedup
+from lssgen.plan.timing import Line, TimeCosts, predicted_ms, predicted_time_ratio
+from lssgen.runtime import Pipeline
+
+
+@pytest.fixture
+def bundle(toy: Path, tmp_path: Path) -> Bundle:
+    return read_bundle(shutil.copytree(toy, tmp_path / "toy"))
+
+
+def found(staged_over_single: float, reach: float = 0.05) -> Guarantee:
+    low, high = staged_over_single - reach, staged_over_single + reach
+    return Guarantee(width=64, height=64, staged_over_single=staged_over_single, lower=low, upper=high, pairs=12)
+
+
+def place(backend: IdleBackend) -> str:
+    return place_of(backend.name, backend.describe())
+
+
+@pytest.mark.parametrize(("ratio", "stages"), [(0.8, 2), (1.0, 2), (1.3, 1)])
+def test_the_planner_uses_one_stage_where_stages_were_measured_to_be_slower(
+    bundle: Bundle, ratio: float, stages: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = IdleBackend()
+    write_measured(bundle, place(backend), measured_now(None, [found(ratio)]))
+    with caplog.at_level(logging.INFO, "lssgen"), Pipeline(bundle, backend) as pipeline:
+        assert len(pipeline("a", scaling_space="latent").plan.stages) == stages
+        assert len(pipeline("a", scaling_space="latent", start_sigma=0.5).plan.stages) == 2  # who asks is heard
+        assert len(pipeline.plan(scaling_space="latent", height=128, width=128).stages) > 1  # another size
+    assert ("one stage: at 64 x 64 px it was measured to be faster" in caplog.text) == (stages == 1)
+
+
+def test_what_another_engine_machine_or_manifest_was_measured_to_do_is_not_heeded(bundle: Bundle) -> None:
+    backend = IdleBackend()
+    write_measured(bundle, place_of("onnxruntime", {"threads": 1}), measured_now(None, [found(1.3)]))
+    assert read_measured(bundle, place(backend)) is None
+    write_measured(bundle, place(backend), measured_now(None, [found(1.3)]))
+    assert read_measured(bundle, place(backend)) is not None
+    manifest = bundle.folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("toy", "toi"))
+    assert read_measured(bundle, place(backend)) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 9, "manifest_sha256": "x"}'])
+def test_a_damaged_file_of_measurements_is_none(bundle: Bundle, text: str) -> None:
+    (bundle.folder / MEASURED).write_text(text)
+    assert read_measured(bundle, place(IdleBackend())) is None
+    write_measured(bundle, "here", measured_now(None, []))
+    assert read_measured(bundle, "here") is not None
+
+
+def test_places_are_kept_beside_each_other_and_sizes_replaced(bundle: Bundle) -> None:
+    write_measured(bundle, "a", measured_now(None, [found(0.8)]))
+    write_measured(bundle, "b", measured_now(None, [found(1.2)]))
+    first = read_measured(bundle, "a")
+    assert first is not None
+    assert first.guarantees[0].faster == "staged"
+    again = with_guarantee(first, found(1.0))
+    assert [one.faster for one in again.guarantees] == ["undecided"]
+
+
+class SlowTransition(IdleBackend):
+    """Engines that do nothing, but for a transition that takes longer than all steps of a stage."""
+
+    def open(self, bundle: Bundle, demand: Demand) -> IdleEngines:
+        del demand
+        engines = super().open(bundle, Demand())  # all graphs, so that a later demand finds this one
+
+        def bind(buffers: object) -> Binding:
+            del buffers
+            return lambda: sleep(0.05)
+
+        engines["transition_latent"].bind = bind  # type: ignore[method-assign]
+        return engines
+
+
+def test_both_ways_are_measured_in_turn_and_the_slower_is_known(bundle: Bundle) -> None:
+    with Pipeline(bundle, SlowTransition()) as pipeline:
+        slow = guarantee(pipeline, (64, 64), {"scaling_space": "latent", "start_sigma": 0.75}, pairs=6, prompt="a red")
+    assert slow is not None
+    assert slow.faster == "single"
+    with Pipeline(bundle, IdleBackend()) as pipeline:
+        assert guarantee(pipeline, (32, 32), {"scaling_space": "latent"}, pairs=6, prompt="a red") is None
+        with pytest.raises(BenchError, match="5 pairs are too few for an interval; measure 6 or more"):
+            guarantee(pipeline, (64, 64), {}, pairs=5)
+
+
+def test_a_line_goes_through_exact_measurements_and_has_no_part_below_zero() -> None:
+    sizes = [(1.0, 1.0), (4.0, 16.0), (16.0, 256.0)]
+    line = Line.through(sizes, [2 + 3 * a + 0.1 * b for a, b in sizes])
+    assert (line.fixed, *line.per) == pytest.approx((2, 3, 0.1))
+    falling = Line.through([(1.0,), (2.0,)], [10.0, 5.0])
+    assert min(falling.fixed, *falling.per) >= 0
+    assert Line.through([(4.0, 16.0)], [8.0]).at(2.0, 4.0) == pytest.approx(4)
+    with pytest.raises(PlanError, match="needs a measurement"):
+        Line.through([], [])
+
+
+def test_costs_predict_a_run_that_they_were_not_measured_at(demo: Bundle) -> None:
+    """Of a machine that takes exactly what the costs say: the prediction is the sum of its parts."""
+    facts: ModelFacts = demo.manifest.facts
+    costs = TimeCosts(
+        run=2.0, step=Line(fixed=1.0, per=(0.01, 0.02)), stage=Line(fixed=0.5, per=(0.0,)),
+        transition=Line(fixed=1.0, per=(1.0,)), decode=Line(fixed=0.0, per=(5.0,)),
+    )  # fmt: skip
+    staged, single = (
+        make_plan(facts, PlanOptions.from_defaults(facts.defaults, **more)) for more in ({}, {"start_sigma": 1.0})
+    )
+    assert predicted_time_ratio(staged, single, facts, costs) == pytest.approx(
+        predicted_ms(single, facts, costs) / predicted_ms(staged, facts, costs)
+    )
+    free = TimeCosts(
+        run=0.0,
+        step=Line(fixed=0.0, per=(1.0, 1.0)),
+        **dict.fromkeys(("stage", "transition", "decode"), Line(fixed=0.0, per=(0.0,))),
+    )
+    assert predicted_time_ratio(staged, single, facts, free) == pytest.approx(predicted_speedup(staged, facts))
+
+
+def test_costs_come_from_measured_cases_and_survive_the_disk(bundle: Bundle) -> None:
+    case = measure(bundle, IdleBackend, Case(name="x", options={"scaling_space": "latent"}), Effort(runs=3), prompt="a")
+    costs = costs_of([case], bundle.manifest.facts, 2)
+    assert costs.step.at(1.0, 0.0) > 0
+    write_measured(bundle, "here", measured_now(costs, []))
+    known = read_measured(bundle, "here")
+    assert isinstance(known, Measured)
+    assert known.costs == costs
+    with pytest.raises(BenchError, match="measure with --batches 1"):
+        costs_of([], bundle.manifest.facts, 2)

@@ -1,0 +1,110 @@
+"""The engine that chooses: by measurement, once, and for each component."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lssgen.bundle import Bundle, read_bundle
+from lssgen.commands.bench import main
+from lssgen.engines.cpu import auto
+from lssgen.engines.cpu.auto import AutoBackend
+from lssgen.engines.cpu.choice import CLEARLY, Trial, chosen, recalled
+from lssgen.engines.demand import Demand
+from lssgen.engines.onnxruntime import OrtBackend
+from lssgen.engines.options import OrtOptions
+from lssgen.engines.registry import open_backend
+from lssgen.errors import BackendError, ShapeError
+from lssgen.runtime import Pipeline
+from lssgen.testing import FakeBuffer
+
+ONE = OrtOptions(threads=1)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LSSGEN_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def bundle(toy: Path) -> Bundle:
+    return read_bundle(toy)
+
+
+def trial(engine: str, ms: float | None, error: float = 0.0) -> Trial:
+    return Trial(engine=engine, ms=ms, error=error, refused="" if ms else "no")
+
+
+@pytest.mark.parametrize(
+    ("trials", "engine", "reason"),
+    [
+        ([trial("a", 10), trial("b", 5, 1e-3)], "b", "2.00 times as fast as the next"),
+        ([trial("a", 10), trial("b", 10 / (CLEARLY - 0.01))], "a", "as fast as the others, and the plainer"),
+        ([trial("a", 10), trial("b", 1, 0.5)], "a", "the only one that runs it within the bound"),
+        ([trial("a", None), trial("b", 50)], "b", "the only one that runs it within the bound"),
+    ],
+)
+def test_the_fastest_that_is_right_is_chosen_and_says_why(trials: list[Trial], engine: str, reason: str) -> None:
+    found = chosen("step", trials)
+    assert found.engine == engine
+    assert reason in found.reason
+
+
+def test_where_none_runs_it_all_say_why() -> None:
+    with pytest.raises(BackendError, match="no engine of the CPU runs step: a cannot run it: no; b"):
+        chosen("step", [trial("a", None), trial("b", 1, 0.9)])
+
+
+def test_it_measures_once_and_remembers(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Pipeline(bundle, AutoBackend(ONE)) as pipeline:
+        first = pipeline("a red circle", scaling_space="latent").latents
+    monkeypatch.setattr(auto, "trials_of", lambda *_: pytest.fail("it was measured again"))
+    with Pipeline(bundle, AutoBackend(ONE)) as pipeline:
+        np.testing.assert_array_equal(pipeline("a red circle", scaling_space="latent").latents, first)
+    with pytest.raises(pytest.fail.Exception):  # another number of threads is another machine
+        AutoBackend(OrtOptions(threads=0)).choice(bundle, "step")
+
+
+@pytest.mark.parametrize("mixed", [("onnxruntime", "openvino"), ("openvino", "onnxruntime")])
+def test_components_of_one_run_may_be_computed_by_different_engines(bundle: Bundle, mixed: tuple[str, str]) -> None:
+    with Pipeline(bundle, OrtBackend(ONE)) as pipeline:
+        wanted = pipeline("a red circle", scaling_space="latent").latents
+    backend = AutoBackend(ONE)
+    backend.chosen.update(dict.fromkeys(bundle.manifest.graphs, mixed[0]) | {"step": mixed[1]})
+    with Pipeline(bundle, backend) as pipeline:
+        got = pipeline("a red circle", scaling_space="latent").latents
+    # The step in bfloat16, where it is OpenVINO's: 8 bits of mantissa, six steps.
+    assert np.linalg.norm(got - wanted) <= 0.05 * np.linalg.norm(wanted)
+    assert set(backend.describe()["engines"]) == set(mixed)  # type: ignore[call-overload]
+
+
+def test_buffers_are_its_own(bundle: Bundle) -> None:
+    backend = AutoBackend(ONE)
+    backend.chosen["text"] = "onnxruntime"
+    engine = backend.open(bundle, Demand(graphs=("text",)))["text"]
+    with pytest.raises(ShapeError, match='engine "auto" binds its own buffers'):
+        engine.bind({"ids": FakeBuffer((1, 8), np.int64), "text": FakeBuffer((1, 1), np.float32)})
+    with pytest.raises(ShapeError, match="was given an array of shape"):
+        backend.empty((1,), np.float32).write(np.zeros(2))
+
+
+def test_where_onnx_runtime_is_alone_auto_is_that_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "find_spec", lambda name: None if name == "openvino" else name)
+    assert open_backend("auto", threads=1).name == "onnxruntime"
+
+
+def test_explain_tells_engine_reason_and_trials(toy: Path, capsys: pytest.CaptureFixture[str], bundle: Bundle) -> None:
+    assert main(["explain", str(toy), "--threads", "1"]) == 0
+    out = capsys.readouterr().out
+    for graph in bundle.manifest.graphs:
+        assert f"{graph}: " in out
+        assert recalled(bundle, graph, 1, auto.candidates()) is not None
+    assert " ms, 0.0e+00 from float32" in out
+    assert main(["explain", str(toy), "--threads", "1", "--again"]) == 0
+
+
+def test_importing_it_needs_no_openvino() -> None:
+    module: Any = import_module("lssgen.engines.cpu.auto")
+    assert "openvino" not in vars(module)
