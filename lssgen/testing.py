@@ -17,7 +17,7 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from lssgen.bundle import MANIFEST, Bundle, manifest_json
-from lssgen.engines.base import Binding, Buffer, HostMark, Mark, check_buffers, check_part, see_graph
+from lssgen.engines.base import Binding, Buffer, HostMark, Mark, check_buffers, HostBuffer, see_graph
 from lssgen.engines.demand import Demand
 from lssgen.errors import EngineError, ShapeError
 from lssgen.manifest import (
@@ -68,35 +68,11 @@ class Network:
         return {axis: cast(Quantity, alone.get(axis, what)) for axis, what in counted.items()}
 
 
-class FakeBuffer:
+class FakeBuffer(HostBuffer):
     """A NumPy array in the place of device memory."""
 
     def __init__(self, shape: Sequence[int], dtype: Any) -> None:
-        self.array = np.full(shape, 113, dtype)  # contents are undefined; zeros would hide a mistake
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.array.dtype
-
-    def write(self, value: Array) -> None:
-        if value.shape != self.shape:
-            raise ShapeError(f"a buffer of shape {self.shape} was given an array of shape {value.shape}")
-        self.array[...] = value
-
-    def read(self) -> Array:
-        return self.array.copy()
-
-    def write_part(self, first: int, values: Array) -> None:
-        check_part(self.shape, first, values.size)
-        self.array.reshape(-1)[first : first + values.size] = values.reshape(-1)
-
-    def read_part(self, first: int, count: int) -> Array:
-        check_part(self.shape, first, count)
-        return self.array.reshape(-1)[first : first + count].copy()
+        super().__init__(np.full(shape, 113, dtype))  # contents are undefined; zeros would hide a mistake
 
 
 class FakeEngine:

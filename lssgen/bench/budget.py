@@ -13,7 +13,7 @@ from lssgen.bench.summary import LEAST_FOR
 from lssgen.bundle import MANIFEST, read_bundle, sha256_of
 from lssgen.engines.registry import open_backend
 from lssgen.errors import BenchError
-from lssgen.runtime.pipeline import find_bundle
+from lssgen.paths import find_bundle
 
 Budget = Mapping[str, float | None]
 """Most milliseconds of a percentile, by its name: "p50", "p90"; None: not asked."""

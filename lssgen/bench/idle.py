@@ -6,34 +6,11 @@ from typing import Any
 import numpy as np
 
 from lssgen.bundle import Bundle
-from lssgen.engines.base import Binding, Buffer, HostMark, check_buffers, see_graph
+from lssgen.engines.base import Binding, Buffer, HostBuffer, HostMark, check_buffers, see_graph
 from lssgen.engines.demand import Demand
 from lssgen.errors import ShapeError
 from lssgen.manifest import Graph
 from lssgen.ports import Array, Port
-
-
-class IdleBuffer:
-    """A NumPy array of zeros, which a run that computes nothing can go on with."""
-
-    def __init__(self, shape: Sequence[int], dtype: Any) -> None:
-        self._array = np.zeros(shape, dtype)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._array.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self._array.dtype
-
-    def write(self, value: Array) -> None:
-        if value.shape != self.shape:
-            raise ShapeError(f"a buffer of shape {self.shape} was given an array of shape {value.shape}")
-        self._array[...] = value
-
-    def read(self) -> Array:
-        return self._array.copy()
 
 
 class IdleEngine:
@@ -90,11 +67,14 @@ class IdleBackend:
     def open(self, bundle: Bundle, demand: Demand) -> IdleEngines:
         return IdleEngines(bundle, demand)
 
-    def empty(self, shape: Sequence[int], dtype: Any) -> IdleBuffer:
-        return IdleBuffer(shape, dtype)
+    def empty(self, shape: Sequence[int], dtype: Any) -> HostBuffer:
+        return HostBuffer(np.zeros(shape, dtype))  # zeros, with which a run that computes nothing can go on
 
     def mark(self) -> HostMark:
         return HostMark()
+
+    def free_bytes(self) -> int | None:
+        return None
 
     def describe(self) -> Mapping[str, object]:
         return {"backend": self.name}

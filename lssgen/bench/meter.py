@@ -126,6 +126,18 @@ class MeteredBuffer:
         tally.downloaded_bytes += self._bytes
         return self.inner.read()
 
+    def write_part(self, first: int, values: Array) -> None:
+        tally = self._meter.tally
+        tally.uploads += 1
+        tally.uploaded_bytes += values.nbytes
+        self.inner.write_part(first, values)
+
+    def read_part(self, first: int, count: int) -> Array:
+        tally = self._meter.tally
+        tally.downloads += 1
+        tally.downloaded_bytes += count * self.dtype.itemsize
+        return self.inner.read_part(first, count)
+
 
 class MeteredEngine:
     """`lssgen.engines.base.Engine` of a `MeteredBackend`."""
@@ -222,6 +234,9 @@ class MeteredBackend:
 
     def mark(self) -> Mark:
         return self.inner.mark()
+
+    def free_bytes(self) -> int | None:
+        return self.inner.free_bytes()
 
     def describe(self) -> Mapping[str, object]:
         return self.inner.describe()

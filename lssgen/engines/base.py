@@ -158,6 +158,41 @@ class Backend(Protocol):
         ...
 
 
+class HostBuffer:
+    """A buffer in host memory with a fixed address.
+
+    Args:
+        array: The memory, in the order of memory.
+    """
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.array.dtype
+
+    def write(self, value: Array) -> None:
+        if value.shape != self.shape:
+            raise ShapeError(f"a buffer of shape {self.shape} was given an array of shape {value.shape}")
+        np.copyto(self.array, value, casting="unsafe")
+
+    def read(self) -> Array:
+        return self.array.copy()
+
+    def write_part(self, first: int, values: Array) -> None:
+        check_part(self.shape, first, values.size)
+        self.array.reshape(-1)[first : first + values.size] = values.reshape(-1)
+
+    def read_part(self, first: int, count: int) -> Array:
+        check_part(self.shape, first, count)
+        return self.array.reshape(-1)[first : first + count].copy()
+
+
 class HostMark:
     """The mark of a backend whose calls return when their work is done."""
 

@@ -18,7 +18,7 @@ from lssgen.engines.base import Backend
 from lssgen.engines.registry import default_engine, open_backend
 from lssgen.progress import followed
 from lssgen.runtime.options import Options, refuse_unknown
-from lssgen.runtime.pipeline import find_bundle
+from lssgen.paths import find_bundle
 from lssgen.verification import see_whole
 
 

@@ -13,40 +13,24 @@ from typing import Any
 import numpy as np
 
 from lssgen.bundle import Bundle
-from lssgen.engines.base import Backend, Binding, Buffer, Engine, Engines, HostMark, check_buffers, see_graph
+from lssgen.engines.base import Backend, Binding, Buffer, Engine, Engines, HostBuffer, HostMark, check_buffers, see_graph
 from lssgen.engines.cpu.choice import Choice, forgotten, recalled, remembered
 from lssgen.engines.cpu.trial import trials_of
 from lssgen.engines.demand import Demand
 from lssgen.engines.onnxruntime import OrtBuffer
 from lssgen.engines.options import OrtOptions, OvOptions
-from lssgen.errors import ShapeError
+from lssgen.machine import free_memory
 from lssgen.ports import Array, Port
 
 _LOG = logging.getLogger("lssgen")
 
 
-class SharedBuffer:
+class SharedBuffer(HostBuffer):
     """Host memory that every engine of the CPU can bind."""
 
-    def __init__(self, shape: Sequence[int], dtype: Any) -> None:
-        self.array: Array = np.empty(shape, dtype)
+    def __init__(self, array: Array) -> None:
+        super().__init__(array)
         self._seen: dict[str, Buffer] = {}
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.array.dtype
-
-    def write(self, value: Array) -> None:
-        if value.shape != self.shape:
-            raise ShapeError(f"a buffer of shape {self.shape} was given an array of shape {value.shape}")
-        np.copyto(self.array, value, casting="unsafe")
-
-    def read(self) -> Array:
-        return self.array.copy()
 
     def seen_by(self, engine: str) -> Buffer:
         """The same memory as a buffer of one engine's own."""
@@ -161,10 +145,13 @@ class AutoBackend:
         return AutoEngines(self, bundle, demand)
 
     def empty(self, shape: Sequence[int], dtype: Any) -> SharedBuffer:
-        return SharedBuffer(shape, dtype)
+        return SharedBuffer(np.empty(shape, dtype))
 
     def mark(self) -> HostMark:
         return HostMark()
+
+    def free_bytes(self) -> int | None:
+        return free_memory()
 
     def describe(self) -> Mapping[str, object]:
         inner = {name: dict(backend.describe()) for name, backend in self._backends.items()}

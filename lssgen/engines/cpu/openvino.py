@@ -19,13 +19,13 @@ import openvino as ov
 
 from lssgen import paths
 from lssgen.bundle import Bundle
-from lssgen.engines.base import Binding, Buffer, HostMark, check_buffers, see_graph
+from lssgen.engines.base import Binding, Buffer, HostBuffer, HostMark, check_buffers, see_graph
 from lssgen.engines.cpu.probe import CANDIDATES, Candidate, Finding, Probing, finding_of
 from lssgen.engines.demand import Demand, token_axes
 from lssgen.engines.memory import stays
 from lssgen.engines.options import OvOptions
 from lssgen.errors import BackendError, BuildError, EngineError, ShapeError
-from lssgen.machine import at_most_cpus
+from lssgen.machine import at_most_cpus, free_memory
 from lssgen.manifest import Graph
 from lssgen.ports import Array, Port
 
@@ -38,28 +38,12 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Shape of every input, by port; -1 where it may change."""
 
 
-class OvBuffer:
-    """Host memory with a fixed address, seen by NumPy and by OpenVINO."""
+class OvBuffer(HostBuffer):
+    """Host memory, seen by NumPy and by OpenVINO."""
 
     def __init__(self, array: Array) -> None:
-        self.array = array
+        super().__init__(array)
         self.tensor = ov.Tensor(array, shared_memory=True)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.array.dtype
-
-    def write(self, value: Array) -> None:
-        if value.shape != self.shape:
-            raise ShapeError(f"a buffer of shape {self.shape} was given an array of shape {value.shape}")
-        np.copyto(self.array, value, casting="unsafe")
-
-    def read(self) -> Array:
-        return self.array.copy()
 
 
 class OvEngine:
@@ -271,6 +255,9 @@ class OvBackend:
 
     def mark(self) -> HostMark:
         return HostMark()
+
+    def free_bytes(self) -> int | None:
+        return free_memory()
 
     def describe(self) -> Mapping[str, object]:
         return {

@@ -5,6 +5,9 @@ What one replica cannot know of another is refused instead of done by halves: jo
 keys.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportUntypedFunctionDecorator=false
+# Where Ray is not installed, the type checker takes this folder for it.
+
 import asyncio
 from collections.abc import Mapping
 from math import ceil

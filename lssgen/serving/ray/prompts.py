@@ -4,6 +4,9 @@ The folder is one that every machine sees. It is the folder of `lssgen run --pro
 a run that was stopped goes on with or without Ray.
 """
 
+# pyright: reportCallIssue=false
+# Where Ray is not installed, the type checker takes this folder for it.
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
