@@ -48,6 +48,7 @@ def test_a_run_is_that_of_onnx_runtime(bundle: Bundle, low_memory: bool) -> None
     np.testing.assert_array_equal(got.latents, again.latents)
 
 
+@pytest.mark.slow  # compiles every component of the demo model in four ways
 def test_the_demo_model_computes_in_bf16_what_stays_near_float32(demo: Bundle) -> None:
     backend = OvBackend(OvOptions(threads=1))
     with Pipeline(demo, OrtBackend(OrtOptions(threads=1))) as pipeline:
