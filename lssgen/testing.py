@@ -17,7 +17,7 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from lssgen.bundle import MANIFEST, Bundle, manifest_json
-from lssgen.engines.base import Binding, Buffer, HostMark, Mark, check_buffers, HostBuffer, see_graph
+from lssgen.engines.base import Binding, Buffer, HostBuffer, HostMark, Mark, check_buffers, see_graph
 from lssgen.engines.demand import Demand
 from lssgen.errors import EngineError, ShapeError
 from lssgen.manifest import (

@@ -8,9 +8,8 @@ import numpy as np
 from lssgen.bundle import Bundle
 from lssgen.engines.base import Binding, Buffer, HostBuffer, HostMark, check_buffers, see_graph
 from lssgen.engines.demand import Demand
-from lssgen.errors import ShapeError
 from lssgen.manifest import Graph
-from lssgen.ports import Array, Port
+from lssgen.ports import Port
 
 
 class IdleEngine:

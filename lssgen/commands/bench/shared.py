@@ -16,9 +16,9 @@ from lssgen.commands.parser import Parser
 from lssgen.commands.values import integer, within
 from lssgen.engines.base import Backend
 from lssgen.engines.registry import default_engine, open_backend
+from lssgen.paths import find_bundle
 from lssgen.progress import followed
 from lssgen.runtime.options import Options, refuse_unknown
-from lssgen.paths import find_bundle
 from lssgen.verification import see_whole
 
 

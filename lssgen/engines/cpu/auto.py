@@ -13,12 +13,23 @@ from typing import Any
 import numpy as np
 
 from lssgen.bundle import Bundle
-from lssgen.engines.base import Backend, Binding, Buffer, Engine, Engines, HostBuffer, HostMark, check_buffers, see_graph
+from lssgen.engines.base import (
+    Backend,
+    Binding,
+    Buffer,
+    Engine,
+    Engines,
+    HostBuffer,
+    HostMark,
+    check_buffers,
+    see_graph,
+)
 from lssgen.engines.cpu.choice import Choice, forgotten, recalled, remembered
 from lssgen.engines.cpu.trial import trials_of
 from lssgen.engines.demand import Demand
 from lssgen.engines.onnxruntime import OrtBuffer
 from lssgen.engines.options import OrtOptions, OvOptions
+from lssgen.errors import ShapeError
 from lssgen.machine import free_memory
 from lssgen.ports import Array, Port
 
