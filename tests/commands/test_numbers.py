@@ -27,6 +27,7 @@ from lssgen.export.config import ExportConfig
 from lssgen.plan import PlanOptions
 from lssgen.plan.options import SkipLayerGuidance
 from lssgen.runtime.options import Request
+from lssgen.serving.http import host as host_module
 
 NASTY = (
     "nan", "-nan", "inf", "-inf", "-1", "-0", "0", "1e-320", "-1e-320", "1e-6", "0.5", "1", "7", " 7 ", "1_0", "1e5",
@@ -68,6 +69,7 @@ def lines(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("LSSGEN_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(build_module, "build", lambda *_: None)
     monkeypatch.setattr(train_module, "_train", lambda *_: None)
+    monkeypatch.setattr(host_module, "serve", lambda *_, **__: None)
     monkeypatch.setattr(measuring_module, "measure_all", lambda *_, **__: iter(()))
     return {
         "run": ["a", "--bundle", str(toy), "--scaling-space", "latent", "--quiet"],
@@ -75,6 +77,8 @@ def lines(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         "build": [str(toy)],
         "export": ["--model", "demo", "--output", str(tmp_path / "b")],
         "bench": [str(toy), "--quiet"],
+        "serve": [str(toy)],
+        "export-triton": [str(toy), "--output", str(tmp_path / "models")],
         "train-upsampler": ["--vae", "v", "--images", "i"],
     }
 
