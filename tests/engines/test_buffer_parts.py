@@ -18,7 +18,7 @@ Make = Callable[[Sequence[int], Any], Buffer]
 
 MAKERS = [
     pytest.param(FakeBuffer, id="fake"),
-    pytest.param(lambda shape, dtype: OrtBuffer(shape, dtype, "cpu", 0), id="onnxruntime"),
+    pytest.param(lambda shape, dtype: OrtBuffer.new(shape, dtype, "cpu", 0), id="onnxruntime"),
 ]
 
 

@@ -18,7 +18,8 @@ def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
 
 def test_a_missing_library_is_refused_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, "lssgen.engines.onnxruntime", raising=False)
+    for module in ("lssgen.engines.onnxruntime", "lssgen.ort"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(BackendError, match=r'needs onnxruntime; install it with pip install "lssgen\[onnxruntime\]"'):
         open_backend("onnxruntime")
 
