@@ -16,6 +16,7 @@
     │   ├── ShapeError           a tensor outside what the engine was made for
     │   └── NonFiniteError       NaN or infinity where a latent should be
     ├── PromptError          a prompt, prompt file or picture that cannot be used
+    ├── CalibrationError     statistics or a number format that do not fit, or a quantised bundle not worth having
     └── TrainingError        training data or a training state that cannot be used
 
 A caller's mistake is an `LssgenError`; a mistake of ours is an `assert` or a plain exception.
@@ -84,6 +85,10 @@ class NonFiniteError(EngineError):
 
 class PromptError(LssgenError):
     """A prompt, prompt file or picture cannot be used."""
+
+
+class CalibrationError(LssgenError):
+    """Statistics or a number format do not fit, or a quantised bundle is not worth having."""
 
 
 class TrainingError(LssgenError):
