@@ -58,7 +58,8 @@ class ListeningBackend:
         told: dict[str, tuple[Array, ...]] = {}
         for tap in self._taps:
             numbers = [buffers[tap.port(kind).name].read() for kind in KINDS]
-            told[tap.tensor] = (*numbers, np.concatenate([buffers[port.name].read() for port in tap.power]))
+            power = [buffers[port.name].read() for port in tap.power]
+            told[tap.tensor] = (*numbers, np.concatenate(power) if power else np.empty(0, np.float32))
         self._hear(size, label, told)
 
 

@@ -8,6 +8,7 @@ Source: ONNX operators QuantizeLinear and DequantizeLinear, opset 23; OCP 8-bit 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -31,7 +32,7 @@ class Coded:
 
     Attributes:
         codes: Its numbers, in the shape of the tensor.
-        scales: Scales; one a column for int8 and fp8, (rows / 16, columns) E4M3 for nvfp4.
+        scales: Scales: one a column for int8, one for all for fp8, (rows / 16, columns) E4M3 for nvfp4.
         whole: Scale of all scales; 1 but for nvfp4.
     """
 
@@ -40,20 +41,21 @@ class Coded:
     whole: float = 1.0
 
 
-def int8_columns(weight: Floats) -> Coded:
-    """A (rows, columns) weight in int8, symmetric, a scale a column."""
-    scales = _scales(np.abs(weight).max(axis=0) / 127)
+def int8_columns(weight: Floats, storage: Any = np.float32) -> Coded:
+    """A (rows, columns) weight in int8, symmetric, a scale a column; `storage` is the type that scales are kept in."""
+    scales = _scales(np.abs(weight).max(axis=0) / 127, storage)
     return Coded(np.clip(np.rint(weight / scales), -127, 127).astype(np.int8), scales)
 
 
-def fp8_columns(weight: Floats) -> Coded:
-    """A (rows, columns) weight in E4M3, a scale a column."""
-    scales = _scales(np.abs(weight).max(axis=0) / FP8_MOST)
+def fp8_tensor(weight: Floats, storage: Any = np.float32) -> Coded:
+    """A weight in E4M3, one scale for all: its numbers have exponents of their own."""
+    scales = _scales(np.abs(weight).max() / FP8_MOST, storage)
     return Coded(_fp8(weight / scales), scales)
 
 
-def fp4_blocks(weight: Floats) -> Coded:
+def fp4_blocks(weight: Floats, storage: Any = np.float32) -> Coded:
     """A (rows, columns) weight in NVFP4: blocks of 16 rows; the number of rows is a multiple of that."""
+    del storage  # its scales are E4M3, and theirs float32
     rows, columns = weight.shape
     blocks = weight.reshape(rows // BLOCK, BLOCK, columns)
     peaks = np.abs(blocks).max(axis=1)
@@ -75,9 +77,10 @@ def _fp8(value: Floats) -> Array:
     return np.clip(value, -FP8_MOST, FP8_MOST).astype(ml_dtypes.float8_e4m3fn)
 
 
-def _scales(values: Floats) -> Floats:
-    """Scales that can be divided by; a column of zeros has any."""
-    return np.where(values > SMALLEST, values, np.where(values > 0, SMALLEST, 1.0)).astype(np.float32)
+def _scales(values: Any, storage: Any) -> Floats:
+    """Scales as they are kept, which can be divided by; a column of zeros has any."""
+    found = np.where(values > SMALLEST, values, np.where(values > 0, SMALLEST, 1.0))
+    return found.astype(storage).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ class Seen:
         """Mean square of every channel."""
         return self.squares / max(self.calls, 1)
 
-    def percentile(self, share: float) -> tuple[float, float]:
+    def within(self, share: float) -> tuple[float, float]:
         """Numbers between which a share of the values lies, in [0, 1]; of 1, the very ends.
 
         The ends that leave out (1 - share) of all values, counted by magnitude on both sides together.

@@ -1,7 +1,7 @@
 """The products of a graph that may be computed in few bits: found by the family's record, in the order they run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -17,7 +17,8 @@ class Product:
     """A matrix product with a weight.
 
     Attributes:
-        name: Name of the weight without ".weight", which is that of the layer in the checkpoint.
+        name: Name of the weight without ".weight", which is that of the layer in the checkpoint; with a number where
+            several products have one weight.
         node: Node that computes it, a MatMul.
         block: Name of the block that it belongs to.
         rows, columns: Shape of the weight: channels that come in and go out.
@@ -53,7 +54,11 @@ def products_of(model: ir.Model, sensitivity: Sensitivity) -> list[Product]:
     Raises:
         CalibrationError: There is none: the graph is not one of this family, or was changed.
     """
-    found = [product for node in model.graph if (product := _product(node, sensitivity)) is not None]
+    found: list[Product] = []
+    for node in model.graph:
+        if (product := _product(node, sensitivity)) is not None:
+            again = sum(product.weight is other.weight for other in found)
+            found.append(replace(product, name=f"{product.name}#{again + 1}") if again else product)
     if not found:
         raise CalibrationError(
             "no product in the step's graph is one that the family's record names; export the model again with this "

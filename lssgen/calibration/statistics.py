@@ -108,6 +108,37 @@ class Statistics:
         return self.of_stage(self.about.taps[0], stage).calls if self.about.taps else 0
 
 
+class Ranges:
+    """What a graph that serves some stages must hold: what was seen in all of them together.
+
+    Args:
+        statistics: What was seen.
+        stages: Indices of the stages; None: all.
+    """
+
+    def __init__(self, statistics: Statistics, stages: tuple[int, ...] | None = None) -> None:
+        self._statistics = statistics
+        self._stages = stages
+        self._taps = {tap.tensor: tap for tap in statistics.about.taps}
+        self._readers = {name: tap for tap in statistics.about.taps for name in tap.products}
+
+    def of(self, tensor: str) -> Seen:
+        """What was seen of a tensor.
+
+        Raises:
+            CalibrationError: It was not listened to.
+        """
+        if tensor not in self._taps:
+            raise CalibrationError(f"the statistics know nothing of {tensor!r}; run lssgen calibrate ranges again")
+        return self._statistics.of(self._taps[tensor], self._stages)
+
+    def power(self, product: str) -> float:
+        """Mean square of a product's result."""
+        tap = self._readers[product]
+        seen = self.of(tap.tensor)
+        return float(seen.power[tap.products.index(product)]) / max(seen.calls, 1)
+
+
 def write_statistics(statistics: Statistics, path: Path) -> None:
     """Write a statistics file, whole or not at all.
 
@@ -234,7 +265,7 @@ def _sizes(sizes: Any, cell: int) -> str:
 def _see_numbers(statistics: Statistics) -> None:
     for tap in statistics.about.taps:
         for stage in range(len(statistics.about.stages)):
-            seen, where = statistics.of_stage(tap, stage), f"what goes into {tap.products[0]} in stage {stage + 1}"
+            seen, where = statistics.of_stage(tap, stage), f"what goes into {tap.label} in stage {stage + 1}"
             if seen.bad:
                 raise CalibrationError(
                     f"{where} held NaN or infinity, so it has no range; a network that overflows in half precision "

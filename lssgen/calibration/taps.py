@@ -7,7 +7,7 @@ stage.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +48,11 @@ class Tap:
         return Port(f"tap.{kind}.{self.tensor}", "float32", shape)
 
     @property
+    def label(self) -> str:
+        """Name for messages."""
+        return self.products[0] if self.products else self.tensor
+
+    @property
     def power(self) -> tuple[Port, ...]:
         """The outputs that say the mean square of each product's result."""
         return tuple(Port(f"tap.power.{product}", "float32", (1,)) for product in self.products)
@@ -61,20 +66,30 @@ class Tap:
 def taps_of(products: Sequence[Product]) -> tuple[Tap, ...]:
     """What to listen to, each tensor once."""
     return tuple(
-        Tap(tensor, tuple(product.name for product in readers), readers[0].rows)
+        Tap(tensor, tuple(dict.fromkeys(product.name for product in readers)), readers[0].rows)
         for tensor, readers in shared(products).items()
     )
 
 
 def add_taps(model: ir.Model, products: Sequence[Product]) -> tuple[Tap, ...]:
-    """Give a graph the outputs of its taps."""
+    """Give a graph the outputs of its taps: at what goes into its products and its attentions."""
     taps = taps_of(products)
     known = {product.name: product for product in products}
     for tap in taps:
         _add(model.graph, tap, known[tap.products[0]].activation)
         for port, product in zip(tap.power, tap.products, strict=True):
             _say(model.graph, _reduced(model.graph, "square", known[product].node.outputs[0], whole=True), port)
-    return taps
+    return (*taps, *_attention_taps(model.graph, {tap.tensor for tap in taps}))
+
+
+def _attention_taps(graph: ir.Graph, known: set[str]) -> Iterator[Tap]:
+    """Q, K and V, (batch, heads, tokens, size of a head), as if they had one channel: they have one range."""
+    values = (value for node in list(graph) if node.op_type == "Attention" for value in node.inputs[:3])
+    for value in dict.fromkeys(value for value in values if value is not None):
+        if value.name not in known:
+            tap = Tap(str(value.name), (), 1)
+            _add(graph, tap, value)
+            yield tap
 
 
 def _add(graph: ir.Graph, tap: Tap, value: ir.Value) -> None:

@@ -49,6 +49,15 @@ _UNET = Sensitivity(
     products=re.compile(r"\.(attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.\d(\.proj)?)\."),
 )
 
+TEXT = Sensitivity(
+    block=re.compile(r"text_encoder(_\d)?\.((text_model\.)?encoder\.(layers|block)|(model\.)?layers)\.\d+"),
+    products=re.compile(
+        r"\.(self_attn\.(\w_proj|out_proj)|mlp\.(fc\d|\w+_proj)|layer\.\d\.(SelfAttention\.\w|DenseReluDense\.\w+))\."
+    ),
+    ends=0,
+)
+"""Products of text encoders, CLIP, T5 and GLM, of which only the weights are put into few bits."""
+
 SENSITIVITIES: Mapping[str, Sensitivity] = {
     "sd": _UNET,
     "sdxl": _UNET,
