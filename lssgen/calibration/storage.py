@@ -75,7 +75,7 @@ class DataFile:
 
     def put(self, name: str, numbers: Array, dtype: ir.DataType) -> ir.Value:
         """A new initialiser: in the file, or where it is small in the graph."""
-        tensor = ir.Tensor(np.ascontiguousarray(numbers), dtype=dtype, name=name)
+        tensor = ir.Tensor(np.require(numbers, requirements="C"), dtype=dtype, name=name)
         stored = tensor if tensor.nbytes <= INLINE_BYTES else self._stored(tensor, iter((tensor.tobytes(),)))
         return ir.Value(name=name, const_value=stored, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape))
 

@@ -153,16 +153,16 @@ def tapped_bundle(bundle: Bundle, products: Sequence[Product], model: ir.Model, 
     for graph in bundle.manifest.graphs.values():
         for name in (graph.file, *graph.data):
             if name != step.file:
-                _borrow(bundle.path(name), folder / name)
+                borrow(bundle.path(name), folder / name)
     for tokens in bundle.manifest.tokenizers:
-        _borrow(bundle.path(tokens.file), folder / tokens.file)
+        borrow(bundle.path(tokens.file), folder / tokens.file)
     ir.save(model, folder / step.file)
     ports = (*step.outputs, *(port for tap in taps for port in tap.ports))
     graphs: Mapping[str, Graph] = {**bundle.manifest.graphs, "step": replace(step, outputs=ports)}
     return Bundle(folder, replace(bundle.manifest, graphs=graphs)), taps
 
 
-def _borrow(source: Path, target: Path) -> None:
+def borrow(source: Path, target: Path) -> None:
     """Have a file in another folder without copying it, where the disk allows that. ONNX Runtime follows no link."""
     target.unlink(missing_ok=True)
     with suppress(OSError):
