@@ -7,18 +7,18 @@ the manifest; a bundle that does not pass leaves nothing behind.
 import hashlib
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import filelock
 import onnx_ir as ir
 
-from lssgen.bundle import MANIFEST, Bundle, files, manifest_json, sha256_of
+from lssgen.bundle import MANIFEST, Bundle, files, manifest_json
 from lssgen.calibration.attention import decompose
 from lssgen.calibration.formats import CPU_ENGINES, TRT_ENGINES, Format, format_for
 from lssgen.calibration.insertion import Made, Recipe, Rewrite, write_quantised
+from lssgen.calibration.numbers import Floats
 from lssgen.calibration.products import Product, ends_of, products_of
 from lssgen.calibration.quality import Bound, Quality, Runs, compared
 from lssgen.calibration.ranges import see_unquantised
@@ -146,7 +146,7 @@ def _see_precision(job: QuantiseJob) -> None:
 class _Making:
     """One bundle that is being made in a draft folder."""
 
-    def __init__(self, job: QuantiseJob, form: Format, draft: Path, hear: object) -> None:
+    def __init__(self, job: QuantiseJob, form: Format, draft: Path, hear: Callable[[float, str], object]) -> None:
         self._job = job
         self._form = form
         self._draft = draft
@@ -160,7 +160,7 @@ class _Making:
         self._copy()
         manifest = self._with_step(self._with_text(self._old), frozenset())
         manifest = self._searched(manifest)
-        return self._timed(manifest)
+        return passed_speed(self._job.bundle, Bundle(self._draft, manifest), self._job.gate)
 
     def _copy(self) -> None:
         """What stays as it is: the files of all other graphs, and the tokenizers."""
@@ -190,7 +190,7 @@ class _Making:
             return manifest
         made = write_quantised(model, products, Recipe(format="int8-weights"), None, self._draft / "text-int8.onnx")
         about = Quantisation(format="int8-weights", engine=self._job.engine, products=len(products))
-        return replace(manifest, graphs={**manifest.graphs, "text": _changed(old, made, "text-int8", about)})
+        return replace(manifest, graphs={**manifest.graphs, "text": changed(old, made, "text-int8", about)})
 
     def _with_step(self, manifest: Manifest, returned: frozenset[str]) -> Manifest:
         """The step with all products quantised but those at the ends and some more, by name."""
@@ -215,7 +215,7 @@ class _Making:
             self._ranges(),
             self._draft / f"{stem}.onnx",
             rewrite=self._rewrite(),
-            hear=self._hear,  # pyright: ignore[reportArgumentType]
+            hear=self._hear,
         )
         self._snr = made.snr_db
         about = Quantisation(
@@ -227,7 +227,7 @@ class _Making:
             smoothing=recipe.smoothing if made.smoothed else 0.0,
             statistics=job.source,
         )
-        graphs = {**manifest.graphs, "step": _changed(old, made, stem, about)}
+        graphs = {**manifest.graphs, "step": changed(old, made, stem, about)}
         if not self._keeps_small:
             return replace(manifest, graphs=graphs)
         cell = self._old.facts.cell_px
@@ -261,18 +261,18 @@ class _Making:
         if gate.runs is None or gate.backend is None:
             return manifest
         wanted = gate.runs.latents(self._job.bundle, gate.backend)
-        current = manifest
+        current, tried = manifest, frozenset[str]()
 
         def attempt(returned: frozenset[str]) -> Quality:
-            nonlocal current
-            current = self._with_step(manifest, returned) if returned else manifest
+            nonlocal current, tried
+            current, tried = (self._with_step(manifest, returned) if returned else manifest), returned
             found = self._latents(current, wanted)
             _LOG.info("%d products returned: %s", len(returned), found)
             return found
 
-        first, order = attempt(frozenset()), worst_first(self._snr)
-        returned, quality = search(order, attempt, gate.bound, first)
-        if returned != frozenset(current.graphs["step"].quantisation.kept if current.graphs["step"].quantisation else ()):
+        first = attempt(frozenset())
+        returned, quality = search(worst_first(self._snr), attempt, gate.bound, first)
+        if returned != tried:
             current = self._with_step(manifest, returned)
         measured = Measured(
             psnr_db=_rounded(quality.psnr_db, 2),
@@ -280,37 +280,41 @@ class _Making:
             bound_db=gate.bound.psnr_db,
             bound_cosine=gate.bound.cosine,
         )
-        return _measured(current, measured)
+        return measured_step(current, measured)
 
-    def _latents(self, manifest: Manifest, wanted: object) -> Quality:
+    def _latents(self, manifest: Manifest, wanted: Sequence[Sequence[Floats]]) -> Quality:
         gate = self._job.gate
         assert gate.runs is not None
         assert gate.backend is not None
         with rehearsed(Bundle(self._draft, manifest), gate.backend) as bundle:
-            return compared(wanted, gate.runs.latents(bundle, gate.backend))  # pyright: ignore[reportArgumentType]
+            return compared(wanted, gate.runs.latents(bundle, gate.backend))
 
-    def _timed(self, manifest: Manifest) -> Manifest:
-        """Timed against the bundle that it was made from.
 
-        Raises:
-            CalibrationError: It is not faster, and was not forced.
-        """
-        gate = self._job.gate
-        if gate.timed is None:
-            _LOG.info("not timed: %s is not at hand here; time it where it runs", self._job.engine)
-            return manifest
-        speedup = step_speedups(self._job.bundle, Bundle(self._draft, manifest), gate.timed)
-        said = ", ".join(f"{ratio:.2f} times at {size}" for size, ratio in speedup.items())
-        slower = max(speedup.values()) <= 1 or _whole(speedup, self._old) <= 1
-        if slower and not gate.force:
-            raise CalibrationError(
-                f"the {self._job.format} step is not faster than the {self._old.graphs['step'].precision} one on "
-                f"{gate.timed.name}: {said}; use the bundle that it was made from, or make it all the same with --force"
-            )
-        _LOG.info("the speed of the %s step on %s: %s", self._job.format, gate.timed.name, said)
-        about = manifest.graphs["step"].quantisation
-        before = about.measured if about and about.measured else Measured()
-        return _measured(manifest, replace(before, speedup=speedup, engine=gate.timed.name, slower=slower))
+def passed_speed(before: Bundle, after: Bundle, gate: Gate) -> Manifest:
+    """A quantised bundle's manifest with its step's times against those of the bundle that it was made from.
+
+    Raises:
+        CalibrationError: It is not faster, and was not forced.
+    """
+    step, old = after.manifest.graphs["step"], before.manifest.graphs["step"]
+    assert step.quantisation is not None
+    form = step.quantisation.format
+    if gate.timed is None:
+        _LOG.info("not timed: %s does not run here; time it where it does", step.quantisation.engine)
+        return after.manifest
+    speedup = step_speedups(before, after, gate.timed)
+    said = ", ".join(f"{ratio:.2f} times at {size}" for size, ratio in speedup.items())
+    slower = _whole(speedup, before.manifest) <= 1
+    if slower and not gate.force:
+        raise CalibrationError(
+            f"the {form} step is not faster than the {old.precision} one on {gate.timed.name}: {said}; use the bundle "
+            "that it was made from, or make it all the same with --force"
+        )
+    _LOG.info("speed of the %s step on %s: %s", form, gate.timed.name, said)
+    measured = step.quantisation.measured or Measured()
+    return measured_step(
+        after.manifest, replace(measured, speedup=speedup, engine=gate.timed.name, slower=slower)
+    )
 
 
 def _whole(speedup: Mapping[str, float], manifest: Manifest) -> float:
@@ -327,14 +331,15 @@ def _rounded(numbers: tuple[float, ...], digits: int) -> tuple[float, ...]:
     return tuple(round(number, digits) for number in numbers)
 
 
-def _measured(manifest: Manifest, measured: Measured) -> Manifest:
+def measured_step(manifest: Manifest, measured: Measured) -> Manifest:
+    """With what was found of its quantised step."""
     step = manifest.graphs["step"]
     assert step.quantisation is not None
-    changed = replace(step, quantisation=replace(step.quantisation, measured=measured))
-    return replace(manifest, graphs={**manifest.graphs, "step": changed})
+    said = replace(step, quantisation=replace(step.quantisation, measured=measured))
+    return replace(manifest, graphs={**manifest.graphs, "step": said})
 
 
-def _changed(old: Graph, made: Made, stem: str, about: Quantisation) -> Graph:
+def changed(old: Graph, made: Made, stem: str, about: Quantisation) -> Graph:
     """A graph's entry with other files; comparisons with torch were of the old ones."""
     files = sorted(made.sha256)
     key = hashlib.sha256("".join([old.key, stem, *(made.sha256[name] for name in files)]).encode()).hexdigest()

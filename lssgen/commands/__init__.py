@@ -5,6 +5,7 @@ COMMANDS = {
     "plan": "Print a run's stages, steps and predicted cost; loads no model.",
     "export": "Turn a checkpoint and a latent upsampler into a bundle of ONNX graphs.",
     "build": "Build, list, check and prune the compiled engines of a bundle; needs no torch.",
+    "calibrate": "Measure the ranges of a bundle, quantise it, adopt another tool's graph; needs no torch.",
     "verify": "Compare every file of a bundle with what was exported.",
     "train-upsampler": "Train a latent upsampler for a VAE on a folder of pictures.",
 }
