@@ -108,7 +108,9 @@ def _export(checkpoint: Path, target: Path) -> None:
     }  # fmt: skip
     tiny_sd3(checkpoint, channels=16, **wide)
     sizes = ((256, 256), (512, 512))
-    sizes = tuple((height // 2, width // 2) for height, width in sizes)  # the tiny VAE has four pixels a cell, not eight
+    sizes = tuple(
+        (height // 2, width // 2) for height, width in sizes
+    )  # the tiny VAE has four pixels a cell, not eight
     export(ExportConfig(model=str(checkpoint), output=target, resolutions=sizes, probe="none", threads=1))
 
 
@@ -217,7 +219,10 @@ def variants(
         import nncf
     except ImportError:
         return
-    yield "openvino nncf", openvino_call(openvino, nncf_quantised(nncf, openvino, model, bundle, folder), inputs, threads, "f32")
+    yield (
+        "openvino nncf",
+        openvino_call(openvino, nncf_quantised(nncf, openvino, model, bundle, folder), inputs, threads, "f32"),
+    )
 
 
 def ort_call(path: Path, inputs: Inputs, threads: int) -> Call:

@@ -1,6 +1,7 @@
 """Graphs that another tool has quantised (ModelOpt, NNCF, Olive), taken as they are."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import onnx_ir as ir
 from lssgen.bundle import MANIFEST, Bundle, files, manifest_json, sha256_of
 from lssgen.calibration.insertion import Made
 from lssgen.calibration.products import is_quantised
-from lssgen.calibration.quantise import Gate, changed, measured_step, passed_speed
 from lssgen.calibration.quality import Quality, compared
+from lssgen.calibration.quantise import Gate, changed, measured_step, passed_speed
 from lssgen.calibration.rehearsal import rehearsed
 from lssgen.calibration.storage import DataFile
 from lssgen.durable import whole_folder
@@ -18,12 +19,11 @@ from lssgen.errors import CalibrationError
 from lssgen.manifest import Manifest, Measured, NumberFormat, Quantisation
 from lssgen.ports import Port
 
-_FORMATS: dict[ir.DataType, NumberFormat] = {
-    ir.DataType.FLOAT4E2M1: "nvfp4",
-    ir.DataType.FLOAT8E4M3FN: "fp8",
-    ir.DataType.INT8: "int8",
-    ir.DataType.UINT8: "int8",
-}
+_FORMATS: Sequence[tuple[ir.DataType, NumberFormat]] = (
+    (ir.DataType.FLOAT4E2M1, "nvfp4"),
+    (ir.DataType.FLOAT8E4M3FN, "fp8"),
+    (ir.DataType.INT8, "int8"),
+)
 """Formats by the type of a graph's codes; where several are there, the first of these."""
 
 _STEM = "step-adopted"
@@ -75,12 +75,17 @@ def _loaded(graph: Path) -> ir.Model:
     try:
         return ir.load(graph)
     except Exception as error:  # protobuf has its own exceptions
-        raise CalibrationError(f"{graph} is not an ONNX graph that can be read: {' '.join(str(error).split())[:200]}") from error
+        raise CalibrationError(
+            f"{graph} is not an ONNX graph that can be read: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def _see_ports(bundle: Bundle, graph: Path, model: ir.Model) -> None:
     step = bundle.manifest.graphs["step"]
-    for what, ports, values in (("inputs", step.inputs, model.graph.inputs), ("outputs", step.outputs, model.graph.outputs)):
+    for what, ports, values in (
+        ("inputs", step.inputs, model.graph.inputs),
+        ("outputs", step.outputs, model.graph.outputs),
+    ):
         wanted, found = {_said(port) for port in ports}, {_port(value) for value in values}
         if wanted != found:
             odd = sorted(wanted ^ found)
@@ -101,15 +106,19 @@ def _port(value: ir.Value) -> str:
 
 def _format_of(model: ir.Model) -> NumberFormat:
     """The format of a graph's codes; weights alone, where nothing else has any."""
-    types = [value.dtype for node in model.graph if node.op_type == "DequantizeLinear" for value in node.inputs[:1] if value]
-    found = next((form for kind, form in _FORMATS.items() if kind in types), "int8")
+    types = [
+        value.dtype for node in model.graph if node.op_type == "DequantizeLinear" for value in node.inputs[:1] if value
+    ]
+    found: NumberFormat = next((form for kind, form in _FORMATS if kind in types), "int8")
     coded = any(node.op_type != "DequantizeLinear" and "Quantize" in node.op_type for node in model.graph)
     return found if coded else "int8-weights"
 
 
 def _coded_products(model: ir.Model) -> int:
     """Products whose weight comes out of codes."""
-    makers = (node.inputs[1].producer() for node in model.graph if node.op_type in ("MatMul", "Gemm") and node.inputs[1])
+    makers = (
+        node.inputs[1].producer() for node in model.graph if node.op_type in ("MatMul", "Gemm") and node.inputs[1]
+    )
     return sum(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
 
 

@@ -97,7 +97,12 @@ def _type_of(value: ir.Value, node: ir.Node) -> ir.DataType:
 
 
 def _node(
-    graph: ir.Graph, operator: str, inputs: list[ir.Value], name: str, kind: ir.DataType, **attributes: int | tuple[int, ...]
+    graph: ir.Graph,
+    operator: str,
+    inputs: list[ir.Value],
+    name: str,
+    kind: ir.DataType,
+    **attributes: int | tuple[int, ...],
 ) -> ir.Value:
     node = ir.node(operator, inputs, attributes, name=name)
     place(graph, node)

@@ -90,7 +90,9 @@ class QuantiseConfig:
     compare: int = choice(
         4, help="seeded runs that are compared; 0: none", metavar="N", least=0, most=1000, group=_GATE
     )
-    psnr: float = choice(25.0, help="likeness of latents in dB, after every stage", metavar="DB", least=0, most=200, group=_GATE)
+    psnr: float = choice(
+        25.0, help="likeness of latents in dB, after every stage", metavar="DB", least=0, most=200, group=_GATE
+    )
     cosine: float = choice(0.97, help="and their cosine", metavar="COS", least=-1, most=1, group=_GATE)
     force: bool = choice(False, help="make it whether or not it is faster", group=_GATE)
 

@@ -70,7 +70,7 @@ FORMATS: Mapping[NumberFormat, Format] = {
 """Formats by name."""
 
 
-def format_for(name: str, engine: str) -> Format:
+def format_for(name: NumberFormat, engine: str) -> Format:
     """A format that an engine has.
 
     Raises:

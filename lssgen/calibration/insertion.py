@@ -84,6 +84,10 @@ Rewrite = Callable[[ir.Model, Ranges], int]
 """Another change of the graph, before its products are quantised; how much it has changed."""
 
 
+def _silent(*_: object) -> None:
+    pass
+
+
 def write_quantised(
     model: ir.Model,
     products: Sequence[Product],
@@ -92,7 +96,7 @@ def write_quantised(
     path: Path,
     *,
     rewrite: Rewrite | None = None,
-    hear: Callable[[float, str], object] = lambda share, where: None,
+    hear: Callable[[float, str], object] = _silent,
 ) -> Made:
     """Quantise a graph and write it, with a data file beside it. No more than one weight is in memory at a time.
 
@@ -143,7 +147,7 @@ class _Work:
         self._file = file
         self._made = made
         self._edits: dict[str, list[Edit]] = {}
-        self._weights: dict[str, tuple[ir.Value, float, Floats]] = {}
+        self._weights: dict[str, tuple[ir.Value, Floats, Floats]] = {}
 
     def quantise(self, group: Sequence[Product]) -> None:
         """The products that read one tensor."""
@@ -154,8 +158,10 @@ class _Work:
         assert self._ranges is not None, "a format of activations has ranges"
         by = self._smoothing(group, self._ranges)
         seen = self._ranges.of(str(group[0].activation.name))
-        for form in dict.fromkeys(self._form(product) for product in group):
-            members = [product for product in group if self._form(product) == form]
+        forms: dict[NumberFormat, list[Product]] = {}
+        for product in group:
+            forms.setdefault(self._form(product), []).append(product)
+        for form, members in forms.items():
             value, scale = self._activation(members[0], seen, by, form)
             for product in members:
                 weight, noise, squares = self._weight(product, by, form)

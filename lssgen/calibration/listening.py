@@ -9,6 +9,7 @@ from lssgen.bundle import Bundle
 from lssgen.calibration.taps import KINDS, Tap
 from lssgen.engines.base import Backend, Binding, Buffer, Engine, Engines, Mark
 from lssgen.engines.demand import Demand
+from lssgen.parity.samples import shape_of
 from lssgen.ports import Array, Port
 
 Told = Mapping[str, tuple[Array, ...]]
@@ -50,7 +51,8 @@ class ListeningBackend:
 
     def listened(self, engine: Engine) -> "_ListeningEngine":
         """The step's engine, with buffers for what its taps say."""
-        buffers = {port.name: self.empty(port.shape, np.float32) for tap in self._taps for port in tap.ports}
+        ports = (port for tap in self._taps for port in tap.ports)
+        buffers = {port.name: self.empty(shape_of(port, {}), np.float32) for port in ports}
         return _ListeningEngine(engine, buffers, self)
 
     def tell(self, size: tuple[int, int], label: float, buffers: Mapping[str, Buffer]) -> None:

@@ -69,7 +69,8 @@ def fp4_blocks(weight: Floats, storage: Any = np.float32) -> Coded:
 def decoded(coded: Coded) -> Floats:
     """The numbers that codes stand for."""
     codes, scales = coded.codes.astype(np.float32), coded.scales.astype(np.float32) * np.float32(coded.whole)
-    return codes * (np.repeat(scales, BLOCK, axis=0) if scales.ndim == 2 else scales)
+    wide = np.repeat(scales, BLOCK, axis=0) if scales.ndim == 2 else scales
+    return (codes * wide).astype(np.float32)
 
 
 def _fp8(value: Floats) -> Array:

@@ -27,7 +27,9 @@ def read_prompts(path: Path = SHIPPED, most: int | None = None) -> tuple[str, ..
     try:
         lines = read_regular(path, MOST_BYTES).decode("utf-8-sig").splitlines()
     except OSError as error:
-        raise PromptError(f"prompts {path} cannot be read ({error.strerror}); give a file with one prompt a line") from error
+        raise PromptError(
+            f"prompts {path} cannot be read ({error.strerror}); give a file with one prompt a line"
+        ) from error
     except UnicodeDecodeError as error:
         raise PromptError(
             f"prompts {path} are not text in UTF-8 (byte {error.start}); give a file with one prompt a line"

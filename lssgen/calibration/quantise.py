@@ -240,9 +240,7 @@ class _Making:
         if self._job.statistics is None or not self._form.activations:
             return None
         cell, about = self._old.facts.cell_px, self._job.statistics.about
-        served = tuple(
-            index for index, size in enumerate(about.stages) if cell * min(size) >= self._job.from_px
-        )
+        served = tuple(index for index, size in enumerate(about.stages) if cell * min(size) >= self._job.from_px)
         if not served:
             raise CalibrationError(
                 f"no stage of the statistics is at least {self._job.from_px} px; lower --from-size, or calibrate "
@@ -312,9 +310,7 @@ def passed_speed(before: Bundle, after: Bundle, gate: Gate) -> Manifest:
         )
     _LOG.info("speed of the %s step on %s: %s", form, gate.timed.name, said)
     measured = step.quantisation.measured or Measured()
-    return measured_step(
-        after.manifest, replace(measured, speedup=speedup, engine=gate.timed.name, slower=slower)
-    )
+    return measured_step(after.manifest, replace(measured, speedup=speedup, engine=gate.timed.name, slower=slower))
 
 
 def _whole(speedup: Mapping[str, float], manifest: Manifest) -> float:

@@ -94,8 +94,10 @@ def _round_activation(graph: ir.Graph, node: ir.Node) -> None:
         return made.outputs[0]
 
     def number(value: float) -> ir.Value:
-        return scalar(graph, f"{name}.{value}", value, WIDE) if f"{name}.{value}" not in graph.initializers else (
-            graph.initializers[f"{name}.{value}"]
+        return (
+            scalar(graph, f"{name}.{value}", value, WIDE)
+            if f"{name}.{value}" not in graph.initializers
+            else (graph.initializers[f"{name}.{value}"])
         )
 
     def sizes(word: str, values: list[int]) -> ir.Value:
@@ -116,7 +118,10 @@ def _round_activation(graph: ir.Graph, node: ir.Node) -> None:
     fine = make("Div", [make("Round", [make("Mul", [size, number(2.0)])]), number(2.0)])
     middle = make("Round", [size])
     large = make("Mul", [make("Round", [make("Div", [size, number(2.0)])]), number(2.0)])
-    rounded = make("Where", [make("Less", [size, number(2.0)]), fine, make("Where", [make("Less", [size, number(4.0)]), middle, large])])
+    rounded = make(
+        "Where",
+        [make("Less", [size, number(2.0)]), fine, make("Where", [make("Less", [size, number(4.0)]), middle, large])],
+    )
     signed = make("Mul", [make("Mul", [rounded, make("Sign", [value])]), unit])
     result = make("Cast", [make("Reshape", [signed, make("Shape", [source])])], to=int(kind))
     ir.convenience.replace_all_uses_with(last.outputs[0], result)

@@ -181,7 +181,9 @@ def read_statistics(path: Path) -> Statistics:
             tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return Statistics(about, dict(_seen(about, tensors)))
     except OSError as error:
-        raise CalibrationError(f"statistics {path} cannot be read ({error}); make them: lssgen calibrate ranges") from error
+        raise CalibrationError(
+            f"statistics {path} cannot be read ({error}); make them: lssgen calibrate ranges"
+        ) from error
     except (SafetensorError, JsonError, KeyError, ValueError, IndexError) as error:
         raise CalibrationError(
             f"{path} is not a statistics file ({error}); make one: lssgen calibrate ranges BUNDLE"

@@ -77,7 +77,7 @@ class DataFile:
         """A new initialiser: in the file, or where it is small in the graph."""
         tensor = ir.Tensor(np.require(numbers, requirements="C"), dtype=dtype, name=name)
         stored = tensor if tensor.nbytes <= INLINE_BYTES else self._stored(tensor, iter((tensor.tobytes(),)))
-        return ir.Value(name=name, const_value=stored, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape))
+        return ir.Value(name=name, const_value=stored, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape.numpy()))
 
     def _stored(self, tensor: ir.TensorProtocol, pieces: Iterator[bytes]) -> ir.ExternalTensor:
         gap = -self._offset % (PAGE if tensor.nbytes >= PAGE else 64)
@@ -87,7 +87,7 @@ class DataFile:
             self._offset,
             tensor.nbytes,
             tensor.dtype,
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.shape.numpy()),
             name=str(tensor.name),
             base_dir=self._path.parent,
         )
@@ -104,7 +104,7 @@ class DataFile:
 
 
 def _pieces(tensor: ir.ExternalTensor) -> Iterator[bytes]:
-    with open(tensor.path, "rb") as file:
+    with Path(tensor.path).open("rb") as file:
         file.seek(tensor.offset or 0)
         left = tensor.nbytes or 0
         while left:

@@ -106,7 +106,9 @@ def _flat(graph: ir.Graph, value: ir.Value, tap: Tap) -> ir.Value:
 
 def _reduced(graph: ir.Graph, kind: str, value: ir.Value, *, whole: bool = False) -> ir.Value:
     if whole:
-        value = _node(graph, "Reshape", [_node(graph, "Cast", [value], to=int(ir.DataType.FLOAT)), _constant(graph, [-1, 1])])
+        value = _node(
+            graph, "Reshape", [_node(graph, "Cast", [value], to=int(ir.DataType.FLOAT)), _constant(graph, [-1, 1])]
+        )
     if kind == "square":
         value = _node(graph, "Mul", [value, value])
     operator = {"low": "ReduceMin", "high": "ReduceMax", "square": "ReduceMean"}[kind]
@@ -137,11 +139,15 @@ def _constant(graph: ir.Graph, numbers: Sequence[int]) -> ir.Value:
     name = "tap." + "_".join(map(str, numbers))
     if name not in graph.initializers:
         tensor = ir.Tensor(np.asarray(numbers, np.int64), name=name)
-        graph.initializers.add(ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape))
+        graph.initializers.add(
+            ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+        )
     return graph.initializers[name]
 
 
-def tapped_bundle(bundle: Bundle, products: Sequence[Product], model: ir.Model, folder: Path) -> tuple[Bundle, tuple[Tap, ...]]:
+def tapped_bundle(
+    bundle: Bundle, products: Sequence[Product], model: ir.Model, folder: Path
+) -> tuple[Bundle, tuple[Tap, ...]]:
     """A bundle whose step has taps, in a folder of its own; its weights are those of the real one.
 
     Raises:

@@ -1,4 +1,4 @@
-"""lssgen calibrate: ranges of a bundle's activations, a quantised bundle, or one with another tool's graph. No torch."""
+"""lssgen calibrate: ranges of a bundle, a bundle in few bits, or one with another tool's graph. Needs no torch."""
 
 import argparse
 import logging
@@ -43,8 +43,8 @@ def build_parser(prog: str = "lssgen-calibrate") -> Parser:
     parser = Parser("calibrate", prog, "{ranges,quantise,adopt} BUNDLE [OPTION ...]", EXAMPLES)
     parser.description = (
         f"{parser.description}\nranges: run prompts and note what goes into the network's products; kill it and run it "
-        "again, it goes on.\nquantise: a new bundle with few bits, compared with the old one and timed before it counts."
-        "\nadopt: a new bundle with a step that ModelOpt, NNCF or Olive has quantised."
+        "again, it goes on.\nquantise: a new bundle in few bits, compared with the old one and timed before it counts.\n"
+        "adopt: a new bundle with a step that ModelOpt, NNCF or Olive has quantised."
     )
     parser.add_argument("action", type=one_of(ACTIONS), metavar="ACTION", help="what to do; required")
     parser.add_argument(

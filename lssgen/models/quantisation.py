@@ -29,7 +29,9 @@ class Sensitivity:
 
 _MMDIT = Sensitivity(
     block=re.compile(r"transformer\.transformer_blocks\.\d+"),
-    products=re.compile(r"\.(attn2?\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)|ff(_context)?\.net\.\d(\.proj)?)\."),
+    products=re.compile(
+        r"\.(attn2?\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)|ff(_context)?\.net\.\d(\.proj)?)\."
+    ),
 )
 
 _FLUX = Sensitivity(

@@ -242,12 +242,16 @@ def check_quantised(report: Report, wanted: Quantisation | None) -> None:
     profiles = len(report.profiles)
     attentions = sum(count for kind, count in report.coded.items() if kind.endswith("attention"))
     products = sum(report.coded.values()) - attentions
-    for what, found, expected in (("products", products, wanted.products), ("attentions", attentions, wanted.attention)):
+    for what, found, expected in (
+        ("products", products, wanted.products),
+        ("attentions", attentions, wanted.attention),
+    ):
         if found < expected * profiles:
+            coded = ", ".join(f"{count} {kind}" for kind, count in report.coded.items()) or "none"
             raise BuildError(
                 f"{report.graph}: {report.backend} computes {found} of {expected * profiles} {what} in {wanted.format} "
-                f"({', '.join(f'{count} {kind}' for kind, count in report.coded.items()) or 'none'}), so the rest would "
-                "be rounded for nothing; report this, or build the bundle that it was made from"
+                f"({coded}), so the rest would be rounded for nothing; report this, or build the bundle that it was "
+                "made from"
             )
 
 
@@ -265,7 +269,7 @@ def _layer(row: str) -> Layer:
 
 
 def _codes(head: str) -> str:
-    """Type of the codes that a layer multiplies: of what goes into a product, and of its weights where only they are."""
+    """Type of the codes that a layer multiplies: of what goes in, and where that is none, of its weights."""
     kind = _KIND.search(head)
     if kind is None or (kind[1] not in ("gemm", "runtime_fusion") and "mha" not in head.partition(",")[0]):
         return ""

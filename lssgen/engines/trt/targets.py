@@ -70,7 +70,9 @@ def see_format(names: Sequence[str], number_format: NumberFormat | None, *, rtx:
     Raises:
         BuildError: One of them does not; says which do.
     """
-    legal = [one.name for one in TARGETS.values() if one.rtx >= rtx and (not number_format or takes(one.name, number_format))]
+    legal = [
+        one.name for one in TARGETS.values() if one.rtx >= rtx and (not number_format or takes(one.name, number_format))
+    ]
     for name in map(normal, names):
         if name in TARGETS and name not in legal and number_format:
             raise BuildError(
