@@ -253,7 +253,7 @@ class Graph:
         probes: Comparisons with torch, at every size where that was tried.
         stands_for: Key of the graph in the precision asked for, which did not hold up; empty: it did.
         why: Reason why it did not; a sentence.
-        quantisation: What of it is computed in few bits; None: nothing.
+        quantisation: Products of it that are computed in few bits; None: none are.
     """
 
     file: str

@@ -41,7 +41,7 @@ def adopt(bundle: Bundle, graph: Path, output: Path, *, engine: str, by: str | N
         gate: What it must pass.
 
     Raises:
-        CalibrationError: It is no graph, is not quantised, has other ports, or does not pass.
+        CalibrationError: It cannot be read, is not quantised, has other ports, or does not pass.
         OSError: It cannot be written.
     """
     model = _loaded(graph)

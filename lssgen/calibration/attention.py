@@ -3,7 +3,7 @@
     softmax(q K^T) V  with q = Q / sqrt(d),   Q/DQ on q, K and V, and on the softmax with the scale 1 / 448
 
 Measured with TensorRT-RTX 1.7.1: with Q/DQ in front of a whole Attention node, the fused kernel computes in half
-precision after all, and pays for the rounding; without the fourth pair it is no fused kernel at all. In int8 there is
+precision after all, and pays for the rounding; without the fourth pair no kernel is fused at all. In int8 there is
 none. Source of the form: NVIDIA/Model-Optimizer, pull request 1289.
 """
 

@@ -13,7 +13,7 @@ from lssgen.parity.samples import shape_of
 from lssgen.ports import Array, Port
 
 Told = Mapping[str, tuple[Array, ...]]
-"""What a call's taps say, by tensor: the arrays of `KINDS`, and the mean squares of the products' results."""
+"""Numbers that a call's taps say, by tensor: the arrays of `KINDS`, and the mean squares of the products' results."""
 
 Hear = Callable[[tuple[int, int], float, Told], None]
 """Given a call's latent size in cells, its label (what the network is told of the noise), and what its taps say."""

@@ -69,7 +69,7 @@ class QuantiseJob:
         format: Number format.
         engine: Engine that it is made for.
         targets: GPUs that it is made for; empty: any that have the format.
-        statistics: What was seen; None for weights alone.
+        statistics: Ranges that were seen; None for weights alone.
         source: Hash of the statistics file.
         smoothing: Strength of SmoothQuant; None: that of the format.
         ends: Blocks at either end that stay as they are; None: as many as the family's record says.
@@ -77,7 +77,7 @@ class QuantiseJob:
         text: Put the text encoders' weights into int8.
         share: Share of the activations that ranges hold.
         from_px: Pixels along the shorter side from which on a stage is quantised; smaller stages stay as they are.
-        gate: What it must pass.
+        gate: Comparisons that it must pass.
     """
 
     bundle: Bundle

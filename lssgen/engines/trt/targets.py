@@ -74,7 +74,9 @@ def see_format(names: Sequence[str], number_format: NumberFormat | None, *, rtx:
         one.name for one in TARGETS.values() if one.rtx >= rtx and (not number_format or takes(one.name, number_format))
     ]
     for name in map(normal, names):
-        if name in TARGETS and name not in legal and number_format:
+        if name not in TARGETS:
+            raise BuildError(f"there is no target {name!r}; choose from {', '.join(TARGETS)}")
+        if name not in legal and number_format:
             raise BuildError(
                 f"{name}, {TARGETS[name].cards}, has no products in {number_format}; {number_format} fits "
                 f"{', '.join(ordered(set(legal)))}"
