@@ -69,15 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="*", default=["demo", "sd3-123m"])
     parser.add_argument("--work", type=Path, required=True, help="folder for bundles, kept between runs")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--ours", action="store_true", help="leave the other quantisers out")
     args = parser.parse_args(argv)
     for model in args.models:
         folder = args.work / model
         folder.mkdir(parents=True, exist_ok=True)
         bundle = bundle_of(model, folder)
         quantised = quantised_of(model, bundle, folder, args.threads)
-        found = {"conditions": conditions(args.threads), **quality_of(quantised), "sizes": {}}
+        found = {"conditions": conditions(args), **quality_of(quantised), "sizes": {}}
         for size in bundle.manifest.resolutions:
-            rows = list(measured(model, bundle, quantised, size, folder, args.threads))
+            rows = list(measured(model, bundle, quantised, size, folder, args))
             found["sizes"][f"{size[1]}x{size[0]}"] = rows
             print(json.dumps(rows, indent=1), flush=True)
         record(model, {**found, "failed": dict(FAILED)})
@@ -159,16 +161,16 @@ def quality_of(bundle: Bundle) -> dict[str, Any]:
 
 
 def measured(
-    model: str, bundle: Bundle, quantised: Bundle, size: tuple[int, int], folder: Path, threads: int
+    model: str, bundle: Bundle, quantised: Bundle, size: tuple[int, int], folder: Path, args: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     """A row a variant: milliseconds of a step, ratio to its engine's best unquantised precision, error."""
     step = bundle.manifest.graphs["step"]
     profile = profiles_of(bundle.manifest, Demand(resolutions=(size,)))["step"][0]
     inputs = sample_inputs(step.inputs, {axis: extent.best for axis, extent in profile.axes.items()})
-    calls = dict(variants(model, bundle, quantised, inputs, folder, threads))
+    calls = dict(variants(model, bundle, quantised, inputs, folder, args.threads, ours=args.ours))
     times: dict[str, list[float]] = {name: [] for name in calls}
     results: dict[str, Array] = {}
-    for number in range(WARM_UP + ROUNDS):
+    for number in range(WARM_UP + args.rounds):
         for name, call in calls.items():
             began = perf_counter()
             results[name] = call()
@@ -195,12 +197,12 @@ PLAIN = ("onnxruntime fp32", "openvino f32", "openvino bf16")
 
 
 def variants(
-    model: str, bundle: Bundle, quantised: Bundle, inputs: Inputs, folder: Path, threads: int
+    model: str, bundle: Bundle, quantised: Bundle, inputs: Inputs, folder: Path, threads: int, *, ours: bool
 ) -> Iterator[tuple[str, Call]]:
     plain, ours = (one.path(one.manifest.graphs["step"].file) for one in (bundle, quantised))
     yield "onnxruntime fp32", ort_call(plain, inputs, threads)
     yield "onnxruntime int8", ort_call(ours, inputs, threads)
-    for kind in ("static", "dynamic"):
+    for kind in () if ours else ("static", "dynamic"):
         try:
             made = ort_quantised(kind, model, bundle, folder, threads)
         except Exception as error:  # of its own shape inference, among others
@@ -215,6 +217,8 @@ def variants(
     yield "openvino bf16", openvino_call(openvino, plain, inputs, threads, "bf16")
     yield "openvino int8", openvino_call(openvino, ours, inputs, threads, "f32")
     yield "openvino int8+bf16", openvino_call(openvino, ours, inputs, threads, "bf16")
+    if ours:
+        return
     try:
         import nncf
     except ImportError:
@@ -309,15 +313,15 @@ def nncf_quantised(nncf: Any, openvino: Any, model: str, bundle: Bundle, folder:
     return openvino.Core().read_model(str(target))
 
 
-def conditions(threads: int) -> dict[str, Any]:
+def conditions(args: argparse.Namespace) -> dict[str, Any]:
     names = ("onnxruntime", "openvino", "nncf", "onnx-ir", "numpy")
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 1),
-        "threads": threads,
-        "rounds": ROUNDS,
+        "threads": args.threads,
+        "rounds": args.rounds,
         "python": platform.python_version(),
         **{name: version for name in names if (version := _version(name))},
     }

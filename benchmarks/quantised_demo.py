@@ -4,8 +4,8 @@
 
 Ranges come from captions that the model was trained on; pictures are painted from captions that it never saw, each by
 every bundle with the same seed. A picture counts when it is wholly right (`examples/demo_model/score.py`). int8 and
-int8-large run as they are meant to; fp8, int8-s8s8 and nvfp4 are made for TensorRT and computed here by ONNX Runtime, with the
-same rounding. The goal is a score within one point of the bundle in fp32.
+int8-large run as they are meant to; fp8, int8-s8s8 and nvfp4 are made for TensorRT, and ONNX Runtime computes them
+here, with the same rounding. The goal is a score within one point of the bundle in fp32.
 """
 
 import argparse
@@ -84,9 +84,7 @@ def bundles_of(work: Path, backend: Any, names: Sequence[str]) -> dict[str, Bund
     for name in names:
         if not (work / name / "manifest.json").exists():
             gate = Gate(runs=Runs(prompts=prompts[:4]), backend=backend, bound=Bound(25, 0.97))
-            quantise(
-                QuantiseJob(bundle=bundle, output=work / name, statistics=statistics, gate=gate, **VARIANTS[name])
-            )
+            quantise(QuantiseJob(bundle=bundle, output=work / name, statistics=statistics, gate=gate, **VARIANTS[name]))
         found[name] = read_bundle(work / name)
     return found
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from lssgen.bundle import MANIFEST, Bundle, files, manifest_json, sha256_of
+from lssgen.calibration.alone import written_alone
 from lssgen.calibration.insertion import Made
 from lssgen.calibration.products import is_quantised
 from lssgen.calibration.quality import Quality, compared
@@ -52,7 +53,7 @@ def adopt(bundle: Bundle, graph: Path, output: Path, *, engine: str, by: str | N
         )
     _see_ports(bundle, graph, model)
     old = bundle.manifest.graphs["step"]
-    with whole_folder(output) as draft:
+    with written_alone(output), whole_folder(output) as draft:
         for name in files(bundle.manifest):
             if name not in (old.file, *old.data):
                 shutil.copyfile(bundle.path(name), draft / name)
@@ -109,7 +110,8 @@ def _format_of(model: ir.Model) -> NumberFormat:
     types = [
         value.dtype for node in model.graph if node.op_type == "DequantizeLinear" for value in node.inputs[:1] if value
     ]
-    found: NumberFormat = next((form for kind, form in _FORMATS if kind in types), "int8")
+    usual: NumberFormat = "int8"
+    found = next((form for kind, form in _FORMATS if kind in types), usual)
     coded = any(node.op_type != "DequantizeLinear" and "Quantize" in node.op_type for node in model.graph)
     return found if coded else "int8-weights"
 

@@ -9,6 +9,7 @@ from lssgen.bundle import Bundle
 from lssgen.calibration.taps import KINDS, Tap
 from lssgen.engines.base import Backend, Binding, Buffer, Engine, Engines, Mark
 from lssgen.engines.demand import Demand
+from lssgen.manifest import Row, State
 from lssgen.parity.samples import shape_of
 from lssgen.ports import Array, Port
 
@@ -32,12 +33,17 @@ class ListeningBackend:
         self._backend = backend
         self._taps = tuple(taps)
         self._hear = hear
+        self._latent = self._row = ""
 
     @property
     def name(self) -> str:
         return self._backend.name
 
     def open(self, bundle: Bundle, demand: Demand) -> "_ListeningEngines":
+        step = bundle.manifest.graphs["step"]
+        (latent,) = (name for name, feed in step.feeds.items() if isinstance(feed, State) and feed.start == "latent")
+        (row,) = (name for name, feed in step.feeds.items() if isinstance(feed, Row))
+        self._latent, self._row = latent, row
         return _ListeningEngines(self._backend.open(bundle, demand), self)
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Buffer:
@@ -55,14 +61,20 @@ class ListeningBackend:
         buffers = {port.name: self.empty(shape_of(port, {}), np.float32) for port in ports}
         return _ListeningEngine(engine, buffers, self)
 
-    def tell(self, size: tuple[int, int], label: float, buffers: Mapping[str, Buffer]) -> None:
-        """Read what the taps said in a call, and pass it on."""
+    def tell(self, given: Mapping[str, Buffer], buffers: Mapping[str, Buffer]) -> None:
+        """Read what the taps said in a call, and pass it on.
+
+        Args:
+            given: Buffers of the runtime.
+            buffers: Buffers of the taps.
+        """
         told: dict[str, tuple[Array, ...]] = {}
         for tap in self._taps:
             numbers = [buffers[tap.port(kind).name].read() for kind in KINDS]
             power = [buffers[port.name].read() for port in tap.power]
             told[tap.tensor] = (*numbers, np.concatenate(power) if power else np.empty(0, np.float32))
-        self._hear(size, label, told)
+        height, width = given[self._latent].shape[-2:]
+        self._hear((height, width), float(given[self._row].read()[0, 0]), told)
 
 
 class _ListeningEngines:
@@ -110,10 +122,9 @@ class _ListeningEngine:
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Binding:
         run = self.engine.bind({**buffers, **self._buffers})
-        height, width = buffers["latent"].shape[-2:]
 
         def listened() -> None:
             run()
-            self._backend.tell((height, width), float(buffers["row"].read()[0, 0]), self._buffers)
+            self._backend.tell(buffers, self._buffers)
 
         return listened

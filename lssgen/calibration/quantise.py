@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import filelock
 import onnx_ir as ir
 
 from lssgen.bundle import MANIFEST, Bundle, files, manifest_json
+from lssgen.calibration.alone import written_alone
 from lssgen.calibration.attention import decompose
 from lssgen.calibration.formats import CPU_ENGINES, TRT_ENGINES, Format, format_for
 from lssgen.calibration.insertion import Made, Recipe, Rewrite, write_quantised
@@ -26,7 +26,7 @@ from lssgen.calibration.rehearsal import rehearsed
 from lssgen.calibration.search import search, worst_first
 from lssgen.calibration.speed import step_speedups
 from lssgen.calibration.statistics import Ranges, Statistics, see_fits
-from lssgen.durable import clear_partial, locked, whole_folder
+from lssgen.durable import whole_folder
 from lssgen.engines.base import Backend
 from lssgen.engines.trt.targets import see_format
 from lssgen.errors import CalibrationError
@@ -117,20 +117,10 @@ def quantise(job: QuantiseJob) -> Bundle:
                 "--statistics"
             )
         see_fits(job.statistics, job.bundle)
-    lock = locked(job.output.with_name(f".{job.output.name}.lock"), wait=False)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise CalibrationError(f"{job.output} is being written; wait for that, or choose another --output") from error
-    try:
-        clear_partial(job.output)
-        with whole_folder(job.output) as draft, followed(_LOG.info) as follower:
-            manifest = _Making(job, form, draft, follower.at).made()
-            (draft / MANIFEST).write_bytes(manifest_json(manifest))
-        return Bundle(job.output, manifest)
-    finally:
-        lock.release()
-        job.output.with_name(f".{job.output.name}.lock").unlink(missing_ok=True)
+    with written_alone(job.output), whole_folder(job.output) as draft, followed(_LOG.info) as follower:
+        manifest = _Making(job, form, draft, follower.at).made()
+        (draft / MANIFEST).write_bytes(manifest_json(manifest))
+    return Bundle(job.output, manifest)
 
 
 def _see_precision(job: QuantiseJob) -> None:

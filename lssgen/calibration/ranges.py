@@ -4,25 +4,23 @@ Kill it at any moment and run it again: it goes on behind the last prompt whose 
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-import filelock
 import msgspec
 import numpy as np
 import onnx_ir as ir
 
 import lssgen
 from lssgen.bundle import Bundle
+from lssgen.calibration.alone import written_alone
 from lssgen.calibration.listening import ListeningBackend, Told
 from lssgen.calibration.products import is_quantised, products_of
 from lssgen.calibration.statistics import About, Statistics, read_statistics, write_statistics
-from lssgen.calibration.taps import tapped_bundle
-from lssgen.durable import clear_partial, locked
+from lssgen.calibration.taps import Tap, tapped_bundle
 from lssgen.engines.base import Backend
 from lssgen.errors import CalibrationError
 from lssgen.models.quantisation import sensitivity_of
@@ -66,7 +64,7 @@ def measure_ranges(job: RangesJob) -> Statistics:
     model = ir.load(job.bundle.path(job.bundle.manifest.graphs["step"].file))
     see_unquantised(job.bundle, model)
     products = products_of(model, sensitivity_of(job.bundle.manifest.family))
-    with _held(job.output), _workplace(job.bundle) as folder:
+    with written_alone(job.output), _workplace(job.bundle) as folder:
         tapped, taps = tapped_bundle(job.bundle, products, model, folder)
         ear = _Ear()
         with Pipeline(tapped, ListeningBackend(job.backend, taps, ear.hear)) as pipeline:
@@ -113,7 +111,7 @@ def _shares(plan: Plan) -> dict[tuple[int, int], dict[np.float32, float]]:
     return found
 
 
-def _about(job: RangesJob, plan: Plan, taps: Any) -> About:
+def _about(job: RangesJob, plan: Plan, taps: Sequence[Tap]) -> About:
     manifest = job.bundle.manifest
     return About(
         lssgen=lssgen.__version__,
@@ -127,7 +125,7 @@ def _about(job: RangesJob, plan: Plan, taps: Any) -> About:
         settings=str(sorted(job.options.items())),
         engine=job.backend.name,
         precision=manifest.graphs["step"].precision,
-        taps=taps,
+        taps=tuple(taps),
     )
 
 
@@ -169,27 +167,7 @@ def _done(about: About, done: int) -> About:
 
 
 @contextmanager
-def _held(path: Path) -> Any:
-    """Be the only calibration that writes there.
-
-    Raises:
-        CalibrationError: Another one does.
-    """
-    lock = locked(path.with_name(f".{path.name}.lock"), wait=False)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise CalibrationError(f"another calibration writes {path}; wait for it, or choose another --output") from error
-    try:
-        clear_partial(path)
-        yield
-    finally:
-        lock.release()
-        path.with_name(f".{path.name}.lock").unlink(missing_ok=True)
-
-
-@contextmanager
-def _workplace(bundle: Bundle) -> Any:
+def _workplace(bundle: Bundle) -> Generator[Path]:
     """A folder for the graph with taps; beside the bundle where one may write there, so that weights need no copy."""
     try:
         made = TemporaryDirectory(prefix=".calibrate-", dir=bundle.folder.resolve().parent)

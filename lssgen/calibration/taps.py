@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from lssgen.bundle import Bundle
+from lssgen.bundle import Bundle, sha256_of
 from lssgen.calibration.products import Product, shared
 from lssgen.manifest import Graph
 from lssgen.ports import Port
@@ -164,7 +164,9 @@ def tapped_bundle(
         borrow(bundle.path(tokens.file), folder / tokens.file)
     ir.save(model, folder / step.file)
     ports = (*step.outputs, *(port for tap in taps for port in tap.ports))
-    graphs: Mapping[str, Graph] = {**bundle.manifest.graphs, "step": replace(step, outputs=ports)}
+    # Compiled engines are found by these hashes, and one without taps is another engine.
+    sha256 = {**step.sha256, step.file: sha256_of(folder / step.file)}
+    graphs: Mapping[str, Graph] = {**bundle.manifest.graphs, "step": replace(step, outputs=ports, sha256=sha256)}
     return Bundle(folder, replace(bundle.manifest, graphs=graphs)), taps
 
 

@@ -34,17 +34,19 @@ ACTIONS = ("ranges", "quantise", "adopt")
 MADE_FOR = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
 _LOG = logging.getLogger("lssgen")
-_COMMON = {"action", "bundle", "output", "engine", "verify", "prompts", "limit", "seed"}
 
 
 def build_parser(prog: str = "lssgen-calibrate") -> Parser:
     from lssgen.calibration.config import AdoptConfig, QuantiseConfig, RangesConfig
 
     parser = Parser("calibrate", prog, "{ranges,quantise,adopt} BUNDLE [OPTION ...]", EXAMPLES)
-    parser.description = (
-        f"{parser.description}\nranges: run prompts and note what goes into the network's products; kill it and run it "
-        "again, it goes on.\nquantise: a new bundle in few bits, compared with the old one and timed before it counts.\n"
-        "adopt: a new bundle with a step that ModelOpt, NNCF or Olive has quantised."
+    parser.description = "\n".join(
+        (
+            str(parser.description),
+            "ranges: run prompts and note what goes into the network's products; kill it and run it again, it goes on.",
+            "quantise: a new bundle in few bits, compared with the old one and timed before it counts.",
+            "adopt: a new bundle with a step that ModelOpt, NNCF or Olive has quantised.",
+        )
     )
     parser.add_argument("action", type=one_of(ACTIONS), metavar="ACTION", help="what to do; required")
     parser.add_argument(
@@ -89,7 +91,7 @@ def _refuse_misplaced(parser: Parser, args: argparse.Namespace) -> None:
 
     gate = {"compare", "psnr", "cosine", "force"}
     own = {
-        "ranges": set[str](),
+        "ranges": {"limit", "seed"},
         "quantise": {*flags_of(QuantiseConfig), "made_for"},
         "adopt": {*flags_of(AdoptConfig), *gate, "made_for"},
     }

@@ -1,6 +1,7 @@
 """Another tool's graph, taken as it is."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,11 +27,11 @@ def foreign(demo: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
         step.inputs, {"batch": 1, "branches": 1, "height": 16, "width": 16, **demo.manifest.token_axes}
     )
 
-    class Once(CalibrationDataReader):
-        left = [inputs]
+    left = [inputs]
 
-        def get_next(self):  # noqa: ANN202
-            return self.left.pop() if self.left else None
+    class Once(CalibrationDataReader):
+        def get_next(self) -> Any:
+            return left.pop() if left else None
 
     path = tmp_path_factory.mktemp("foreign") / "quantised.onnx"
     nodes = [product.node.name for product in products_of(ir.load(demo.path(step.file)), sensitivity_of("sd3"))[:2]]
@@ -68,7 +69,7 @@ def test_a_graph_with_other_ports_is_refused(demo: Bundle, foreign: Path, tmp_pa
     model = onnx.load(foreign)
     model.graph.input[0].name = "sample"
     onnx.save(model, tmp_path / "other.onnx")
-    with pytest.raises(CalibrationError, match="has other inputs than the step of .*sample: float32, 4 axes"):
+    with pytest.raises(CalibrationError, match=r"has other inputs than the step of .*sample: float32, 4 axes"):
         adopt(demo, tmp_path / "other.onnx", tmp_path / "adopted", engine="onnxruntime", by=None, gate=Gate())
     assert not (tmp_path / "adopted").exists()
 
@@ -93,6 +94,8 @@ def test_what_does_not_reach_the_bound_is_refused(
         backend=open_backend("onnxruntime", threads=1),
         bound=Bound(25, 0.9),
     )
-    with pytest.raises(CalibrationError, match="latents reach stage 1: 12.0 dB, cosine 0.5000, and the bound is 25 dB"):
+    with pytest.raises(
+        CalibrationError, match=r"latents reach stage 1: 12.0 dB, cosine 0.5000, and the bound is 25 dB"
+    ):
         adopt(demo, foreign, tmp_path / "adopted", engine="onnxruntime", by=None, gate=gate)
     assert list(tmp_path.iterdir()) == []

@@ -108,7 +108,7 @@ def test_what_reads_one_tensor_shares_what_rounds_it(demo: Bundle, statistics: S
     assert encoders == len({product.activation.name for product in opened(demo)[1]}) == 37
 
 
-def test_smoothing_leaves_the_function_as_it_is(demo: Bundle, statistics: Statistics, tmp_path: Path) -> None:
+def test_smoothing_leaves_the_function_as_it_is(demo: Bundle, statistics: Statistics) -> None:
     """s into the weights and 1 / s into the norms, in float32 and with nothing rounded."""
     model, products = opened(demo)
     ranges, smoothed = Ranges(statistics), 0
@@ -151,7 +151,7 @@ def test_kept_products_stay_as_they_are(demo: Bundle, statistics: Statistics, tm
     assert all(f"{name}.weight" in names for name in kept)
 
 
-def test_the_predicted_noise_is_that_of_the_product(demo: Bundle, statistics: Statistics) -> None:
+def test_the_predicted_noise_is_that_of_the_product() -> None:
     """One product of real rows, exactly and with codes; the prediction takes rounding errors as independent."""
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((160, 64)).astype(np.float32) * 0.1
@@ -165,9 +165,7 @@ def test_the_predicted_noise_is_that_of_the_product(demo: Bundle, statistics: St
     scale, coded = signed_scale(float(np.abs(rows).max())), int8_columns(weight)
     rounded = np.clip(np.rint(rows / scale.scale), -127, 127) * scale.scale
     exact, got = rows @ weight, rounded @ decoded(coded)
-    noise = _noise(
-        seen, None, "int8", scale, np.square(decoded(coded) - weight).mean(1), np.square(weight).mean(1)
-    )
+    noise = _noise(seen, None, "int8", scale, np.square(decoded(coded) - weight).mean(1), np.square(weight).mean(1))
     power = float(np.square(exact).mean())
     measured = 10 * np.log10(power / np.square(got - exact).mean())
     assert _decibels(power, noise) == pytest.approx(measured, abs=0.5)  # dB, of 512 rows
@@ -206,7 +204,7 @@ def test_a_graph_of_another_family_is_refused(demo: Bundle) -> None:
     model, _ = opened(demo)
     with pytest.raises(CalibrationError, match="no product in the step's graph is one that the family's record names"):
         products_of(model, sensitivity_of("sdxl"))
-    with pytest.raises(UnknownModelError, match="no record of what may be quantised in the family 'pixart'; there are sd"):
+    with pytest.raises(
+        UnknownModelError, match="no record of what may be quantised in the family 'pixart'; there are sd"
+    ):
         sensitivity_of("pixart")
-
-

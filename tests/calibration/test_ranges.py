@@ -101,7 +101,7 @@ def test_interrupted_and_resumed_it_gives_what_it_gives_at_once(
 
 def test_a_file_of_another_calibration_is_left_as_it_is(demo: Bundle, ranges: Path) -> None:
     before = ranges.read_bytes()
-    with pytest.raises(CalibrationError, match="another calibration .prompts was .*; choose another --output"):
+    with pytest.raises(CalibrationError, match=r"another calibration .prompts was .*; choose another --output"):
         measure_ranges(ranges_job(demo, ranges, prompts=("something else",)))
     assert ranges.read_bytes() == before
 

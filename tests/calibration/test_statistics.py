@@ -43,20 +43,26 @@ def test_a_graph_that_serves_all_stages_has_the_widest_range(statistics: Statist
 
 
 def test_those_of_another_bundle_are_refused(demo: Bundle, statistics: Statistics) -> None:
-    with pytest.raises(CalibrationError, match="of another bundle, made of 'elsewhere' in fp32.*lssgen calibrate range"):
+    with pytest.raises(
+        CalibrationError, match=r"of another bundle, made of 'elsewhere' in fp32.*lssgen calibrate range"
+    ):
         see_fits(about(statistics, step={"step.onnx": "0" * 64}, model="elsewhere"), demo)
 
 
 def test_those_of_other_stages_are_refused(demo: Bundle, statistics: Statistics) -> None:
     larger = Bundle(demo.folder, replace(demo.manifest, resolutions=((256, 256), (512, 512))))
-    with pytest.raises(CalibrationError, match="of stages of 128x128, 256x256 px, and the bundle has one of 512x512 px"):
+    with pytest.raises(
+        CalibrationError, match="of stages of 128x128, 256x256 px, and the bundle has one of 512x512 px"
+    ):
         see_fits(statistics, larger)
 
 
 def test_those_of_too_few_steps_are_refused(demo: Bundle, statistics: Statistics) -> None:
     for seen in statistics.seen.values():
         seen.calls = min(seen.calls, 2)
-    with pytest.raises(CalibrationError, match=r"hold \d steps of the stage of 128x128 px, which is too few.*at least 16"):
+    with pytest.raises(
+        CalibrationError, match=r"hold \d steps of the stage of 128x128 px, which is too few.*at least 16"
+    ):
         see_fits(statistics, demo)
 
 
@@ -84,12 +90,12 @@ def test_ranges_of_zeros_are_refused(demo: Bundle, statistics: Statistics) -> No
 def test_another_file_is_no_statistics_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file.safetensors"
     path.write_bytes(content)
-    with pytest.raises(CalibrationError, match="is not a statistics file.*lssgen calibrate ranges"):
+    with pytest.raises(CalibrationError, match=r"is not a statistics file.*lssgen calibrate ranges"):
         read_statistics(path)
 
 
 def test_a_missing_file_says_how_to_make_it(tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match="cannot be read.*lssgen calibrate ranges"):
+    with pytest.raises(CalibrationError, match=r"cannot be read.*lssgen calibrate ranges"):
         read_statistics(tmp_path / "none.safetensors")
 
 
@@ -100,7 +106,7 @@ def test_a_damaged_file_is_no_statistics_file(statistics: Statistics, tmp_path: 
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(CalibrationError, match="is not a statistics file"):
         read_statistics(path)
-    tensors = {name: value for name, value in (("low.0.0", np.zeros(2, np.float32)),)}
+    tensors = {"low.0.0": np.zeros(2, np.float32)}
     text = msgspec.json.encode(statistics.about).decode()
     path.write_bytes(save({**tensors, "calls.0.0": np.zeros(1, np.int64)}, {"lssgen": text}))
     with pytest.raises(CalibrationError, match="is not a statistics file"):

@@ -35,7 +35,10 @@ def test_ranges_then_quantise_makes_a_bundle_beside_the_other(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("quantise BUNDLE --statistics none.safetensors", "CalibrationError: statistics none.safetensors cannot be read"),
+        (
+            "quantise BUNDLE --statistics none.safetensors",
+            "CalibrationError: statistics none.safetensors cannot be read",
+        ),
         ("quantise BUNDLE --format int8-weights --for tensorrt-rtx --target sm99", "there is no target 'sm99'"),
         ("ranges BUNDLE --prompts none.txt", "PromptError: prompts none.txt cannot be read"),
         ("adopt BUNDLE", "CalibrationError: to adopt a graph, give its ONNX file with --graph"),

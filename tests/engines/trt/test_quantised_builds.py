@@ -99,5 +99,5 @@ def test_a_promise_that_the_compiler_does_not_keep_is_no_engine(
 def test_a_target_without_the_format_is_refused_with_those_that_have_it(
     calibrated: tuple[Bundle, Statistics], tmp_path: Path
 ) -> None:
-    with pytest.raises(BuildError, match="sm86.* has no products in fp8; fp8 fits sm89, sm120, sm121"):
+    with pytest.raises(BuildError, match=r"sm86.* has no products in fp8; fp8 fits sm89, sm120, sm121"):
         built(made(calibrated, "fp8", tmp_path), "sm86", tmp_path)
