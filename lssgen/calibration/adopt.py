@@ -110,10 +110,11 @@ def _format_of(model: ir.Model) -> NumberFormat:
     types = [
         value.dtype for node in model.graph if node.op_type == "DequantizeLinear" for value in node.inputs[:1] if value
     ]
-    usual: NumberFormat = "int8"
-    found = next((form for kind, form in _FORMATS if kind in types), usual)
+    known: list[NumberFormat] = [form for kind, form in _FORMATS if kind in types]
     coded = any(node.op_type != "DequantizeLinear" and "Quantize" in node.op_type for node in model.graph)
-    return found if coded else "int8-weights"
+    if not coded:
+        return "int8-weights"
+    return known[0] if known else "int8"
 
 
 def _coded_products(model: ir.Model) -> int:

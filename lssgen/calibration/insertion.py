@@ -16,6 +16,7 @@ import onnx_ir as ir
 from lssgen.bundle import sha256_of
 from lssgen.calibration.formats import FORMATS
 from lssgen.calibration.numbers import (
+    BLOCK,
     FP4_MOST,
     FP4_NOISE,
     FP8_MOST,
@@ -133,8 +134,14 @@ def write_quantised(
 
 
 def _fits(product: Product, recipe: Recipe) -> bool:
-    """Blocks of NVFP4 are whole."""
-    return recipe.format != "nvfp4" or product.rows % 16 == 0
+    """Whether a product can be quantised. Blocks of NVFP4 are whole.
+
+    Where weights alone are quantised, one that two products read (CogView4's MLP, of text and of picture) would be decoded
+    once for both, and these computed with what comes out: TensorRT-RTX 1.7.1 does so.
+    """
+    if recipe.format == "nvfp4":
+        return product.rows % BLOCK == 0
+    return FORMATS[recipe.format].activations or len(list(product.weight.uses())) == 1
 
 
 class _Work:
@@ -204,15 +211,16 @@ class _Work:
     def _weight(self, product: Product, by: Floats | None, form: NumberFormat) -> tuple[ir.Value, Floats, Floats]:
         """A weight in few bits: what its codes stand for in the graph, its errors' and its own mean squares by row."""
         name = str(product.weight.name)
-        if name not in self._weights:
-            weight, kind = in_float32(product.weight, {}), product.weight.dtype
-            assert kind is not None
-            if by is not None:
-                weight *= by[:, None]
-            coded = FORMATS[form].weights(weight, kind.numpy())
-            value = self._decoding(name, coded, form, kind)
-            noise = np.square(decoded(coded) - weight).mean(axis=1)
-            self._weights[name] = (value, noise, np.square(weight).mean(axis=1))
+        if name in self._weights:
+            return self._weights[name]
+        weight, kind = in_float32(product.weight, {}), product.weight.dtype
+        assert kind is not None
+        if by is not None:
+            weight *= by[:, None]
+        coded = FORMATS[form].weights(weight, kind.numpy())
+        value = self._decoding(name, coded, form, kind)
+        noise = np.square(decoded(coded) - weight).mean(axis=1)
+        self._weights[name] = (value, noise, np.square(weight).mean(axis=1))
         return self._weights[name]
 
     def _decoding(self, name: str, coded: Coded, form: NumberFormat, kind: ir.DataType) -> ir.Value:
