@@ -136,8 +136,8 @@ def write_quantised(
 def _fits(product: Product, recipe: Recipe) -> bool:
     """Whether a product can be quantised. Blocks of NVFP4 are whole.
 
-    Where weights alone are quantised, one that two products read (CogView4's MLP, of text and of picture) would be decoded
-    once for both, and these computed with what comes out: TensorRT-RTX 1.7.1 does so.
+    Where weights alone are quantised, one that two products read (CogView4's MLP, of text and of picture) would be
+    decoded once for both, and these computed with what comes out: TensorRT-RTX 1.7.1 does so.
     """
     if recipe.format == "nvfp4":
         return product.rows % BLOCK == 0
