@@ -71,14 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--ours", action="store_true", help="leave the other quantisers out")
+    parser.add_argument("--sizes", nargs="*", type=int, help="sides of the latent in cells; default: all")
     args = parser.parse_args(argv)
     for model in args.models:
         folder = args.work / model
         folder.mkdir(parents=True, exist_ok=True)
         bundle = bundle_of(model, folder)
         quantised = quantised_of(model, bundle, folder, args.threads)
-        found = {"conditions": conditions(args), **quality_of(quantised), "sizes": {}}
+        sizes = json.loads(RESULTS.read_text()).get(model, {}).get("sizes", {}) if RESULTS.exists() else {}
+        found = {"conditions": conditions(args), **quality_of(quantised), "sizes": sizes}
         for size in bundle.manifest.resolutions:
+            if args.sizes and size[0] // bundle.manifest.facts.cell_px not in args.sizes:
+                continue
             rows = list(measured(model, bundle, quantised, size, folder, args))
             cell = bundle.manifest.facts.cell_px
             found["sizes"][f"{size[1] // cell}x{size[0] // cell}"] = rows
