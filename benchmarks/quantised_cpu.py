@@ -218,9 +218,9 @@ PLAIN = ("onnxruntime fp32", "openvino f32", "openvino bf16")
 def variants(
     model: str, bundle: Bundle, quantised: Bundle, inputs: Inputs, folder: Path, threads: int, *, ours: bool
 ) -> Iterator[tuple[str, Call]]:
-    plain, ours = (one.path(one.manifest.graphs["step"].file) for one in (bundle, quantised))
+    plain, coded = (one.path(one.manifest.graphs["step"].file) for one in (bundle, quantised))
     yield "onnxruntime fp32", ort_call(plain, inputs, threads)
-    yield "onnxruntime int8", ort_call(ours, inputs, threads)
+    yield "onnxruntime int8", ort_call(coded, inputs, threads)
     for kind in () if ours else ("static", "dynamic"):
         try:
             made = ort_quantised(kind, model, bundle, folder, threads)
@@ -234,8 +234,8 @@ def variants(
         return
     yield "openvino f32", openvino_call(openvino, plain, inputs, threads, "f32")
     yield "openvino bf16", openvino_call(openvino, plain, inputs, threads, "bf16")
-    yield "openvino int8", openvino_call(openvino, ours, inputs, threads, "f32")
-    yield "openvino int8+bf16", openvino_call(openvino, ours, inputs, threads, "bf16")
+    yield "openvino int8", openvino_call(openvino, coded, inputs, threads, "f32")
+    yield "openvino int8+bf16", openvino_call(openvino, coded, inputs, threads, "bf16")
     if ours:
         return
     try:
