@@ -211,7 +211,8 @@ def recipe_of(folder: Path, graph: str, precision: str) -> tuple[Any, Any]:
 
     checkpoint = Checkpoint(folder)
     family = family_of(checkpoint.index)
-    wishes = Wishes(max_sequence_length=family.max_sequence_length, history=family.history)
+    channels, _ = family.latent(checkpoint.config(family.network))
+    wishes = Wishes(channels=channels, max_sequence_length=family.max_sequence_length, history=family.history)
     parts = Parts(checkpoint, DTYPES[precision])
     recipes = import_module(family.nets).blueprint(parts, wishes).recipes
     return next(recipe for recipe in recipes if recipe.name == graph), parts

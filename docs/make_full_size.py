@@ -34,11 +34,24 @@ static profiles, batch 1 and two guidance branches, on a machine without a GPU. 
 profile besides the weights.
 """
 
+QUANTISED = """
+## Quantising
+
+`python -m benchmarks.full_size_quantise --work DIR`. The step graph in fp16 is quantised from a statistics file, a
+weight at a time, on a machine without a GPU; weights are random numbers. Kept are products that stay in fp16: those of
+the first and last two blocks.
+"""
+
 
 def page() -> str:
     """The whole page."""
     exports, builds = _read("full_size_export.json"), _read("full_size_build.json")
-    parts = (HEAD, _exports(exports), _conditions(exports), BUILDS, _builds(builds), _conditions(builds))
+    quantised = _read("full_size_quantise.json")
+    parts = (
+        *(HEAD, _exports(exports), _conditions(exports)),
+        *(BUILDS, _builds(builds), _conditions(builds)),
+        *(QUANTISED, _quantised(quantised), _conditions(quantised)),
+    )
     return "\n".join(part.strip("\n") + "\n" for part in parts)
 
 
@@ -102,6 +115,30 @@ def _builds(results: Mapping[str, Any]) -> str:
     head = (
         "model", "for", "sides, px", "seconds", "host memory, GB", "engine, GB", "scratch, MB", "attentions fused",
         "layers",
+    )  # fmt: skip
+    return _table(head, rows)
+
+
+def _quantised(results: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            model,
+            f"{found['graph']['parameters'] / 1e9:.2f}",
+            form,
+            str(made["products"]),
+            str(made["kept"]),
+            str(made["attention"]),
+            f"{made['gb']:.2f}",
+            f"{made['cpu_seconds']:.0f}",
+            f"{made['peak_gb']:.2f}",
+            f"{found['goal_gb']} GB",
+        )
+        for model, found in results.items()
+        for form, made in found.items()
+        if form not in ("conditions", "goal_gb", "graph")
+    ]
+    head = (
+        "model", "parameters, 10^9", "format", "products", "kept", "attentions", "file, GB", "CPU s", "peak GB", "aim",
     )  # fmt: skip
     return _table(head, rows)
 

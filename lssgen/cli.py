@@ -49,6 +49,11 @@ def build() -> int:
     return _script("build")
 
 
+def calibrate() -> int:
+    """The script lssgen-calibrate."""
+    return _script("calibrate")
+
+
 def verify() -> int:
     """The script lssgen-verify."""
     return _script("verify")

@@ -21,6 +21,7 @@
     │   └── CancelledError       a request that its caller has taken back
     ├── BenchError           a measurement that cannot be made, read or compared
     │   └── MismatchError        numbers of another machine, bundle or version
+    ├── CalibrationError     statistics or a number format that do not fit, or a quantised bundle not worth having
     └── TrainingError        training data or a training state that cannot be used
 
 A caller's mistake is an `LssgenError`; a mistake of ours is an `assert` or a plain exception.
@@ -132,6 +133,10 @@ class BenchError(LssgenError):
 
 class MismatchError(BenchError):
     """Numbers of another machine, bundle or version."""
+
+
+class CalibrationError(LssgenError):
+    """Statistics or a number format do not fit, or a quantised bundle is not worth having."""
 
 
 class TrainingError(LssgenError):

@@ -182,6 +182,60 @@ class Probe:
     peak: float
 
 
+NumberFormat = Literal["int8", "fp8", "nvfp4", "int8-weights"]
+"""Number format of quantised products: what goes in and the weights, or the weights alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """How a quantised graph compares with the one that it was made from.
+
+    Attributes:
+        psnr_db: Peak signal to noise of the latents of seeded runs, after every stage, in dB; the worst of the runs.
+        cosine: Cosine of the same latents.
+        bound_db, bound_cosine: Bounds that were asked for.
+        speedup: Time of the one that it was made from, divided by its own, at every resolution on `engine`, by
+            "width x height" in pixels; empty: not measured.
+        engine: Engine that was timed, and on what.
+        slower: True where it was not faster and was made all the same.
+    """
+
+    psnr_db: tuple[float, ...] = ()
+    cosine: tuple[float, ...] = ()
+    bound_db: float = 0.0
+    bound_cosine: float = 0.0
+    speedup: Mapping[str, float] = field(default_factory=dict[str, float])
+    engine: str = ""
+    slower: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantisation:
+    """What of a graph is computed in few bits.
+
+    Attributes:
+        format: Number format.
+        engine: Engine that the graph was made for.
+        products: Number of products in that format.
+        kept: Names of products that could be, and stay in the graph's precision.
+        attention: Number of attentions whose products are in it, softmax included.
+        smoothing: Strength of SmoothQuant; 0: none.
+        by: Tool that made it; "lssgen", or the one whose graph was adopted.
+        statistics: Hash of the statistics file; empty: weights only, or unknown.
+        measured: Comparison with the graph that it was made from; None: not compared.
+    """
+
+    format: NumberFormat
+    engine: str
+    products: int
+    kept: tuple[str, ...] = ()
+    attention: int = 0
+    smoothing: float = 0.0
+    by: str = "lssgen"
+    statistics: str = ""
+    measured: Measured | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
     """One ONNX graph of the bundle.
@@ -199,6 +253,7 @@ class Graph:
         probes: Comparisons with torch, at every size where that was tried.
         stands_for: Key of the graph in the precision asked for, which did not hold up; empty: it did.
         why: Reason why it did not; a sentence.
+        quantisation: Products of it that are computed in few bits; None: none are.
     """
 
     file: str
@@ -214,6 +269,7 @@ class Graph:
     probes: tuple[Probe, ...] = ()
     stands_for: str = ""
     why: str = ""
+    quantisation: Quantisation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,6 +384,9 @@ class Manifest:
         empty_negative: Stand-in for a negative prompt that was not given: the "encode"d empty text, or "zeros".
         upsampler: None where the bundle has no "transition_resnet".
         notes: Sentences that the user should read.
+        small_step: Name of a graph with the ports of "step" that runs in its place in small stages; empty: there is
+            none. One stage may be quantised while another is not.
+        small_cells: Number of cells of a latent up to which a stage is small.
     """
 
     format: int = FORMAT
@@ -343,6 +402,12 @@ class Manifest:
     empty_negative: Literal["encode", "zeros"] = "encode"
     upsampler: Upsampler | None = None
     notes: tuple[str, ...] = ()
+    small_step: str = ""
+    small_cells: int = 0
+
+    def step_at(self, height: int, width: int) -> str:
+        """Name of the step's graph in a stage of that size in cells."""
+        return self.small_step if self.small_step and height * width <= self.small_cells else "step"
 
     def feeds(self, kind: type[Feed]) -> tuple[Feed, ...]:
         """The step's feeds of one kind: whether a network has skip-layer gates, is told sizes, takes a picture, ..."""

@@ -151,6 +151,10 @@ def _feed_faults(manifest: Manifest) -> Iterator[str]:
     outputs = {port.name for port in step.outputs}
     ranks = {port.name: len(port.shape) for port in step.inputs}
     said = {port.name: len(port.shape) + 1 for port in text.outputs}
+    if manifest.small_step:
+        small = manifest.graphs.get(manifest.small_step)
+        if small is None or (small.inputs, small.outputs, small.feeds) != (step.inputs, step.outputs, step.feeds):
+            yield f"small_step is {manifest.small_step[:80]!r}, which is not a graph with the ports of the step"
     latents = 0
     for port, feed in step.feeds.items():
         if isinstance(feed, State):

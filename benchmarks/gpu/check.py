@@ -7,6 +7,8 @@
    Every tensor inside the step graph, and inside a graph that is wrong, through Polygraphy where that is installed.
 2. Latency: SD3-medium and SDXL in full size with random weights, in fp16 at 512 and 1024 px: a step alone, stages,
    gaps between steps, LSSGen against a single stage; the same network in torch, eager and compiled; device memory.
+3. Few bits: the demo model and the full-size ones in fp16 become int8, fp8, nvfp4 and int8-weights, each where the GPU
+   has it: a step against half precision, in turn, and how far the latents of whole runs are from it.
 
 What cannot be done here is skipped, and said. Results go to benchmarks/results/gpu_check.json; the exit status is 1 if
 something was wrong. `--bundle` checks bundles of your own instead of part 1's.
@@ -23,7 +25,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import latency, layers, parity
+from benchmarks.gpu import latency, layers, parity, quantised
 from lssgen.bundle import Bundle, read_bundle
 from lssgen.engines.base import Backend
 from lssgen.engines.cuda import Device
@@ -58,6 +60,7 @@ class Record:
         layers: Tensors inside graphs that are furthest off, in engines that keep every tensor. Whether that is too far
             only a person can say: what is rounded may be small.
         timings: Results of part 2, by model.
+        contests: Results of part 3.
         memory: Bytes on the device after the runs, by model and engine.
         skipped: Parts that were left out, and why.
     """
@@ -66,6 +69,7 @@ class Record:
     verdicts: list[parity.Verdict] = field(default_factory=list)
     layers: list[parity.Verdict] = field(default_factory=list)
     timings: dict[str, list[latency.Timing]] = field(default_factory=dict)
+    contests: list[quantised.Contest] = field(default_factory=list)
     memory: dict[str, dict[str, int]] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
 
@@ -91,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for bundle in given(args.bundle) if args.bundle else small_bundles(args.work, record):
             for open_one in backends.values():
                 check(bundle, reference, open_one(), record)
+            if bundle.manifest.facts.name == "demo" and bundle.manifest.graphs["step"].precision == "fp16":
+                contest(bundle, args.work, backends, record)
         for model in args.full_size:
             race(model, args.work, backends, record)
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -151,6 +157,15 @@ def look_inside(bundle: Bundle, graph: str, record: Record) -> None:
         print(f"layer     {verdict.engine}: {verdict.what}: error {verdict.error:.1e}", flush=True)
 
 
+def contest(bundle: Bundle, work: Path, backends: dict[str, Callable[[], Backend]], record: Record) -> None:
+    """Part 3 for one model."""
+    for open_one in backends.values():
+        for found in quantised.contests(bundle, open_one(), work):
+            record.contests.append(found)
+            said = found.note or f"{found.speedup}, latents {found.psnr_db} dB, {found.kept} products kept"
+            print(f"few bits  {found.engine}: {found.what}: {said}", flush=True)
+
+
 def race(model: str, work: Path, backends: dict[str, Callable[[], Backend]], record: Record) -> None:
     """Part 2 for one model."""
     try:
@@ -168,6 +183,7 @@ def race(model: str, work: Path, backends: dict[str, Callable[[], Backend]], rec
             record.memory.setdefault(model, {})[name] = total - free
         except LssgenError as error:
             record.skip(f"latency of {model} on {name}", error)
+    contest(bundle, work, backends, record)
     sizes = tuple(
         (height // bundle.manifest.facts.cell_px, width // 8) for height, width in bundle.manifest.resolutions
     )

@@ -195,6 +195,9 @@ def _places(manifest: Manifest, graph: Graph, demand: Demand) -> Sequence[dict[Q
     sizes = [_cells(manifest, size) for size in demand.resolutions or manifest.resolutions]
     cell_px = manifest.facts.cell_px
     match graph.runs:
+        case "stage" if manifest.small_step:
+            mine = [size for size in sizes if manifest.graphs[manifest.step_at(*size)] is graph]
+            return [stage_quantities(cell_px, size) for size in mine]
         case "prompt":
             return [{"one": 1}]
         case "transition":

@@ -142,7 +142,7 @@ class OrtEngine:
         if self._session is None:
             # Before the session is opened: two large ones at once are what low-memory mode is against.
             self._backend.make_way(self)
-            self._session = self._backend.open_session(self._path, self._name)
+            self._session = self._backend.open_session(self._path, self._name, fused=_fuses(self._graph))
         return self._session
 
     def sleep(self) -> None:
@@ -282,8 +282,13 @@ class OrtBackend:
                 awake.sleep()
             self._awake = weakref.ref(engine)
 
-    def open_session(self, graph: Path, name: str) -> ort.InferenceSession:
+    def open_session(self, graph: Path, name: str, *, fused: bool = True) -> ort.InferenceSession:
         """Load a graph.
+
+        Args:
+            graph: The file.
+            name: Name for messages.
+            fused: Compute products of codes where the graph has them; else codes are decoded and then multiplied.
 
         Raises:
             BackendError: The graph's types or the provider's libraries do not fit this machine.
@@ -292,6 +297,8 @@ class OrtBackend:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._options.threads
         options.log_severity_level = _SILENT
+        if not fused:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         if self.device != "cpu":
             # Without it, `_see_placement` is told nothing.
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -375,6 +382,11 @@ def predicted(weights: Sequence[int], *, low_memory: bool) -> str:
     together, in_turn = megabytes(sum(weights)), megabytes(in_turn_bytes(weights))
     mode = f"{in_turn}, one network at a time" if low_memory else f"{together} ({in_turn} with --low-memory)"
     return f"predicted device memory: weights of {mode}; ONNX Runtime does not say what comes on top while it runs"
+
+
+def _fuses(graph: Graph) -> bool:
+    """Whether ONNX Runtime has products of the graph's codes. Of those in E4M3 it makes a graph that it refuses."""
+    return graph.quantisation is None or graph.quantisation.format == "int8"
 
 
 def _own(buffer: Buffer) -> OrtBuffer:

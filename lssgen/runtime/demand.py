@@ -38,7 +38,8 @@ def graphs_of(manifest: Manifest, plan: Plan, *, starts: bool) -> tuple[str, ...
     """Names of the graphs that a run calls, in their order."""
     reads = starts or any(isinstance(feed, Picture) and feed.read_as == "latent" for feed in manifest.feeds(Picture))
     between = (f"transition_{plan.scaling_space}",) if len(plan.stages) > 1 else ()
-    return ("text", *(("encode",) if reads else ()), "step", *between, "decode")
+    steps = dict.fromkeys(manifest.step_at(stage.height, stage.width) for stage in plan.stages)
+    return ("text", *(("encode",) if reads else ()), *steps, *between, "decode")
 
 
 def _batches(manifest: Manifest, request: Request, prompts: int) -> tuple[int, ...]:

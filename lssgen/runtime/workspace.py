@@ -245,7 +245,9 @@ class Workspace:
 
     def step(self, stage: int, turn: int, branches: Branches) -> Binding:
         """The step graph, from `latent(stage, turn)` to `latent(stage, turn + 1)`."""
-        return self._bound("step", (stage, turn % 2, branches), lambda: self._step_buffers(stage, turn % 2, branches))
+        place = (stage, turn % 2, branches)
+        graph = self._manifest.step_at(*self.geometry.sizes[stage])
+        return self._bound(graph, place, lambda: self._step_buffers(stage, turn % 2, branches))
 
     def transition(self, stage: int, turns: int, mix: Array) -> Binding:
         """From the last latent of the stage before, which took `turns` steps, to this stage's first.

@@ -75,6 +75,7 @@ def lines(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         "run": ["a", "--bundle", str(toy), "--scaling-space", "latent", "--quiet"],
         "plan": [],
         "build": [str(toy)],
+        "calibrate": ["quantise", str(toy), "--verify=never"],
         "export": ["--model", "demo", "--output", str(tmp_path / "b")],
         "bench": [str(toy), "--quiet"],
         "serve": [str(toy)],

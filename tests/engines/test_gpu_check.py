@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.gpu import check, latency, layers, parity
-from lssgen.bundle import read_bundle
+from benchmarks.gpu import check, latency, layers, parity, quantised
+from lssgen.bundle import Bundle, read_bundle
 from lssgen.engines.onnxruntime import OrtBackend, OrtOptions
 from lssgen.engines.registry import open_backend
 from lssgen.errors import BackendError
@@ -118,3 +118,19 @@ def test_without_polygraphy_or_tensorrt_layers_are_skipped_and_that_is_said(
     assert record.layers == []
     assert record.skipped[0].startswith("layers of toy step: ")
     assert "skipped   layers of toy step: " in capsys.readouterr().out
+
+
+@pytest.mark.slow  # four formats of the demo model
+def test_every_format_is_raced_against_half_precision_with_its_quality(
+    demo: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On ONNX Runtime under TensorRT's name, which has no NVFP4: that is said, and the others go on."""
+    monkeypatch.setattr(quantised, "STEPS", 16)
+    monkeypatch.setattr(OrtBackend, "name", property(lambda _: "tensorrt-rtx"))
+    found = {one.what: one for one in quantised.contests(demo, OrtBackend(OrtOptions(threads=1)), tmp_path)}
+    assert set(found) == {"demo int8", "demo fp8", "demo nvfp4", "demo int8-weights"}
+    for form in ("int8", "fp8", "int8-weights"):
+        contest = found[f"demo {form}"]
+        assert set(contest.speedup) == {"128x128", "256x256"}
+        assert min(contest.psnr_db) > 20
+    assert "TRT_FP4DynamicQuantize" in found["demo nvfp4"].note

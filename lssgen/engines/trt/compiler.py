@@ -76,6 +76,7 @@ def compile_graph(job: Job, plan: Path, hear: Hear) -> Facts:
         unfused=found.unfused(attentions, len(job.profiles)),
         largest=found.largest,
         layers=len(found.layers),
+        coded=found.coded,
     )
 
 

@@ -1,5 +1,6 @@
 """One build as it is handed to the compiler, and the compiler's answers: records that cross a pipe as lines of JSON."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class Facts:
         unfused: Attentions that did not become one kernel.
         largest: Largest tensor between two layers: (bytes, ONNX node that makes it).
         layers: Number of layers after compilation, of all profiles.
+        coded: Number of products and attentions of codes, see `Report.coded`.
     """
 
     plan_bytes: int
@@ -63,6 +65,7 @@ class Facts:
     unfused: tuple[Unfused, ...]
     largest: tuple[int, str]
     layers: int
+    coded: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 class Request(msgspec.Struct, frozen=True, tag="request"):

@@ -152,6 +152,7 @@ def _report(task: Task, facts: Facts) -> Report:
         attentions=facts.attentions,
         unfused=facts.unfused,
         largest=facts.largest,
+        coded=facts.coded,
     )
 
 

@@ -25,8 +25,8 @@ from lssgen.engines.trt.make import Task, make
 from lssgen.engines.trt.need import Need, arranged, misfits
 from lssgen.engines.trt.options import Bounds, BuildOptions
 from lssgen.engines.trt.progress import Tell, quiet
-from lssgen.engines.trt.report import check
-from lssgen.engines.trt.targets import normal, rtx_targets, trt_target
+from lssgen.engines.trt.report import check, check_quantised
+from lssgen.engines.trt.targets import normal, rtx_targets, see_format, trt_target
 from lssgen.errors import BackendError, BuildError, StaleEngineError
 from lssgen.manifest import Graph
 from lssgen.verification import first_changed
@@ -90,6 +90,7 @@ def engines_for(bundle: Bundle, sizes: Sizes, order: Order, tell: Tell = quiet) 
         entry = _found(need, here) or _made(bundle, need, library, order, gpu, here, tell)
         # Of those that were found too: they may have been built under other bounds.
         check(entry.report, order.bounds)
+        check_quantised(entry.report, bundle.manifest.graphs[need.graph].quantisation)
         touch(entry)
         engines[need.graph] = entry
     return engines
@@ -128,8 +129,10 @@ def targets_of(order: Order, graph: Graph, here: str) -> tuple[str, ...]:
     Raises:
         BuildError: A target that cannot be built for here, or cannot hold the graph's precision.
     """
+    number_format = graph.quantisation.format if graph.quantisation else None
     if order.flavour == "tensorrt-rtx":
-        targets = rtx_targets(order.targets, graph.precision)
+        named = see_format(order.targets, number_format, rtx=True) if number_format else order.targets
+        targets = rtx_targets(named, graph.precision)
         if order.options.refit and here not in targets:
             raise BuildError(
                 f"with --refit every engine is run before it counts, and the GPU of this machine, {here}, is none of "
@@ -141,6 +144,8 @@ def targets_of(order: Order, graph: Graph, here: str) -> tuple[str, ...]:
             f"TensorRT builds for the GPU of this machine, {here}, and not for {', '.join(order.targets)}; "
             "build there, or use --engine tensorrt-rtx, which builds for several GPUs without having one"
         )
+    if number_format:
+        see_format((here,), number_format, rtx=False)
     return (trt_target(here, graph.precision),)
 
 

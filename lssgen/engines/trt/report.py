@@ -14,7 +14,7 @@ from lssgen.engines.demand import Profile
 from lssgen.engines.memory import megabytes
 from lssgen.engines.trt.options import Bounds
 from lssgen.errors import BuildError
-from lssgen.manifest import Probe
+from lssgen.manifest import Probe, Quantisation
 from lssgen.ports import Port
 
 _LOG = logging.getLogger("lssgen")
@@ -22,6 +22,10 @@ _TYPE_BYTES = {"Float": 4, "Half": 2, "BFloat16": 2, "Int8": 1, "Int32": 4, "Int
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _OUTPUTS = re.compile(r"Outputs: \[(.*?)\], TacticName")
 _TENSOR = re.compile(r"Dimensions: \[([\d,]*)\].*?Datatype: (\w+)")
+_KIND = re.compile(r"LayerType: (\w+)")
+_READ = (re.compile(r"Inputs: \[(.*?)\], Constants"), re.compile(r"Constants: \[(.*?)\], Outputs"))
+_DTYPE = re.compile(r"Datatype: (\w+)")
+_FEW = ("FP4E2M1", "Int8", "FP8")  # of NVFP4, whose scales are FP8, the codes
 _ACTIVATION = re.compile(r"^Total Activation Memory: (\d+) bytes")
 _WEIGHTS = re.compile(r"^Total Weights Memory: (\d+) bytes")
 
@@ -86,6 +90,8 @@ class Report:
         fixed_weights: Hash of the weights that cannot be exchanged all the same.
         refitted_from: Key of the engine that it is a copy of, with other weights; empty: it was built.
         probes: Comparisons with ONNX Runtime on the CPU, where it was run for them.
+        coded: Number of products and fused attentions of codes, all profiles together, by type of the codes: "INT8",
+            "FP8", "FP4E2M1"; attentions as "FP8 attention".
     """
 
     graph: str
@@ -110,6 +116,7 @@ class Report:
     fixed_weights: str = ""
     refitted_from: str = ""
     probes: tuple[Probe, ...] = ()
+    coded: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def scratch_bytes(self) -> int:
@@ -126,6 +133,8 @@ class Report:
         if self.attentions:
             fused = self.attentions - len({attention.node for attention in self.unfused})
             text += f"; {fused} of {self.attentions} attentions fused"
+        if self.coded:
+            text += f"; in few bits: {', '.join(f'{count} {kind}' for kind, count in sorted(self.coded.items()))}"
         if self.refitted_from:
             text += f"; refitted from {self.refitted_from}"
         if self.probes:
@@ -141,11 +150,13 @@ class Layer:
         name: Name as logged; "_mha_" in it marks fused attention.
         nodes: ONNX nodes it came from.
         output_bytes: Size of its largest output.
+        codes: Type of the codes that it multiplies; empty: it multiplies none.
     """
 
     name: str
     nodes: tuple[str, ...]
     output_bytes: int
+    codes: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +167,7 @@ class Findings:
     activation_bytes: tuple[int, ...] = ()
     weight_bytes: int = 0
     fused: Mapping[str, int] = field(default_factory=dict)
+    coded: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def unfused(self, attentions: Sequence[Attention], profiles: int) -> tuple[Unfused, ...]:
         """Attentions that are not one kernel in every profile."""
@@ -183,7 +195,19 @@ def findings(lines: Sequence[str]) -> Findings:
         if "mha" in layer.name:
             for node in layer.nodes:
                 fused[node] = fused.get(node, 0) + 1
-    return Findings(tuple(layers), tuple(activation), sum(weights), fused)
+    return Findings(tuple(layers), tuple(activation), sum(weights), fused, _coded(layers))
+
+
+def _coded(layers: Sequence[Layer]) -> dict[str, int]:
+    """Products and attentions of codes, by type: by ONNX node, since one layer may compute several products."""
+    found: dict[str, int] = {}
+    for layer in layers:
+        if layer.codes and "mha" in layer.name:
+            found[f"{layer.codes} attention"] = found.get(f"{layer.codes} attention", 0) + 1
+        elif layer.codes:
+            products = sum("/MatMul" in node for node in layer.nodes)
+            found[layer.codes] = found.get(layer.codes, 0) + products
+    return found
 
 
 def check(report: Report, bounds: Bounds) -> None:
@@ -220,6 +244,30 @@ def check(report: Report, bounds: Bounds) -> None:
             )
 
 
+def check_quantised(report: Report, wanted: Quantisation | None) -> None:
+    """See that what a graph says in few bits is computed in few bits, and not decoded first.
+
+    Raises:
+        BuildError: Says how many are and how many should be.
+    """
+    if wanted is None or wanted.by != "lssgen":  # of another tool's graph it is not known how many there should be
+        return
+    profiles = len(report.profiles)
+    attentions = sum(count for kind, count in report.coded.items() if kind.endswith("attention"))
+    products = sum(report.coded.values()) - attentions
+    for what, found, expected in (
+        ("products", products, wanted.products),
+        ("attentions", attentions, wanted.attention),
+    ):
+        if found < expected * profiles:
+            coded = ", ".join(f"{count} {kind}" for kind, count in report.coded.items()) or "none"
+            raise BuildError(
+                f"{report.graph}: {report.backend} computes {found} of {expected * profiles} {what} in {wanted.format} "
+                f"({coded}), so the rest would be rounded for nothing; report this, or build the bundle that it was "
+                "made from"
+            )
+
+
 def onnx_nodes(metadata: str) -> tuple[str, ...]:
     """Names of the ONNX nodes that a layer's metadata lists."""
     return tuple(_NODE.findall(metadata))
@@ -230,7 +278,17 @@ def _layer(row: str) -> Layer:
     head, _, metadata = row.partition("Metadata: ")
     outputs = _OUTPUTS.search(head)
     sizes = [_bytes(*match.groups()) for match in _TENSOR.finditer(outputs[1])] if outputs else []
-    return Layer(name, onnx_nodes(metadata), max(sizes, default=0))
+    return Layer(name, onnx_nodes(metadata), max(sizes, default=0), _codes(head))
+
+
+def _codes(head: str) -> str:
+    """Type of the codes that a layer multiplies: of what goes in, and where that is none, of its weights."""
+    kind = _KIND.search(head)
+    if kind is None or (kind[1] not in ("gemm", "runtime_fusion") and "mha" not in head.partition(",")[0]):
+        return ""
+    inputs, constants = (set(_DTYPE.findall(found[1])) if (found := at.search(head)) else set[str]() for at in _READ)
+    known = [name for name in _FEW if name in inputs] or [name for name in _FEW if name in constants]
+    return known[0].upper() if known else ""
 
 
 def _bytes(dimensions: str, dtype: str) -> int:

@@ -1,9 +1,10 @@
 """GPU architectures, and which precisions each can compile: a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lssgen.errors import BuildError
+from lssgen.manifest import NumberFormat
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 
@@ -44,6 +45,43 @@ TARGETS = {
 
 
 _FIRST_BF16 = 80
+
+FORMATS: Mapping[NumberFormat, int] = {"int8": 75, "int8-weights": 75, "fp8": 89, "nvfp4": 100}
+"""First compute capability, times ten, that has products in a number format. Measured with TensorRT-RTX 1.7 where that
+builds; source for the others: NVIDIA's support matrix of TensorRT."""
+
+
+def takes(name: str, number_format: NumberFormat) -> bool:
+    """Whether an architecture has products in a number format."""
+    return int(name.removeprefix("sm")) >= FORMATS[number_format]
+
+
+def see_format(names: Sequence[str], number_format: NumberFormat | None, *, rtx: bool) -> tuple[str, ...]:
+    """Those of some targets that have products in a number format.
+
+    Args:
+        names: Targets, as the user wrote them.
+        number_format: The format; None: any target will do.
+        rtx: True for TensorRT-RTX, which does not build for all.
+
+    Returns:
+        All that were named; where none was, all that take the format.
+
+    Raises:
+        BuildError: One of them does not; says which do.
+    """
+    legal = [
+        one.name for one in TARGETS.values() if one.rtx >= rtx and (not number_format or takes(one.name, number_format))
+    ]
+    for name in map(normal, names):
+        if name not in TARGETS:
+            raise BuildError(f"there is no target {name!r}; choose from {', '.join(TARGETS)}")
+        if name not in legal and number_format:
+            raise BuildError(
+                f"{name}, {TARGETS[name].cards}, has no products in {number_format}; {number_format} fits "
+                f"{', '.join(ordered(set(legal)))}"
+            )
+    return tuple(names) or tuple(name for name in legal if TARGETS[name].usual)
 
 
 def rtx_targets(names: Sequence[str], precision: str) -> tuple[str, ...]:

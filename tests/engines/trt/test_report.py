@@ -15,9 +15,10 @@ from lssgen.engines.trt.library import Log, require_library
 from lssgen.engines.trt.need import Need, device_bytes, io_bytes, misfits
 from lssgen.engines.trt.options import Bounds
 from lssgen.engines.trt.order import Order
-from lssgen.engines.trt.report import Attention, Unfused, check, findings
+from lssgen.engines.trt.report import Attention, Unfused, check, check_quantised, findings
 from lssgen.engines.trt.targets import TARGETS, rtx_targets
 from lssgen.errors import BackendError, BuildError
+from lssgen.manifest import Quantisation
 
 REPORT = report_of(1000, "hash")
 LAYERS = """Layers:
@@ -40,6 +41,51 @@ def test_a_log_gives_memory_layers_and_fused_attention() -> None:
     assert (found.activation_bytes, found.weight_bytes) == ((100, 900), 50)
     assert found.fused == {"attend": 1}
     assert found.largest == (64 * 16 * 16 * 2, "first, conv")
+
+
+def layer(name: str, kind: str, inputs: str, constants: str, *nodes: str) -> str:
+    """A row of a build's log, shortened."""
+    first, second = (
+        f"[ {', '.join(f'{{ Name: x, Dimensions: [2,32], Datatype: {one} }}' for one in types.split())}]"
+        for types in (inputs, constants)
+    )
+    metadata = "".join(f"[ONNX Layer: {node}]" for node in nodes)
+    return (
+        f"Name: {name}, LayerType: {kind}, Inputs: {first}, Constants: {second}, Outputs: [ {{ Name: y, Dimensions: "
+        f"[2,32], Datatype: Half }}], TacticName: t, StreamId: 0, Metadata: {metadata}"
+    )
+
+
+CODED = "\n".join(
+    (
+        "Layers:",
+        layer("q+k", "gemm", "FP8", "FP8 Float", "a.to_q/MatMul", "a.to_q.weight/Decode", "a.to_k/MatMul"),
+        layer("ff", "gemm", "FP4E2M1 FP8", "FP4E2M1 Float", "ff/MatMul"),
+        layer("Fc", "runtime_fusion", "Half", "Half Int8", "w/MatMul"),
+        layer("round", "kgen", "Half", "", "a.to_q.input/Encode"),  # rounds, and multiplies nothing
+        layer("other", "gemm", "Half", "Half", "proj_out/MatMul"),
+        layer("_gemm_mha_v2_1", "kgen", "FP8 FP8 FP8", "", "attn/Softmax"),
+        layer("_gemm_mha_v2_2", "kgen", "Half Half Half", "", "attn/Attention"),
+    )
+)
+
+
+def test_products_and_attentions_of_codes_are_counted_by_what_they_multiply() -> None:
+    assert findings([CODED]).coded == {"FP8": 2, "FP4E2M1": 1, "INT8": 1, "FP8 attention": 1}
+
+
+def test_fewer_of_them_than_the_bundle_promises_are_no_engine() -> None:
+    report = replace(REPORT, coded=findings([CODED]).coded)
+    profiles = len(report.profiles)
+    kept = Quantisation(format="nvfp4", engine="tensorrt-rtx", products=4 // profiles, attention=1 // profiles)
+    check_quantised(report, kept)
+    check_quantised(report, None)
+    check_quantised(report, replace(kept, products=99, by="ModelOpt"))  # whose count nobody knows
+    with pytest.raises(BuildError, match=r"computes 4 of \d+ products in nvfp4 \(2 FP8, 1 FP4E2M1, 1 INT8, 1 FP8 att"):
+        check_quantised(report, replace(kept, products=99))
+    with pytest.raises(BuildError, match=r"computes 1 of \d+ attentions in nvfp4"):
+        check_quantised(report, replace(kept, attention=9))
+    assert "in few bits: 1 FP4E2M1, 2 FP8, 1 FP8 attention, 1 INT8" in str(report)
 
 
 def test_an_attention_fused_in_one_profile_of_two_is_unfused() -> None:

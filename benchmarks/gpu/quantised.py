@@ -1,0 +1,104 @@
+"""Few bits against half precision on a GPU: how much faster each format's step is, and how far its latents are off."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from lssgen.bundle import Bundle
+from lssgen.calibration.formats import FORMATS, TRT_ENGINES
+from lssgen.calibration.quality import Bound, Runs
+from lssgen.calibration.quantise import Gate, QuantiseJob, quantise
+from lssgen.calibration.ranges import RangesJob, measure_ranges
+from lssgen.engines.base import Backend
+from lssgen.errors import LssgenError
+from lssgen.runtime.options import Options
+
+PROMPTS = ("a red star above a blue circle on a white background", "a lighthouse on black rocks in a storm")
+STEPS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contest:
+    """One format on one engine.
+
+    Attributes:
+        what: Name of the model and format.
+        engine: Name of the engine.
+        speedup: Time of a step in half precision, divided by that in the format, by resolution.
+        psnr_db, cosine: Likeness of the latents after every stage.
+        kept: Number of products that went back to half precision, or are at the ends.
+        note: Reason why there is nothing; empty where there is something.
+    """
+
+    what: str
+    engine: str
+    speedup: dict[str, float]
+    psnr_db: tuple[float, ...] = ()
+    cosine: tuple[float, ...] = ()
+    kept: int = 0
+    note: str = ""
+
+
+def contests(bundle: Bundle, backend: Backend, work: Path) -> Iterator[Contest]:
+    """Every format that an engine has, from one calibration on that engine's machine.
+
+    Args:
+        bundle: A bundle in half precision.
+        backend: The engine; it runs the calibration, the comparison and the clock.
+        work: Folder for ranges and bundles.
+    """
+    if backend.name not in TRT_ENGINES:
+        return
+    name = bundle.manifest.facts.name
+    options = cast(Options, run_options(bundle))
+    job = RangesJob(
+        bundle=bundle, backend=backend, prompts=PROMPTS, output=work / f"{name}.ranges.safetensors", options=options
+    )
+    try:
+        statistics = measure_ranges(job)
+    except LssgenError as error:
+        yield Contest(what=f"{name} ranges", engine=backend.name, speedup={}, note=str(error))
+        return
+    for form in FORMATS:
+        try:
+            made = quantise(
+                QuantiseJob(
+                    bundle=bundle,
+                    output=work / f"{name}-{form}-{backend.name}",
+                    format=form,
+                    engine=backend.name,
+                    statistics=statistics,
+                    gate=Gate(
+                        runs=Runs(prompts=PROMPTS, options=options),
+                        backend=backend,
+                        bound=Bound(0.0, -1.0),
+                        timed=backend,
+                        force=True,
+                    ),
+                )
+            )
+        except LssgenError as error:
+            yield Contest(what=f"{name} {form}", engine=backend.name, speedup={}, note=str(error))
+            continue
+        about = made.manifest.graphs["step"].quantisation
+        assert about is not None
+        assert about.measured is not None
+        yield Contest(
+            what=f"{name} {form}",
+            engine=backend.name,
+            speedup=dict(about.measured.speedup),
+            psnr_db=about.measured.psnr_db,
+            cosine=about.measured.cosine,
+            kept=len(about.kept),
+        )
+
+
+def run_options(bundle: Bundle) -> dict[str, Any]:
+    """Runs through every stage that the bundle is made for."""
+    small, large = bundle.manifest.resolutions[0], bundle.manifest.resolutions[-1]
+    spaces = [name.removeprefix("transition_") for name in bundle.manifest.graphs if name.startswith("transition_")]
+    return {
+        "height": large[0], "width": large[1], "min_resolution": min(small), "base_height": small[0],
+        "base_width": small[1], "num_inference_steps": STEPS, "scaling_space": spaces[0],
+    }  # fmt: skip

@@ -1,0 +1,87 @@
+"""The number formats, as a table: what each does to a product, and which engines and targets take it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import onnx_ir as ir
+
+from lssgen.calibration.numbers import Coded, Floats, fp4_blocks, fp8_tensor, int8_columns
+from lssgen.errors import CalibrationError
+from lssgen.manifest import NumberFormat
+
+CPU_ENGINES, TRT_ENGINES = ("onnxruntime", "openvino"), ("tensorrt", "tensorrt-rtx")
+ENGINES = (*CPU_ENGINES, *TRT_ENGINES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """One number format.
+
+    Attributes:
+        weights: Function that codes a weight.
+        type: Type of its codes.
+        activations: True where what goes in is coded too.
+        engines: Engines that compute with it.
+        attention: True where attentions may be computed with it.
+        smoothing: Strength of SmoothQuant that is usual; 0: none, since its numbers have exponents of their own.
+        costs: Sentence about what it costs and gives.
+    """
+
+    weights: Callable[[Floats, Any], Coded]
+    type: ir.DataType
+    activations: bool = True
+    engines: tuple[str, ...]
+    attention: bool = False
+    smoothing: float = 0.0
+    costs: str
+
+
+FORMATS: Mapping[NumberFormat, Format] = {
+    "int8": Format(
+        weights=int8_columns,
+        type=ir.DataType.INT8,
+        engines=ENGINES,
+        smoothing=0.8,
+        costs="products in 8-bit integers: the fast path of CPUs with VNNI",
+    ),
+    "fp8": Format(
+        weights=fp8_tensor,
+        type=ir.DataType.FLOAT8E4M3FN,
+        engines=TRT_ENGINES,
+        attention=True,
+        costs="products and attention in E4M3, from Ada on: nearly the quality of half precision",
+    ),
+    "nvfp4": Format(
+        weights=fp4_blocks,
+        type=ir.DataType.FLOAT4E2M1,
+        engines=TRT_ENGINES,
+        attention=True,
+        costs="products in 4 bits with a scale for 16 numbers, on Blackwell; Q, K and V in fp8",
+    ),
+    "int8-weights": Format(
+        weights=int8_columns,
+        type=ir.DataType.INT8,
+        activations=False,
+        engines=ENGINES,
+        costs="weights in 8 bits, computed in the graph's precision: half the file and no calibration",
+    ),
+}
+"""Formats by name."""
+
+
+def format_for(name: NumberFormat, engine: str) -> Format:
+    """A format that an engine has.
+
+    Raises:
+        CalibrationError: There is no such format, or the engine lacks it; says which it has.
+    """
+    if name not in FORMATS:
+        raise CalibrationError(f"there is no format {name!r}; choose one of {', '.join(get_args(NumberFormat))}")
+    if engine not in ENGINES:
+        raise CalibrationError(f"no format is made for the engine {engine!r}; choose one of {', '.join(ENGINES)}")
+    found = FORMATS[name]
+    if engine not in found.engines:
+        legal = [other for other, one in FORMATS.items() if engine in one.engines]
+        raise CalibrationError(f"engine {engine} does not compute in {name}; it takes {', '.join(legal)}")
+    return found

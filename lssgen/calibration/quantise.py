@@ -1,0 +1,335 @@
+"""A quantised bundle from a bundle: its graphs rewritten, compared, timed, and only then put in its place.
+
+The step's products are quantised as its format says, the text encoders' weights alone. What the gates find goes into
+the manifest; a bundle that does not pass leaves nothing behind.
+"""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from lssgen.bundle import MANIFEST, Bundle, files, manifest_json
+from lssgen.calibration.alone import written_alone
+from lssgen.calibration.attention import decompose
+from lssgen.calibration.formats import CPU_ENGINES, TRT_ENGINES, Format, format_for
+from lssgen.calibration.insertion import Made, Recipe, Rewrite, write_quantised
+from lssgen.calibration.numbers import Floats
+from lssgen.calibration.products import Product, ends_of, products_of
+from lssgen.calibration.quality import Bound, Quality, Runs, compared
+from lssgen.calibration.ranges import see_unquantised
+from lssgen.calibration.rehearsal import rehearsed
+from lssgen.calibration.search import search, worst_first
+from lssgen.calibration.speed import step_speedups
+from lssgen.calibration.statistics import Ranges, Statistics, see_fits
+from lssgen.durable import whole_folder
+from lssgen.engines.base import Backend
+from lssgen.engines.trt.targets import see_format
+from lssgen.errors import CalibrationError
+from lssgen.manifest import Graph, Manifest, Measured, NumberFormat, Quantisation
+from lssgen.models.quantisation import TEXT, sensitivity_of
+from lssgen.progress import followed
+
+_LOG = logging.getLogger("lssgen")
+
+SMALL_STEP = "step_small"
+"""Name of the step that stays as it is, in small stages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """What a quantised bundle must pass.
+
+    Attributes:
+        runs: Seeded runs that are compared; None: none.
+        backend: Place where they run, before and after.
+        bound: Likeness that their latents must reach.
+        timed: Engine that both steps are timed on; None: they are not timed.
+        force: Make it whether or not it is faster.
+    """
+
+    runs: Runs | None = None
+    backend: Backend | None = None
+    bound: Bound = field(default_factory=lambda: Bound(0.0, 0.0))
+    timed: Backend | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantiseJob:
+    """What to make.
+
+    Attributes:
+        bundle: A bundle that is not quantised.
+        output: Folder of the new one.
+        format: Number format.
+        engine: Engine that it is made for.
+        targets: GPUs that it is made for; empty: any that have the format.
+        statistics: Ranges that were seen; None for weights alone.
+        source: Hash of the statistics file.
+        smoothing: Strength of SmoothQuant; None: that of the format.
+        ends: Blocks at either end that stay as they are; None: as many as the family's record says.
+        attention: Compute attentions in the format too, where it has them.
+        text: Put the text encoders' weights into int8.
+        share: Share of the activations that ranges hold.
+        from_px: Pixels along the shorter side from which on a stage is quantised; smaller stages stay as they are.
+        gate: Comparisons that it must pass.
+    """
+
+    bundle: Bundle
+    output: Path
+    format: NumberFormat
+    engine: str
+    targets: tuple[str, ...] = ()
+    statistics: Statistics | None = None
+    source: str = ""
+    smoothing: float | None = None
+    ends: int | None = None
+    attention: bool = True
+    text: bool = True
+    share: float = 1.0
+    from_px: int = 0
+    gate: Gate = field(default_factory=Gate)
+
+
+def quantise(job: QuantiseJob) -> Bundle:
+    """Make a quantised bundle.
+
+    Raises:
+        CalibrationError: The format, the engine or the statistics do not fit; the bundle is quantised already; or what
+            comes out does not pass a gate.
+        BuildError: A target has no products in the format; says which have.
+        OSError: It cannot be written.
+    """
+    form = format_for(job.format, job.engine)
+    if job.engine in TRT_ENGINES:
+        see_format(job.targets, job.format, rtx=job.engine == "tensorrt-rtx")
+    _see_precision(job)
+    see_unquantised(job.bundle, ir.load(job.bundle.path(job.bundle.manifest.graphs["step"].file)))
+    if form.activations:
+        if job.statistics is None:
+            raise CalibrationError(
+                f"{job.format} needs the ranges of activations: run lssgen calibrate ranges, and give its file with "
+                "--statistics"
+            )
+        see_fits(job.statistics, job.bundle)
+    with written_alone(job.output), whole_folder(job.output) as draft, followed(_LOG.info) as follower:
+        manifest = _Making(job, form, draft, follower.at).made()
+        (draft / MANIFEST).write_bytes(manifest_json(manifest))
+    return Bundle(job.output, manifest)
+
+
+def _see_precision(job: QuantiseJob) -> None:
+    """Raise CalibrationError where an engine of CPUs would get half-precision graphs, which it computes in float32."""
+    precision = job.bundle.manifest.graphs["step"].precision
+    if job.engine in CPU_ENGINES and precision != "fp32":
+        raise CalibrationError(
+            f"engine {job.engine} has fast products of codes in fp32 graphs only, and bundle {job.bundle.folder} is in "
+            f"{precision}; export the model with --precision fp32, and calibrate that"
+        )
+
+
+class _Making:
+    """One bundle that is being made in a draft folder."""
+
+    def __init__(self, job: QuantiseJob, form: Format, draft: Path, hear: Callable[[float, str], object]) -> None:
+        self._job = job
+        self._form = form
+        self._draft = draft
+        self._hear = hear
+        self._old = job.bundle.manifest
+        self._ends: frozenset[str] = frozenset()
+        self._snr: Mapping[str, float] = {}
+
+    def made(self) -> Manifest:
+        """All of it, past its gates."""
+        self._copy()
+        manifest = self._with_step(self._with_text(self._old), frozenset())
+        manifest = self._searched(manifest)
+        return passed_speed(self._job.bundle, Bundle(self._draft, manifest), self._job.gate)
+
+    def _copy(self) -> None:
+        """What stays as it is: the files of all other graphs, and the tokenizers."""
+        changed = {"step"} if not self._keeps_small else set[str]()
+        changed |= {"text"} if self._job.text else set()
+        gone = {name for graph in changed for name in (self._old.graphs[graph].file, *self._old.graphs[graph].data)}
+        for name in files(self._old):
+            if name not in gone:
+                shutil.copyfile(self._job.bundle.path(name), self._draft / name)
+
+    @property
+    def _keeps_small(self) -> bool:
+        return any(min(size) < self._job.from_px for size in self._old.resolutions)
+
+    def _with_text(self, manifest: Manifest) -> Manifest:
+        """The text encoders' weights in int8."""
+        if not self._job.text:
+            return manifest
+        old = manifest.graphs["text"]
+        model = ir.load(self._job.bundle.path(old.file))
+        try:
+            products = products_of(model, TEXT)
+        except CalibrationError:  # encoders of which there is no record stay as they are
+            _LOG.info("the text encoders are of a kind that no record knows; they stay in %s", old.precision)
+            for name in (old.file, *old.data):
+                shutil.copyfile(self._job.bundle.path(name), self._draft / name)
+            return manifest
+        made = write_quantised(model, products, Recipe(format="int8-weights"), None, self._draft / "text-int8.onnx")
+        about = Quantisation(format="int8-weights", engine=self._job.engine, products=len(products))
+        return replace(manifest, graphs={**manifest.graphs, "text": changed(old, made, "text-int8", about)})
+
+    def _with_step(self, manifest: Manifest, returned: frozenset[str]) -> Manifest:
+        """The step with all products quantised but those at the ends and some more, by name."""
+        job, old = self._job, self._old.graphs["step"]
+        model = ir.load(job.bundle.path(old.file))
+        sensitivity = sensitivity_of(self._old.family)
+        products = products_of(model, sensitivity)
+        self._ends = ends_of(products, sensitivity, job.ends)
+        kept = frozenset(product.name for product in products if product.block in self._ends) | returned
+        recipe = Recipe(
+            format=job.format,
+            unsigned=job.engine in CPU_ENGINES,
+            kept=kept,
+            smoothing=self._form.smoothing if job.smoothing is None else job.smoothing,
+            share=job.share,
+        )
+        stem = f"step-{job.format}"
+        made = write_quantised(
+            model,
+            products,
+            recipe,
+            self._ranges(),
+            self._draft / f"{stem}.onnx",
+            rewrite=self._rewrite(),
+            hear=self._hear,
+        )
+        self._snr = made.snr_db
+        about = Quantisation(
+            format=job.format,
+            engine=job.engine,
+            products=_count(products, made),
+            kept=made.kept,
+            attention=made.attention,
+            smoothing=recipe.smoothing if made.smoothed else 0.0,
+            statistics=job.source,
+        )
+        graphs = {**manifest.graphs, "step": changed(old, made, stem, about)}
+        if not self._keeps_small:
+            return replace(manifest, graphs=graphs)
+        cell = self._old.facts.cell_px
+        small = [size for size in self._old.resolutions if min(size) < job.from_px]
+        cells = max(height // cell * (width // cell) for height, width in small)
+        return replace(manifest, graphs={**graphs, SMALL_STEP: old}, small_step=SMALL_STEP, small_cells=cells)
+
+    def _ranges(self) -> Ranges | None:
+        """Ranges of the stages that the graph serves."""
+        if self._job.statistics is None or not self._form.activations:
+            return None
+        cell, about = self._old.facts.cell_px, self._job.statistics.about
+        served = tuple(index for index, size in enumerate(about.stages) if cell * min(size) >= self._job.from_px)
+        if not served:
+            raise CalibrationError(
+                f"no stage of the statistics is at least {self._job.from_px} px; lower --from-size, or calibrate "
+                "larger stages"
+            )
+        return Ranges(self._job.statistics, served)
+
+    def _rewrite(self) -> Rewrite | None:
+        if not (self._form.attention and self._job.attention):
+            return None
+        return lambda model, ranges: decompose(model, ranges, self._ends)
+
+    def _searched(self, manifest: Manifest) -> Manifest:
+        """With as many products back in high precision as the bound asks for."""
+        gate = self._job.gate
+        if gate.runs is None or gate.backend is None:
+            return manifest
+        wanted = gate.runs.latents(self._job.bundle, gate.backend)
+        current, tried = manifest, frozenset[str]()
+
+        def attempt(returned: frozenset[str]) -> Quality:
+            nonlocal current, tried
+            current, tried = (self._with_step(manifest, returned) if returned else manifest), returned
+            found = self._latents(current, wanted)
+            _LOG.info("%d products returned: %s", len(returned), found)
+            return found
+
+        first = attempt(frozenset())
+        returned, quality = search(worst_first(self._snr), attempt, gate.bound, first)
+        if returned != tried:
+            current = self._with_step(manifest, returned)
+        measured = Measured(
+            psnr_db=_rounded(quality.psnr_db, 2),
+            cosine=_rounded(quality.cosine, 5),
+            bound_db=gate.bound.psnr_db,
+            bound_cosine=gate.bound.cosine,
+        )
+        return measured_step(current, measured)
+
+    def _latents(self, manifest: Manifest, wanted: Sequence[Sequence[Floats]]) -> Quality:
+        gate = self._job.gate
+        assert gate.runs is not None
+        assert gate.backend is not None
+        with rehearsed(Bundle(self._draft, manifest), gate.backend) as bundle:
+            return compared(wanted, gate.runs.latents(bundle, gate.backend))
+
+
+def passed_speed(before: Bundle, after: Bundle, gate: Gate) -> Manifest:
+    """A quantised bundle's manifest with its step's times against those of the bundle that it was made from.
+
+    Raises:
+        CalibrationError: It is not faster, and was not forced.
+    """
+    step, old = after.manifest.graphs["step"], before.manifest.graphs["step"]
+    assert step.quantisation is not None
+    form = step.quantisation.format
+    if gate.timed is None:
+        _LOG.info("not timed: %s does not run here; time it where it does", step.quantisation.engine)
+        return after.manifest
+    speedup = step_speedups(before, after, gate.timed)
+    said = ", ".join(f"{ratio:.2f} times at {size}" for size, ratio in speedup.items())
+    slower = _whole(speedup, before.manifest) <= 1
+    if slower and not gate.force:
+        raise CalibrationError(
+            f"the {form} step is not faster than the {old.precision} one on {gate.timed.name}: {said}; use the bundle "
+            "that it was made from, or make it all the same with --force"
+        )
+    _LOG.info("speed of the %s step on %s: %s", form, gate.timed.name, said)
+    measured = step.quantisation.measured or Measured()
+    return measured_step(after.manifest, replace(measured, speedup=speedup, engine=gate.timed.name, slower=slower))
+
+
+def _whole(speedup: Mapping[str, float], manifest: Manifest) -> float:
+    """Speed-up of one step at each resolution together: the larger ones take nearly all the time."""
+    cells = [float(height * width) for height, width in manifest.resolutions]
+    return sum(cells) / sum(size / ratio for size, ratio in zip(cells, speedup.values(), strict=True))
+
+
+def _count(products: list[Product], made: Made) -> int:
+    return sum(product.name not in made.kept for product in products)
+
+
+def _rounded(numbers: tuple[float, ...], digits: int) -> tuple[float, ...]:
+    return tuple(round(number, digits) for number in numbers)
+
+
+def measured_step(manifest: Manifest, measured: Measured) -> Manifest:
+    """With what was found of its quantised step."""
+    step = manifest.graphs["step"]
+    assert step.quantisation is not None
+    said = replace(step, quantisation=replace(step.quantisation, measured=measured))
+    return replace(manifest, graphs={**manifest.graphs, "step": said})
+
+
+def changed(old: Graph, made: Made, stem: str, about: Quantisation) -> Graph:
+    """A graph's entry with other files; comparisons with torch were of the old ones."""
+    files = sorted(made.sha256)
+    key = hashlib.sha256("".join([old.key, stem, *(made.sha256[name] for name in files)]).encode()).hexdigest()
+    data = tuple(name for name in files if name.endswith(".data"))
+    return replace(
+        old, file=f"{stem}.onnx", data=data, sha256=made.sha256, key=key[: len(old.key)], probes=(), quantisation=about
+    )

@@ -1,0 +1,195 @@
+"""A quantised bundle: made whole or not at all, past its gates, and run by the ordinary runtime."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from calibrating import PROMPTS, RUNS
+
+from lssgen.bundle import Bundle, read_bundle, verify
+from lssgen.calibration import quantise as module
+from lssgen.calibration.quality import Bound, Quality, Runs, compared
+from lssgen.calibration.quantise import Gate, QuantiseJob, quantise
+from lssgen.calibration.search import search, worst_first
+from lssgen.calibration.statistics import Statistics
+from lssgen.engines.demand import Demand, profiles_of
+from lssgen.engines.registry import open_backend
+from lssgen.errors import BuildError, CalibrationError
+from lssgen.runtime import Pipeline
+
+
+def job(bundle: Bundle, statistics: Statistics, folder: Path, **changes: Any) -> QuantiseJob:
+    plain = QuantiseJob(
+        bundle=bundle, output=folder / "made", format="int8", engine="onnxruntime", statistics=statistics, source="abc"
+    )
+    return replace(plain, **changes)
+
+
+def gate(**changes: Any) -> Gate:
+    backend = open_backend("onnxruntime", threads=1)
+    runs = Runs(prompts=PROMPTS[:1], options={**RUNS, "num_inference_steps": 3})
+    return replace(Gate(runs=runs, backend=backend, bound=Bound(20, 0.9)), **changes)
+
+
+@pytest.fixture
+def speed(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """What the stop watch will say; no test waits for it."""
+    found = {"128x128": 1.5, "256x256": 1.5}
+    monkeypatch.setattr(module, "step_speedups", lambda *_: found)
+    return found
+
+
+def test_it_says_what_it_is_and_paints(
+    demo: Bundle, statistics: Statistics, tmp_path: Path, speed: dict[str, float]
+) -> None:
+    quantise(job(demo, statistics, tmp_path, gate=gate(timed=open_backend("onnxruntime", threads=1))))
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    bundle = read_bundle(tmp_path / "made")
+    verify(bundle)
+    about, text = (bundle.manifest.graphs[name].quantisation for name in ("step", "text"))
+    assert about is not None
+    assert (about.format, about.engine, about.products, about.kept) == ("int8", "onnxruntime", 57, ())
+    assert (about.attention, about.smoothing, about.statistics, about.by) == (0, 0.8, "abc", "lssgen")
+    assert about.measured is not None
+    assert min(about.measured.psnr_db) > 20
+    assert (about.measured.speedup, about.measured.slower) == (speed, False)
+    assert text is not None
+    assert (text.format, text.products > 10) == ("int8-weights", True)
+    assert bundle.manifest.graphs["decode"] == demo.manifest.graphs["decode"]
+    assert bundle.manifest.graphs["step"].probes == ()
+    assert sum(map(bundle.stored_bytes, ("step", "text"))) < 0.7 * sum(map(demo.stored_bytes, ("step", "text")))
+    with Pipeline(bundle, open_backend("onnxruntime", threads=1)) as pipeline:
+        assert pipeline("a red circle", num_inference_steps=2).images[0].size == (256, 256)
+
+
+def test_a_quantised_large_stage_may_have_an_unquantised_small_one(
+    demo: Bundle, statistics: Statistics, tmp_path: Path
+) -> None:
+    bundle = quantise(job(demo, statistics, tmp_path, from_px=256, text=False, gate=Gate()))
+    manifest = read_bundle(bundle.folder).manifest
+    assert [manifest.step_at(*size) for size in ((16, 16), (32, 32))] == ["step_small", "step"]
+    assert manifest.graphs["step_small"] == demo.manifest.graphs["step"]
+    sizes = {name: [profile.axes["height"].best for profile in profiles] for name, profiles in
+             profiles_of(manifest, Demand(graphs=("step", "step_small"))).items()}  # fmt: skip
+    assert sizes == {"step": [32], "step_small": [16]}
+    runs = gate().runs
+    assert runs is not None
+    backend = open_backend("onnxruntime", threads=1)
+    quality = compared(runs.latents(demo, backend), runs.latents(bundle, backend))
+    assert quality.psnr_db[0] == 200  # the small stage is the same, to the bit
+    assert 20 < quality.psnr_db[1] < 100
+
+
+def test_a_manifest_whose_small_step_is_none_is_damaged(demo: Bundle) -> None:
+    from lssgen.soundness import first_fault
+
+    manifest = replace(demo.manifest, small_step="decode", small_cells=256)
+    assert "small_step is 'decode', which is not a graph with the ports of the step" in first_fault(manifest)
+
+
+def test_what_is_not_faster_is_refused_unless_forced(
+    demo: Bundle, statistics: Statistics, tmp_path: Path, speed: dict[str, float]
+) -> None:
+    speed |= {"128x128": 1.1, "256x256": 0.9}
+    slow = job(demo, statistics, tmp_path, gate=Gate(timed=open_backend("onnxruntime", threads=1)))
+    said = "not faster than the fp32 one on onnxruntime: 1.10 times at 128x128, 0.90 times at 256x256.*--force"
+    with pytest.raises(CalibrationError, match=said):
+        quantise(slow)
+    assert list(tmp_path.iterdir()) == []
+    forced = quantise(replace(slow, gate=replace(slow.gate, force=True))).manifest.graphs["step"].quantisation
+    assert forced is not None
+    assert forced.measured is not None
+    assert forced.measured.slower
+
+
+@pytest.mark.slow  # six graphs
+def test_a_bound_out_of_reach_leaves_nothing(demo: Bundle, statistics: Statistics, tmp_path: Path) -> None:
+    runs = Runs(prompts=PROMPTS[:1], options={"height": 128, "width": 128, "num_inference_steps": 2})
+    with pytest.raises(CalibrationError, match=r"with 28 of 57 products in high precision, and the bound is 190 dB"):
+        quantise(job(demo, statistics, tmp_path, text=False, gate=gate(runs=runs, bound=Bound(190, 0.9))))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quantised_bundle_is_not_quantised_again(demo: Bundle, statistics: Statistics, tmp_path: Path) -> None:
+    once = quantise(job(demo, statistics, tmp_path, gate=Gate()))
+    with pytest.raises(CalibrationError, match="is quantised already; take the bundle that it was made from"):
+        quantise(job(once, statistics, tmp_path, output=tmp_path / "twice"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"statistics": None}, CalibrationError, "int8 needs the ranges of activations: run lssgen calibrate ranges"),
+        (
+            {"format": "fp8"},
+            CalibrationError,
+            "engine onnxruntime does not compute in fp8; it takes int8, int8-weights",
+        ),
+        (
+            {"format": "fp8", "engine": "tensorrt-rtx", "targets": ("sm86",)},
+            BuildError,
+            "sm86.* has no products in fp8; fp8 fits sm89, sm120, sm121",
+        ),
+        (
+            {"format": "nvfp4", "engine": "tensorrt", "targets": ("sm89", "sm120")},
+            BuildError,
+            "sm89.* has no products in nvfp4; nvfp4 fits sm100, sm103, sm120, sm121",
+        ),
+        ({"from_px": 512}, CalibrationError, "no stage of the statistics is at least 512 px; lower --from-size"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_leaves_nothing(
+    demo: Bundle, statistics: Statistics, tmp_path: Path, changes: Any, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        quantise(replace(job(demo, statistics, tmp_path), **changes))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_precision_is_refused_for_engines_of_cpus(demo: Bundle, statistics: Statistics, tmp_path: Path) -> None:
+    graphs = {**demo.manifest.graphs, "step": replace(demo.manifest.graphs["step"], precision="fp16")}
+    half = Bundle(demo.folder, replace(demo.manifest, graphs=graphs))
+    with pytest.raises(CalibrationError, match=r"in fp32 graphs only, and bundle .* is in fp16; export the model with"):
+        quantise(job(half, statistics, tmp_path))
+
+
+@pytest.mark.slow  # rounding to blocks by ordinary arithmetic
+def test_nvfp4_is_rehearsed_where_its_operators_are_missing(
+    demo: Bundle, statistics: Statistics, tmp_path: Path
+) -> None:
+    made = quantise(job(demo, statistics, tmp_path, format="nvfp4", engine="tensorrt-rtx", gate=gate()))
+    about = made.manifest.graphs["step"].quantisation
+    assert about is not None
+    assert about.measured is not None
+    assert about.attention == 5
+    assert all(20 < psnr < 45 for psnr in about.measured.psnr_db)  # four bits: far from the 40 dB and more of eight
+
+
+def of(psnr: float) -> Quality:
+    return Quality((psnr,), (1.0,))
+
+
+@pytest.mark.parametrize("needed", [0, 1, 3, 10, 31])
+def test_the_search_returns_few_more_products_than_are_needed(needed: int) -> None:
+    order = [str(index) for index in range(64)]
+    tried: list[int] = []
+
+    def attempt(returned: frozenset[str]) -> Quality:
+        assert returned == set(order[: len(returned)])
+        tried.append(len(returned))
+        return of(30.0 if len(returned) >= needed else 10.0)
+
+    returned, quality = search(order, attempt, Bound(25, 0.9), attempt(frozenset()))
+    assert needed <= len(returned) <= max(needed + 2, 4 if needed else 0)
+    assert quality == of(30.0)
+    assert len(tried) <= 9  # a try is a graph and a few runs
+
+
+def test_the_search_gives_up_where_half_of_the_products_do_not_help() -> None:
+    with pytest.raises(CalibrationError, match=r"with 8 of 16 products in high precision.*choose a wider format"):
+        search([str(index) for index in range(16)], lambda _: of(1.0), Bound(25, 0.9), of(1.0))
+
+
+def test_the_noisiest_product_goes_back_first() -> None:
+    assert worst_first({"a": 30.0, "b": 10.0, "c": 20.0}) == ["b", "c", "a"]

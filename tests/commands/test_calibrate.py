@@ -1,0 +1,76 @@
+"""lssgen calibrate: three actions, each with its own options, and every mistake one line."""
+
+from pathlib import Path
+
+import pytest
+
+from lssgen.bundle import Bundle, read_bundle
+from lssgen.commands.calibrate import main
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    out, err = capsys.readouterr()
+    return out, err.strip().splitlines()[-1] if err.strip() else ""
+
+
+def test_ranges_then_quantise_makes_a_bundle_beside_the_other(
+    demo: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red star above a blue circle on a white background\na green triangle\n")
+    file, made = tmp_path / "demo.ranges.safetensors", tmp_path / "made"
+    runs = ["--threads=1", "--verify=never", f"--prompts={prompts}"]
+    assert main(["ranges", str(demo.folder), "-o", str(file), "--steps=16", *runs]) == 0
+    out, _ = lines(capsys)
+    assert "| input of | largest at 128x128 | largest at 256x256 | ratio |" in out
+    assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    words = ["--format=fp8", "--for=tensorrt-rtx", "--target=sm89,sm120", f"--statistics={file}", "--compare=0"]
+    assert main(["quantise", str(demo.folder), "-o", str(made), *words, *runs]) == 0
+    out, err = lines(capsys)
+    assert "57 products in fp8 for tensorrt-rtx, 0 kept, 5 attentions" in out
+    assert "not timed" in err
+    assert read_bundle(made).manifest.graphs["step"].quantisation is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "quantise BUNDLE --statistics none.safetensors",
+            "CalibrationError: statistics none.safetensors cannot be read",
+        ),
+        ("quantise BUNDLE --format int8-weights --for tensorrt-rtx --target sm99", "there is no target 'sm99'"),
+        ("ranges BUNDLE --prompts none.txt", "PromptError: prompts none.txt cannot be read"),
+        ("adopt BUNDLE", "CalibrationError: to adopt a graph, give its ONNX file with --graph"),
+        ("adopt BUNDLE --graph none.onnx --compare 0", "none.onnx is not an ONNX graph that can be read"),
+        ("ranges nowhere", "BundleError: nowhere is not a bundle"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_1(
+    demo: Bundle, words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    argv = [str(demo.folder) if word == "BUNDLE" else word for word in words.split()]
+    assert main([*argv, "--verify=never", "--output", str(tmp_path / "made")]) == 1
+    _, err = lines(capsys)
+    assert said in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("rangs demo", "ACTION: there is no 'rangs'; did you mean ranges?"),
+        ("ranges demo --format int8", "--format is not an option of ranges"),
+        ("quantise demo --graph x.onnx", "--graph is not an option of quantise"),
+        ("adopt demo --smoothing 0.5", "--smoothing is not an option of adopt"),
+        ("quantise demo --format int3", "--format: there is no 'int3'; did you mean int8?"),
+        ("quantise demo --share 2", "--share: 2 is too large; give 1 at most"),
+        ("quantise demo --for onnxruntime-cuda", "--for: there is no 'onnxruntime-cuda'; did you mean onnxruntime?"),
+    ],
+)
+def test_a_slip_is_one_line_and_status_2(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words.split())
+    assert said in capsys.readouterr().err
