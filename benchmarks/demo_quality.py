@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--outdir", type=Path, default=ROOT / "benchmarks" / "results")
     args = parser.parse_args()
     args.outdir.mkdir(parents=True, exist_ok=True)
-    with lssgen.load(args.bundle, threads=args.threads) as pipeline:
+    with lssgen.load(args.bundle, engine="onnxruntime", threads=args.threads) as pipeline:
         rows = list(measure(pipeline, held_out_prompts(args.prompts), args.outdir / "demo_quality.jsonl"))
         step = pipeline.bundle.manifest.graphs["step"]
     summary = summarise(rows)

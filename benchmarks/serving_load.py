@@ -260,7 +260,7 @@ async def kill_and_restart(server: Process, url: str, count: int, tally: Tally) 
 def compare(bundle: Path, pictures: list[tuple[dict[str, Any], bytes]], threads: int) -> int:
     """How many pictures are not those that the pipeline paints, to the last bit."""
     different = 0
-    with lssgen.load(bundle, threads=threads) as pipeline:
+    with lssgen.load(bundle, engine="onnxruntime", threads=threads) as pipeline:
         for body, data in pictures:
             side = int(body["size"].split("x")[0])
             words = {name: body[name] for name in ("seed", "num_inference_steps", *TINY)}

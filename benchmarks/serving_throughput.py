@@ -129,7 +129,7 @@ def measured(folder: Path, args: argparse.Namespace) -> dict[str, list[Served]]:
     found: dict[str, list[Served]] = defaultdict(list)
     sizes = tuple((side, side) for side in SIZES)
     with (
-        lssgen.load(folder, threads=args.threads) as pipeline,
+        lssgen.load(folder, engine="onnxruntime", threads=args.threads) as pipeline,
         lssgen.Server(folder, options=ServerOptions(batches=BATCHES, sizes=sizes), threads=args.threads) as server,
     ):
         server.wait_ready()

@@ -111,7 +111,7 @@ LIBRARIES: dict[str, set[str]] = {
     "tensorrt": {"engines.trt"},
     "tensorrt_rtx": {"engines.trt"},
     "openvino": {"engines.cpu"},
-    "matplotlib": {"bench"},
+    "matplotlib": {"bench", "calibration"},
     "ruptures": {"bench"},
     "mlperf_loadgen": {"bench"},
     "pytest": {"bench"},

@@ -257,7 +257,8 @@ def test_targets_without_the_gpu_at_hand_are_refused(machine: Machine, style: St
 def test_without_onnx_runtime_there_is_nothing_to_compare_with(
     machine: Machine, style: Style, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "lssgen.parity.pieces")
+    for module in ("lssgen.parity.pieces", "lssgen.ort"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BackendError, match=r'onnxruntime is needed: pip install "lssgen\[onnxruntime\]" onnx-ir'):
         built(machine, style("a"))
