@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lssgen.bundle import Bundle, read_bundle
-from lssgen.commands.common import run
+from lssgen.commands.common import run, warnings_as_lines
 from lssgen.commands.engine_options import add_engine_options, engine_words
 from lssgen.commands.flags import add_flags, given
 from lssgen.commands.parser import Parser
@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "lssgen-calibrate") -> i
     _refuse_misplaced(parser, args)
     words = engine_words(parser, args)
     work = {"ranges": _ranges, "quantise": _quantise, "adopt": _adopt}[args.action]
-    return run(prog, lambda: _with_libraries(lambda: work(args, words)))
+    with warnings_as_lines():
+        return run(prog, lambda: _with_libraries(lambda: work(args, words)))
 
 
 def _refuse_misplaced(parser: Parser, args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
@@ -42,6 +43,18 @@ def run(command: str, work: Callable[[], None], *, quiet: bool = False) -> int:
         except KeyboardInterrupt:
             return _stopped(command, told)
     return 0
+
+
+@contextmanager
+def warnings_as_lines() -> Generator[None]:
+    """Within it, a warning is a line of the command."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        logging.getLogger("lssgen").warning("%s", message)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _line(error: Exception) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from lssgen.bundle import MANIFEST, Bundle, read_bundle, sha256_of
-from lssgen.commands.common import run
+from lssgen.commands.common import run, warnings_as_lines
 from lssgen.commands.demo import demo_bundle
 from lssgen.commands.engine_options import add_engine_options, engine_words
 from lssgen.commands.flags import add_flags, given
@@ -174,12 +174,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "lssgen-run") -> int:
     _refuse_forgotten_quotes(parser, args.prompt)
     words = engine_words(parser, args)
     # Around the whole command, since what `_run` sets is the process's, and a caller of `main` has its own.
-    with warnings.catch_warnings():
+    with warnings_as_lines():
         return run(prog, lambda: _run(parser, args, words), quiet=args.quiet)
 
 
 def _run(parser: Parser, args: argparse.Namespace, words: EngineOptions) -> None:
-    warnings.showwarning = _show
     # Python says a warning once a place; every prompt that is cut off shall be heard of.
     warnings.simplefilter("always", PromptWarning)
     settings = settings_from_file(args.config) if args.config else _NOTHING
@@ -310,11 +309,6 @@ def _refuse_forgotten_quotes(parser: Parser, prompts: Sequence[str]) -> None:
             f"{len(prompts)} prompts were given, {words} of them a single word; put quotes around a prompt: "
             f"{parser.prog} {quoted}. To paint single words, write them to a file for --prompts"
         )
-
-
-def _show(message: Warning | str, *_: object, **__: object) -> None:
-    """A warning, as a line of the command."""
-    _LOG.warning("%s", message)
 
 
 if __name__ == "__main__":

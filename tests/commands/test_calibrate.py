@@ -13,15 +13,19 @@ def lines(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
     return out, err.strip().splitlines()[-1] if err.strip() else ""
 
 
+@pytest.mark.filterwarnings("always::lssgen.runtime.text.PromptWarning")
 def test_ranges_then_quantise_makes_a_bundle_beside_the_other(
     demo: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a red star above a blue circle on a white background\na green triangle\n")
+    too_long = "a green triangle that stands on its tip below a yellow ring with a hole"
+    prompts.write_text(f"a red star above a blue circle on a white background\n{too_long}\n")
     file, made = tmp_path / "demo.ranges.safetensors", tmp_path / "made"
     runs = ["--threads=1", "--verify=never", f"--prompts={prompts}"]
     assert main(["ranges", str(demo.folder), "-o", str(file), "--steps=16", *runs]) == 0
-    out, _ = lines(capsys)
+    out, err = capsys.readouterr()
+    assert "lssgen-calibrate: warning: prompt too long" in err
+    assert "PromptWarning" not in err
     assert "| input of | largest at 128x128 | largest at 256x256 | ratio |" in out
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     words = ["--format=fp8", "--for=tensorrt-rtx", "--target=sm89,sm120", f"--statistics={file}", "--compare=0"]
