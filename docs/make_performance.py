@@ -164,11 +164,12 @@ def alarms() -> Iterator[str]:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     verdicts = Counter(line["verdict"] for line in lines)
     loads = sorted(float(line["load"]) for line in lines)
+    rounds = sorted(line["rounds"] for line in lines)
     yield "## The gate against itself\n"
     rows = [("verdict", "comparisons"), *((name, str(verdicts.get(name, 0))) for name in ("PASS", "UNDECIDED", "FAIL"))]
     yield table(rows)
     yield (
-        f"{len(lines)} comparisons of one side with itself, {lines[0]['rounds']} rounds each, margin "
+        f"{len(lines)} comparisons of one side with itself, {rounds[0]} to {rounds[-1]} rounds each, margin "
         f"{lines[0]['margin']:.0%}, {lines[0]['written'][:10]}; the machine's load was "
         f"{loads[0]:.0f} to {loads[-1]:.0f} on "
         "two cores. A FAIL would be a false alarm. Printed by `benchmarks/false_alarms.py`.\n"
