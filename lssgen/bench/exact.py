@@ -21,10 +21,9 @@ import numpy as np
 from lssgen.bench.cases import PROMPT, wordings
 from lssgen.bench.idle import IdleBackend
 from lssgen.bench.meter import Meter, MeteredBackend
+from lssgen.bench.records import read_record, write_record
 from lssgen.bundle import Bundle
-from lssgen.durable import write_whole
-from lssgen.errors import BenchError, MismatchError
-from lssgen.jsons import JsonError, NoFileError, read_json
+from lssgen.errors import MismatchError
 from lssgen.plan import ModelFacts, Plan, stage_flops
 from lssgen.runtime import Options, Pipeline
 
@@ -57,10 +56,6 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
     exact: Mapping[str, int | str]
     host: Mapping[str, int | str] = {}
     ratios: Mapping[str, float] = {}
-
-
-class _Head(msgspec.Struct):
-    format: object = None
 
 
 def plan_lines(plan: Plan, facts: ModelFacts) -> Lines:
@@ -139,10 +134,7 @@ def write_baseline(baseline: Baseline, path: Path) -> None:
     Raises:
         BenchError: The file cannot be written.
     """
-    try:
-        write_whole(path, msgspec.json.format(msgspec.json.encode(baseline), indent=2) + b"\n")
-    except OSError as error:
-        raise BenchError(f"{path} cannot be written: {error.strerror}; choose another file") from error
+    write_record(baseline, path)
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -152,18 +144,8 @@ def read_baseline(path: Path) -> Baseline:
         BenchError: It is missing or damaged.
         MismatchError: It has another format.
     """
-    try:
-        head = read_json(path, _Head)
-        if head.format != FORMAT:
-            raise MismatchError(
-                f"{path} has format {str(head.format)[:20]}, and this lssgen reads format {FORMAT}; make it anew with "
-                "--update"
-            )
-        return read_json(path, Baseline)
-    except NoFileError as error:
-        raise BenchError(f"{path} {error}; make it with --update") from error
-    except JsonError as error:
-        raise BenchError(f"{path} is damaged: it {error}; make it anew with --update") from error
+    again = "make it anew with --update"
+    return read_record(path, Baseline, FORMAT, make="make it with --update", again=again, other=MismatchError)
 
 
 def _counted(meter: Meter, when: str) -> Lines:

@@ -6,10 +6,8 @@ from pathlib import Path
 import msgspec
 
 from lssgen.bench.environment import Environment
+from lssgen.bench.records import read_record, write_record
 from lssgen.bench.summary import Summary
-from lssgen.durable import write_whole
-from lssgen.errors import BenchError
-from lssgen.jsons import JsonError, NoFileError, read_json
 
 FORMAT = 1
 """Changes when a reader would misunderstand an older file."""
@@ -105,20 +103,13 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     cases: tuple[CaseResult, ...] = ()
 
 
-class _Head(msgspec.Struct):
-    format: object = None
-
-
 def write_result(result: BenchResult, path: Path) -> None:
     """Write it, whole or not at all.
 
     Raises:
         BenchError: The file cannot be written.
     """
-    try:
-        write_whole(path, msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
-    except OSError as error:
-        raise BenchError(f"{path} cannot be written: {error.strerror}; choose another file") from error
+    write_record(result, path)
 
 
 def read_result(path: Path) -> BenchResult:
@@ -127,15 +118,5 @@ def read_result(path: Path) -> BenchResult:
     Raises:
         BenchError: It is missing, damaged, or of another format.
     """
-    try:
-        head = read_json(path, _Head)
-        if head.format != FORMAT:
-            raise BenchError(
-                f"{path} has format {str(head.format)[:20]}, and this lssgen reads format {FORMAT}; measure again with "
-                "lssgen bench"
-            )
-        return read_json(path, BenchResult)
-    except NoFileError as error:
-        raise BenchError(f"{path} {error}; make one with lssgen bench BUNDLE --output {path.name}") from error
-    except JsonError as error:
-        raise BenchError(f"{path} is damaged: it {error}; measure again with lssgen bench") from error
+    make = f"make one with lssgen bench BUNDLE --output {path.name}"
+    return read_record(path, BenchResult, FORMAT, make=make, again="measure again with lssgen bench")
