@@ -14,6 +14,7 @@ import msgspec
 from lssgen.bench.cases import PROMPT, wordings
 from lssgen.bench.clocks import Pace
 from lssgen.bench.environment import Environment, environment
+from lssgen.bench.records import write_record
 from lssgen.bench.sides import Side, painter
 from lssgen.bench.stats import (
     Interval,
@@ -26,7 +27,6 @@ from lssgen.bench.stats import (
     verdict,
 )
 from lssgen.choices import choice, refuse_outside
-from lssgen.durable import write_whole
 from lssgen.errors import BenchError, MismatchError
 from lssgen.jsons import JsonError, NoFileError, read_json
 
@@ -205,10 +205,7 @@ def write_duel(duel: Duel, path: Path) -> None:
     Raises:
         BenchError: The file cannot be written.
     """
-    try:
-        write_whole(path, msgspec.json.format(msgspec.json.encode(duel), indent=2) + b"\n")
-    except OSError as error:
-        raise BenchError(f"{path} cannot be written: {error.strerror}; choose another file") from error
+    write_record(duel, path)
 
 
 def read_duel(path: Path) -> Duel:
