@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lssgen.errors import CalibrationError
+from lssgen.plan.cosines import cosines
 from lssgen.ports import Array
-from lssgen.runtime.noise import cosines
 
 Floats = NDArray[np.float64]
 
