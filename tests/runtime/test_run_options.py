@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import msgspec
 import numpy as np
@@ -23,6 +23,7 @@ def test_options_mirror_request_and_plan_options() -> None:
     declared = {name: get_type_hints(record)[name] for record in (Request, PlanOptions) for name in flags_of(record)}
     declared["skip_layers"] = bool | SkipLayerGuidance
     declared["scheduler"] = str | SchedulerChoice | None
+    declared["start_sigma"] = float | Literal["auto"]
     assert get_type_hints(Options) == declared
     assert list(Options.__annotations__)[: len(flags_of(Request))] == list(flags_of(Request))
 
