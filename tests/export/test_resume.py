@@ -18,7 +18,16 @@ from lssgen.export import workshop as graphs
 from lssgen.export.config import ExportConfig
 from lssgen.export.export import export
 
-ALL = ["text", "step", "decode", "encode", "transition_resnet", "transition_latent", "transition_pixel"]
+ALL = [
+    "text",
+    "step",
+    "decode",
+    "encode",
+    "transition_resnet",
+    "transition_latent",
+    "transition_pixel",
+    "transition_dct",
+]
 
 
 def test_second_export_writes_nothing(config: ExportConfig, written: list[str]) -> None:
