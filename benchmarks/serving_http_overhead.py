@@ -30,11 +30,11 @@ from benchmarks.serving_overhead import IdleBackend
 from lssgen.models.aliases import ALIASES
 from lssgen.runtime import Options
 from lssgen.serving import ImageRequest, Server, ServerOptions
-from lssgen.serving.api import Observation
 from lssgen.serving.http.host import app_of
 from lssgen.serving.http.metrics import Metrics
 from lssgen.serving.http.running import Connections, HttpServer, address_of, open_socket, uvicorn_config
 from lssgen.serving.http.settings import HttpSettings
+from lssgen.serving.status import Observation
 from lssgen.testing import FakeModel, decode_network, fake_bundle, step_network, text_network, transition_network
 
 

@@ -25,7 +25,8 @@ from lssgen.models.aliases import ALIASES
 from lssgen.ports import Array
 from lssgen.runtime import Options
 from lssgen.serving import ImageRequest, ServerOptions
-from lssgen.serving.api import Event, Observation, Progress
+from lssgen.serving.api import Event, Progress
+from lssgen.serving.status import Observation
 from lssgen.testing import (
     FakeBackend,
     FakeBuffer,

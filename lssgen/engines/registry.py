@@ -19,20 +19,22 @@ class Place:
         function: `function(options)` returns the backend; as "module:name" below `lssgen.engines`.
         options: Class of its options, as "module:name"; importing it needs no library.
         extra: Extra that pip must install for it.
+        gpu: True where it runs on a GPU.
     """
 
     function: str
     options: str
     extra: str
+    gpu: bool = False
 
 
 ENGINES = {
     "onnxruntime": Place("onnxruntime:open_cpu", "options:OrtOptions", "onnxruntime"),
     "openvino": Place("cpu.openvino:open_openvino", "options:OvOptions", "openvino"),
     "auto": Place("cpu.auto:open_auto", "options:OrtOptions", "onnxruntime"),
-    "onnxruntime-cuda": Place("onnxruntime:open_cuda", "options:OrtCudaOptions", "onnxruntime-gpu"),
-    "tensorrt": Place("trt.backend:open_tensorrt", "trt.options:TrtOptions", "tensorrt"),
-    "tensorrt-rtx": Place("trt.backend:open_tensorrt_rtx", "trt.options:TrtOptions", "tensorrt-rtx"),
+    "onnxruntime-cuda": Place("onnxruntime:open_cuda", "options:OrtCudaOptions", "onnxruntime-gpu", gpu=True),
+    "tensorrt": Place("trt.backend:open_tensorrt", "trt.options:TrtOptions", "tensorrt", gpu=True),
+    "tensorrt-rtx": Place("trt.backend:open_tensorrt_rtx", "trt.options:TrtOptions", "tensorrt-rtx", gpu=True),
 }
 
 
@@ -41,16 +43,28 @@ def default_engine() -> str:
     return os.environ.get("LSSGEN_ENGINE") or "auto"
 
 
-def open_backend(name: str, **options: Unpack[EngineOptions]) -> Backend:
+def needs_gpu(name: str) -> bool:
+    """Whether an engine runs on a GPU; "" is the default one.
+
+    Raises:
+        BackendError: No such name.
+    """
+    name = name or default_engine()
+    options_class(name)
+    return ENGINES[name].gpu
+
+
+def open_backend(name: str = "", **options: Unpack[EngineOptions]) -> Backend:
     """The backend of that name, on one device.
 
     Args:
-        name: A key of `ENGINES`.
+        name: A key of `ENGINES`; empty: `default_engine()`.
         options: How to run there; fields of `options_class(name)`.
 
     Raises:
         BackendError: No such name or option, or its library, driver or device is missing.
     """
+    name = name or default_engine()
     chosen = options_from_words(name, options)
     place = ENGINES[name]
     try:

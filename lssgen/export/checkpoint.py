@@ -14,13 +14,15 @@ from torch import nn
 
 from lssgen.errors import ModelError
 from lssgen.export.changes import Change
-from lssgen.export.config import Embedding, Lora
+from lssgen.export.config import Embedding
 from lssgen.export.embeddings import Taught, notes_on, read_embedding, teach
 from lssgen.export.lora import read_lora
-from lssgen.export.lora_names import Target, renaming
+from lssgen.export.lora_renaming import renaming
 from lssgen.export.tokenizers import open_tokenizer
 from lssgen.export.weights import Weights, open_weights
 from lssgen.export.writer import weightless
+from lssgen.lora.asked import Lora
+from lssgen.lora.names import Target
 from lssgen.models.configs import INDEX, read_component, read_json
 from lssgen.models.nets.latent_upsampler import CONFIG_FILE, LatentUpSampler, read_config
 

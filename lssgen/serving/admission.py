@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 
 from lssgen.errors import BackendError, EngineError, LssgenError, RefusedError
-from lssgen.serving.api import Observation
 from lssgen.serving.desk import Desk
 from lssgen.serving.lanes import Lanes
 from lssgen.serving.model import Model
@@ -12,6 +11,7 @@ from lssgen.serving.models import Models
 from lssgen.serving.options import ServerOptions
 from lssgen.serving.painter import Painter
 from lssgen.serving.queues import Queues, Waiting
+from lssgen.serving.status import Observation
 from lssgen.serving.work import Crowd, Job, Piece
 
 Busy = Callable[[Callable[[], None]], None]

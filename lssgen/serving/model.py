@@ -15,8 +15,8 @@ from lssgen.runtime.options import Request
 from lssgen.runtime.text import TextEncoder
 from lssgen.runtime.workspace import Geometry, Workspace
 from lssgen.runtime.workspaces import Workspaces
-from lssgen.serving.api import ModelInfo
 from lssgen.serving.plans import Plans
+from lssgen.serving.status import ModelInfo
 from lssgen.serving.times import StepTimes
 
 

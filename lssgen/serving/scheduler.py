@@ -18,7 +18,6 @@ from lssgen.engines.base import Backend, Mark
 from lssgen.errors import CancelledError, EngineError, LssgenError, RefusedError
 from lssgen.runtime.sampler import Floats
 from lssgen.serving.admission import Admission
-from lssgen.serving.api import Observation
 from lssgen.serving.desk import Desk
 from lssgen.serving.drafts import Drafts
 from lssgen.serving.finish import Finisher
@@ -28,6 +27,7 @@ from lssgen.serving.model import Model
 from lssgen.serving.models import Models
 from lssgen.serving.options import ServerOptions
 from lssgen.serving.painter import Painter
+from lssgen.serving.status import Observation
 from lssgen.serving.times import Call
 from lssgen.serving.work import Job, Piece
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from lssgen.errors import LssgenError, ModelError
 from lssgen.export import patterns
 from lssgen.export.checkpoint import Checkpoint
-from lssgen.export.config import Lora
-from lssgen.export.patterns import first_fits
+from lssgen.lora.asked import Lora
+from lssgen.lora.patterns import first_fits
 
 QUERY = "transformer.transformer_blocks.0.attn.to_q"
 PARTS = ("transformer", "text_encoder")

@@ -97,7 +97,7 @@ class Traffic:
             done.set()
 
         self._server._scheduler.call(both)
-        assert done.wait(30), self._server._fault
+        assert done.wait(30), self._server._life._fault
 
     def _plan(self, earlier: int) -> None:
         for number, arrival in enumerate(self._coming):

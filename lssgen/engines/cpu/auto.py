@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ class AutoEngines:
         self.require(demand)
 
     def __getitem__(self, graph: str) -> AutoEngine:
-        name = self._backend.chosen[graph]
+        name = self._backend.chosen(self._bundle)[graph]
         engine, known = self._inner[name][graph], self._known.get(graph)
         if known is None or known.inner is not engine:
             known = self._known[graph] = AutoEngine(engine, name)
@@ -103,9 +104,9 @@ class AutoEngines:
         graphs = demand.graphs or tuple(self._bundle.manifest.graphs)
         for graph in graphs:
             see_graph(self._bundle, graph)
-        self._backend.choose(self._bundle, graphs)
-        for name in dict.fromkeys(self._backend.chosen[graph] for graph in graphs):
-            own = tuple(graph for graph in graphs if self._backend.chosen[graph] == name)
+        chosen = self._backend.choose(self._bundle, graphs)
+        for name in dict.fromkeys(chosen[graph] for graph in graphs):
+            own = tuple(graph for graph in graphs if chosen[graph] == name)
             part = Demand(own, demand.batches, demand.branches, demand.resolutions, demand.previews)
             if name in self._inner:
                 self._inner[name].require(part)
@@ -124,15 +125,12 @@ class AutoBackend:
 
     Args:
         options: How to run, whichever engine runs.
-
-    Attributes:
-        chosen: Name of the engine of every graph that was asked for.
     """
 
     def __init__(self, options: OrtOptions) -> None:
         self._options = options
         self._backends: dict[str, Backend] = {}
-        self.chosen: dict[str, str] = {}
+        self._chosen: dict[Path, dict[str, str]] = {}
 
     @property
     def name(self) -> str:
@@ -166,13 +164,20 @@ class AutoBackend:
 
     def describe(self) -> Mapping[str, object]:
         inner = {name: dict(backend.describe()) for name, backend in self._backends.items()}
-        return {"backend": self.name, "threads": self._options.threads, "engines": inner, "components": self.chosen}
+        components = next(reversed(self._chosen.values()), {})  # a run has one bundle
+        return {"backend": self.name, "threads": self._options.threads, "engines": inner, "components": components}
 
-    def choose(self, bundle: Bundle, graphs: Sequence[str]) -> None:
-        """See that every graph has its engine: remembered, or measured now."""
+    def chosen(self, bundle: Bundle) -> dict[str, str]:
+        """Name of the engine of every graph of a bundle that was asked for."""
+        return self._chosen.setdefault(bundle.folder.resolve(), {})
+
+    def choose(self, bundle: Bundle, graphs: Sequence[str]) -> Mapping[str, str]:
+        """Name of the engine of every graph: remembered, or measured now."""
+        chosen = self.chosen(bundle)
         for graph in graphs:
-            if graph not in self.chosen:
-                self.chosen[graph] = self.choice(bundle, graph).engine
+            if graph not in chosen:
+                chosen[graph] = self.choice(bundle, graph).engine
+        return chosen
 
     def forget(self, bundle: Bundle, graph: str) -> None:
         """Let the next choice for a graph be measured anew."""

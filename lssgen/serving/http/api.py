@@ -10,7 +10,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from lssgen.serving.api import ModelInfo
 from lssgen.serving.http import logs
 from lssgen.serving.http.answers import images_answer, job_status, sse, told_event
 from lssgen.serving.http.bodies import Bodies, form_of
@@ -35,6 +34,7 @@ from lssgen.serving.http.refusals import HttpError
 from lssgen.serving.http.responses import EventStream, error_answer, first_of, json_answer
 from lssgen.serving.http.settings import HttpSettings
 from lssgen.serving.http.tracing import Tracer
+from lssgen.serving.status import ModelInfo
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 

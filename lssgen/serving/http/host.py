@@ -14,6 +14,7 @@ from lssgen import paths
 from lssgen.durable import locked
 from lssgen.engines.options import EngineOptions
 from lssgen.errors import ServingError
+from lssgen.lora.asked import Lora
 from lssgen.serving.http.api import Api
 from lssgen.serving.http.app import build_app
 from lssgen.serving.http.jobs import Job
@@ -93,8 +94,9 @@ def app_of(
 def serve(
     bundles: Sequence[str | Path] | Mapping[str, str | Path],
     *,
-    engine: str = "onnxruntime",
+    engine: str = "",
     aliases: Mapping[str, str] = MappingProxyType({}),
+    loras: Mapping[str, str | Path | Lora] = MappingProxyType({}),
     settings: HttpSettings | None = None,
     limits: Limits | None = None,
     options: ServerOptions | None = None,
@@ -104,7 +106,7 @@ def serve(
     """Serve bundles by HTTP until told to stop.
 
     Args:
-        bundles, engine, aliases, options, verify, engine_options: As for `lssgen.Server`.
+        bundles, engine, aliases, loras, options, verify, engine_options: As for `lssgen.Server`.
         settings, limits: How it faces the net.
 
     Raises:
@@ -123,6 +125,7 @@ def serve(
                 bundles,
                 engine=engine,
                 aliases=aliases,
+                loras=loras,
                 options=options,
                 verify=verify,
                 observe=metrics.observe,

@@ -10,13 +10,14 @@ import msgspec
 from PIL import Image
 
 from lssgen.runtime.options import Options
-from lssgen.serving.api import ImageRequest, ModelInfo
+from lssgen.serving.api import ImageRequest
 from lssgen.serving.http.fields import RUN_WORDS, Common, Edit, EditForm, Form, Format, Generation, VariationForm
 from lssgen.serving.http.inputs import Upload, mask_of, picture_of, upload_from_reference
 from lssgen.serving.http.limits import Limits
 from lssgen.serving.http.qualities import QUALITIES, words_of
 from lssgen.serving.http.refusals import HttpError
 from lssgen.serving.http.sizes import side_lengths
+from lssgen.serving.status import ModelInfo
 
 Route = Literal["generations", "edits", "variations"]
 

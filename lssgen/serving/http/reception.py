@@ -16,7 +16,7 @@ import msgspec
 
 from lssgen.errors import LssgenError, RefusedError
 from lssgen.jsons import JsonError
-from lssgen.serving.api import Event, ImageRequest, ModelInfo, Progress
+from lssgen.serving.api import Event, ImageRequest, Progress
 from lssgen.serving.http.jobs import Job, Painted, Pump, failure, told_before
 from lssgen.serving.http.journal import MOST_STARTS, JobRecord, Journal
 from lssgen.serving.http.keys import Client
@@ -27,6 +27,7 @@ from lssgen.serving.http.refusals import HttpError
 from lssgen.serving.http.sizes import other_size
 from lssgen.serving.http.store import Store
 from lssgen.serving.server import Server
+from lssgen.serving.status import ModelInfo
 from lssgen.serving.ticket import Ticket
 
 _LOG = logging.getLogger("lssgen.serve")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from lssgen.engines.registry import needs_gpu
 from lssgen.errors import ServingError
 from lssgen.jsons import JsonError, convert_json, decode_json
 
@@ -15,7 +16,7 @@ class RayChoices:
 
     Attributes:
         bundles: Folders, which every node has at the same place, by name; as text "sd3=/models/sd3,/models/flux".
-        engine: Engine that paints.
+        engine: Engine that paints, as for `lssgen.load`.
         engine_options, server_options: Options of the engine and of the engine room; as text, JSON.
         api_keys: File of keys on every node; empty: everybody may ask.
         num_gpus, num_cpus: GPUs and CPUs that a replica has for itself; GPUs may be a share of one.
@@ -31,7 +32,7 @@ class RayChoices:
     """
 
     bundles: Mapping[str, str]
-    engine: str = "onnxruntime"
+    engine: str = ""
     engine_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     server_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     api_keys: str = ""
@@ -60,7 +61,7 @@ class RayChoices:
     @property
     def gpus(self) -> float:
         """GPUs of a replica: one, where the engine needs one and nothing else is said."""
-        return self.num_gpus if self.num_gpus >= 0 else float(self.engine != "onnxruntime")
+        return self.num_gpus if self.num_gpus >= 0 else float(needs_gpu(self.engine))
 
 
 def choices_from(args: Mapping[str, Any]) -> RayChoices:

@@ -18,6 +18,7 @@ import filelock
 
 from lssgen.bundle import MANIFEST, Bundle, files
 from lssgen.durable import clear_partial, locked, whole_folder
+from lssgen.engines.registry import needs_gpu
 from lssgen.errors import ServingError
 from lssgen.serving.triton.ports import INPUTS, OUTPUTS, TritonPort
 
@@ -37,13 +38,13 @@ class TritonModel:
 
     Attributes:
         name: Name in the repository, and of its folder.
-        engine: Engine of lssgen that runs it.
+        engine: Engine of lssgen that runs it, as for `lssgen.load`.
         engine_options: Options of that engine, in words that JSON has.
         server_options: Limits and sizes of the engine room, in words that JSON has.
     """
 
     name: str
-    engine: str = "onnxruntime"
+    engine: str = ""
     engine_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     server_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -89,7 +90,7 @@ def export_triton(bundle: Bundle, output: Path, model: TritonModel, *, say: Call
 
 def config_text(model: TritonModel) -> str:
     """config.pbtxt, in protobuf's text form."""
-    kind = "KIND_CPU" if model.engine == "onnxruntime" else "KIND_GPU"
+    kind = "KIND_GPU" if needs_gpu(model.engine) else "KIND_CPU"
     parameters = {
         "bundle": "bundle",
         "engine": model.engine,

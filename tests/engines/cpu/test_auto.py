@@ -72,7 +72,7 @@ def test_components_of_one_run_may_be_computed_by_different_engines(bundle: Bund
     with Pipeline(bundle, OrtBackend(ONE)) as pipeline:
         wanted = pipeline("a red circle", scaling_space="latent").latents
     backend = AutoBackend(ONE)
-    backend.chosen.update(dict.fromkeys(bundle.manifest.graphs, mixed[0]) | {"step": mixed[1]})
+    backend.chosen(bundle).update(dict.fromkeys(bundle.manifest.graphs, mixed[0]) | {"step": mixed[1]})
     with Pipeline(bundle, backend) as pipeline:
         got = pipeline("a red circle", scaling_space="latent").latents
     # The step in bfloat16, where it is OpenVINO's: 8 bits of mantissa, six steps.
@@ -82,7 +82,7 @@ def test_components_of_one_run_may_be_computed_by_different_engines(bundle: Bund
 
 def test_buffers_are_its_own(bundle: Bundle) -> None:
     backend = AutoBackend(ONE)
-    backend.chosen["text"] = "onnxruntime"
+    backend.chosen(bundle)["text"] = "onnxruntime"
     engine = backend.open(bundle, Demand(graphs=("text",)))["text"]
     with pytest.raises(ShapeError, match='engine "auto" binds its own buffers'):
         engine.bind({"ids": FakeBuffer((1, 8), np.int64), "text": FakeBuffer((1, 1), np.float32)})

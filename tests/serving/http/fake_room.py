@@ -22,19 +22,17 @@ from lssgen.serving.api import (
     Failed,
     Hear,
     ImageRequest,
-    ModelInfo,
-    Phase,
     PictureDone,
     Preview,
     Progress,
     Queued,
     Quote,
     Span,
-    Stats,
     Timings,
     Usage,
 )
 from lssgen.serving.server import Server
+from lssgen.serving.status import ModelInfo, Phase, Stats
 from lssgen.serving.ticket import Ticket
 
 
