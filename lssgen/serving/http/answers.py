@@ -49,7 +49,7 @@ def job_status(job: Job, base: str) -> dict[str, Any]:
         "progress": None,
         "pictures": len(job.pictures),
         "previews": sum(isinstance(one, Partial) for one in job.told),
-        "draft": bool(job.draft),
+        "draft": job.drafted,
         "seed": job.order.asked.fields.seed if job.order else job.record and job.record.fields.get("seed"),
         "model": job.ticket.model if job.ticket else job.answer.get("model"),
         "notes": list(job.ticket.notes) if job.ticket else job.answer.get("notes", []),

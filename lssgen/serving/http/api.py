@@ -208,7 +208,8 @@ class Api:
         draft = self._job(request)
         if draft.open:
             raise HttpError("job_not_finished", f"draft {draft.id} has not ended; ask for its status", param="id")
-        return self._accepted(request, await self.reception.refine(draft, fields.keep, _client(request)))
+        job = await self.reception.refine(draft, fields.keep, _client(request), idempotency=_idempotency(request))
+        return self._accepted(request, job)
 
     async def _job_events(self, job: Job, base: str) -> AsyncGenerator[bytes, None]:
         """States as they change, previews and pictures as they come, the last state at the end."""
@@ -243,7 +244,7 @@ class Api:
         return json_answer({"object": "list", "data": [_model(one) for one in self.reception.room.models()]})
 
     async def model(self, request: Request) -> Response:
-        return json_answer(_model(self.reception.model(request.path_params["id"])))
+        return json_answer(_model(await self.reception.model(request.path_params["id"])))
 
     async def live(self, request: Request) -> Response:
         del request

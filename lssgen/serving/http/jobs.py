@@ -132,10 +132,7 @@ class Job:
     @property
     def route(self) -> Route:
         """Which of the three it was sent to."""
-        if self.order is not None:
-            return self.order.asked.route
-        assert self.record is not None, "a job without an order is one of the journal's"
-        return self.record.route
+        return self.order.asked.route if self.order else self.noted.route
 
     @property
     def progress(self) -> Progress | None:
@@ -146,14 +143,29 @@ class Job:
         """Where it waits; None once it is painted, or over."""
         return self.ticket.queued() if self.ticket and self.ticket.state == "queued" else None
 
+    @property
+    def drafted(self) -> bool:
+        """Whether it has left a draft, whose pictures can be finished."""
+        said = self.order.asked if self.order else self.record
+        return self.state == "done" and said is not None and said.draft and not said.keep
+
+    @property
+    def noted(self) -> JobRecord:
+        """Its record, where it has one for sure."""
+        assert self.record is not None, "a job without an order is one of the journal's"
+        return self.record
+
     def cancel(self) -> None:
         """Take it back."""
         if self.open and self.ticket:
             self.ticket.cancel()
-        elif self.open:  # it waits to be begun again after a restart
-            self.state, self.ended = "cancelled", time.time()
-            self.error = HttpError("cancelled", "the job was cancelled before it was begun again")
+        elif self.open:  # it waits to be begun again
+            self.end("cancelled", HttpError("cancelled", "the job was cancelled before it was begun again"))
             self.changed()
+
+    def end(self, state: JobState, error: HttpError | None) -> None:
+        """Let it have ended; nobody who waits is woken yet."""
+        self.state, self.error, self.ended = state, error, time.time()
 
     def changed(self) -> None:
         """Wake those who wait."""
@@ -203,7 +215,7 @@ class Pump:
                 job.changed()
         except Exception as error:
             _LOG.exception("request %s failed", job.id)
-            _end(job, "failed", refusal_of(error))
+            job.end("failed", refusal_of(error))
             job.cancel()
         await self.ended(job)
         job.changed()
@@ -217,9 +229,9 @@ class Pump:
             case Done(answer=answer):
                 job.answer = {**job.answer, **_told_at_the_end(answer)}
                 job.draft = answer.draft
-                _end(job, "done", None)
+                job.end("done", None)
             case Failed(error=error):
-                _end(job, "cancelled" if isinstance(error, CancelledError) else "failed", refusal_of(error))
+                job.end("cancelled" if isinstance(error, CancelledError) else "failed", refusal_of(error))
             case _:
                 pass
 
@@ -253,10 +265,6 @@ class Pump:
             return picture_bytes(image, SUFFIXES[order.form], said, quality=order.compression)
 
         return await asyncio.get_running_loop().run_in_executor(self.encoders, encode)
-
-
-def _end(job: Job, state: JobState, error: HttpError | None) -> None:
-    job.state, job.error, job.ended = state, error, time.time()
 
 
 def told_before(order: Order) -> dict[str, Any]:

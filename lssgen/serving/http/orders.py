@@ -37,6 +37,7 @@ class Asked:
         fields: Its fields.
         images, mask: Its pictures.
         draft: True where only the first stage is painted, for the caller to choose from.
+        keep: Numbers of the pictures of that draft that are finished; empty: it is the draft itself, or none.
     """
 
     route: Route
@@ -44,10 +45,11 @@ class Asked:
     images: tuple[Upload, ...] = ()
     mask: Upload | None = None
     draft: bool = False
+    keep: tuple[int, ...] = ()
 
     def digest(self) -> str:
         """SHA-256 of all of it: two requests of one digest ask for the same."""
-        whole = sha256(f"{self.route} {self.draft} ".encode() + msgspec.json.encode(self.fields))
+        whole = sha256(f"{self.route} {self.draft} {self.keep} ".encode() + msgspec.json.encode(self.fields))
         for upload in (*self.images, *([self.mask] if self.mask else [])):
             whole.update(f" {upload.name} {len(upload.data)} ".encode() + upload.data)
         return whole.hexdigest()
@@ -59,7 +61,7 @@ class Order:
 
     Attributes:
         asked: Request as it came, with the seed that was drawn where it had none.
-        room: Request to the engine room.
+        room: Request to the engine room; of one that finishes a draft, the draft.
         size: (width, height) in pixels that were asked for; None: the model's own.
         pixels: Pixels of all pictures.
         quality: Name of the schedule.
@@ -131,8 +133,8 @@ def order_from(asked: Asked, model: ModelInfo, steps: int, limits: Limits) -> Or
         options=options,
         init_image=start,
         mask_image=mask,
-        deadline_ms=fields.deadline_ms,
-        max_latency_ms=fields.max_latency_ms,
+        deadline_ms=None if asked.keep else fields.deadline_ms,
+        max_latency_ms=None if asked.keep else fields.max_latency_ms,
         previews=partials > 0,
         draft=asked.draft,
     )
@@ -140,7 +142,7 @@ def order_from(asked: Asked, model: ModelInfo, steps: int, limits: Limits) -> Or
         asked=asked,
         room=room,
         size=size,
-        pixels=n * width * height,
+        pixels=(len(asked.keep) or n) * width * height,
         quality=schedule.name,
         form=form,
         compression=fields.output_compression,

@@ -99,6 +99,17 @@ class FakeRoom:
             ),
         )
 
+    def model(self, name: str = "") -> ModelInfo:
+        (toy,) = self.models()
+        if name in ("", toy.name, *toy.aliases):
+            return toy
+        if name == "toy@style":
+            return replace(toy, name=name, aliases=())
+        raise RefusedError(f"there is no model {name!r} here", code="unknown_model", param="model")
+
+    def forget(self, draft: str) -> bool:
+        return draft == "draft-1"
+
     def quote(self, asked: ImageRequest) -> Quote:
         request = self._request(asked)
         return Quote(request=request, seconds=None, alone_seconds=None, fastest_seconds=None, pixels=1, notes=())

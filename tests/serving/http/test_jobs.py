@@ -14,7 +14,7 @@ from PIL import Image
 from sites import Host, Site
 
 from lssgen.errors import RefusedError
-from lssgen.serving.http import reception
+from lssgen.serving.http import reception, submitting
 
 FOX = {"prompt": "a fox", "seed": 7}
 
@@ -159,7 +159,7 @@ def test_a_refusal_does_not_use_up_a_key(host: Host, room: FakeRoom) -> None:
         room.refuse = RefusedError("full", code="queue_full", retry_after_s=1)
         assert site.http.post("/v1/jobs", json=FOX, headers=KEY).status_code == 429
         room.refuse = None
-        time.sleep(reception.FULL_S)
+        time.sleep(submitting.FULL_S)
         assert site.http.post("/v1/jobs", json=FOX, headers=KEY).status_code == 202
 
 
@@ -170,7 +170,7 @@ def test_of_a_flood_only_the_first_is_read(host: Host, room: FakeRoom) -> None:
         room.refuse = None
         flood = site.http.post("/v1/jobs", json=FOX)
         assert (code(flood), flood.headers["retry-after-ms"]) == ((429, "queue_full"), "1000")
-        time.sleep(reception.FULL_S)
+        time.sleep(submitting.FULL_S)
         assert site.http.post("/v1/jobs", json=FOX).status_code == 202
 
 
