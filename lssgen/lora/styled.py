@@ -1,12 +1,10 @@
 """A bundle with a LoRA in its weights, made from the bundle alone: without its checkpoint, and without torch.
 
-Graphs stay as they are, to the byte, so that engines whose weights can be exchanged need no other build. Only data
-files in which a weight changes are written anew; all others are the same files by another name.
+Graphs stay as they are, to the byte, so that engines whose weights can be exchanged need no other build.
 """
 
 import hashlib
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -81,20 +79,12 @@ def _made(bundle: Bundle, lora: Lora, place: Path, digest: str) -> Bundle:
     with whole_folder(place) as draft:
         for name in files(bundle.manifest):
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
-            _bring(bundle.path(name), draft / name, whole=name in changed)
+            # No links: ONNX's own reader refuses weights that have a second name.
+            shutil.copyfile(bundle.path(name), draft / name)
         _merge(deltas, weights, draft)
         manifest = _manifest(bundle.manifest, lora, deltas, changed, draft, digest)
         (draft / MANIFEST).write_bytes(manifest_json(manifest))
     return read_bundle(place)
-
-
-def _bring(source: Path, target: Path, *, whole: bool) -> None:
-    """Let a file be in another folder too: as one of its own, or by another name of the same."""
-    if not whole:
-        with suppress(OSError):  # another disk, or a file system without links
-            os.link(source.resolve(), target)
-            return
-    shutil.copyfile(source, target)
 
 
 def _merge(deltas: Deltas, weights: Mapping[str, tuple[Placed, ...]], folder: Path) -> None:

@@ -138,6 +138,28 @@ class Clerk:
             raise _refusal(f"{name} is {_shown(value)}; it must be a number of milliseconds above 0", param=name)
         return value
 
+    def seconds_left(self, job: Job) -> float | None:
+        """Estimated seconds until a job is done whose schedule stays as it is; None where nothing was measured yet.
+
+        Raises:
+            RefusedError: Its deadline is earlier.
+        """
+        asked = job.ticket.asked
+        model, count = self._models[job.ticket.model], len(job.pieces)
+        seconds = self.forecast.behind(
+            self._desk.jobs, model, job.painted, count, job.deadline, previews=asked.previews
+        )
+        if asked.deadline_ms is None or seconds is None or seconds <= asked.deadline_ms / 1e3:
+            return seconds
+        fault = RefusedError(
+            f"deadline_ms is {asked.deadline_ms:g}, but what is left of the draft takes {1e3 * seconds:.0f} ms here; "
+            "give it more time, or keep fewer pictures",
+            code="deadline_impossible",
+            param="deadline_ms",
+            fastest_ms=1e3 * seconds,
+        )
+        raise self._desk.refused(fault)
+
     def _read(self, asked: ImageRequest) -> Order:
         model = self._models.find(_text(asked.model, "model"))
         self._see(asked)

@@ -197,8 +197,8 @@ class Server:
             ticket=self._ticket(asked, old.ticket),
             deadline=inf if deadline_ms is None else monotonic() + deadline_ms / 1e3,
         )
-        pieces = tuple(old.pieces[index].copy_for(job, place) for place, index in enumerate(keep))
-        return self._taken(job.has(pieces), None, hear)
+        job.has(tuple(old.pieces[index].copy_for(job, place) for place, index in enumerate(keep)))
+        return self._taken(job, self._clerk.seconds_left(job), hear)
 
     def forget(self, draft: str) -> bool:
         """Let go of a draft; whether it was there."""

@@ -245,7 +245,7 @@ def test_a_mistake_of_ours_ends_every_request_and_the_server(tmp_path: Path, cap
         gate.open.set()
         with pytest.raises(EngineError, match="a mistake of its own: ZeroDivisionError"):
             ticket.result(10)
-        server._thread.join(10)
+        server._life._thread.join(10)
         assert (server.phase, server.live, len(server._desk)) == ("broken", False, 0)
         with pytest.raises(RefusedError, match="start the server again"):
             server.submit(ask())

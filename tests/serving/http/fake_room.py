@@ -51,6 +51,7 @@ class FakeRoom:
         cancelled: Number of requests that were.
         noise: True where pictures are noise, which no format makes small.
         floor: Multiple that sizes are rounded down to, as some models do.
+        forgetful: Number of times that it has forgotten a draft.
     """
 
     bundle: Bundle
@@ -63,6 +64,7 @@ class FakeRoom:
     cancelled: int = 0
     noise: bool = False
     floor: int = 1
+    forgetful: int = 0
 
     def __post_init__(self) -> None:
         self.hold.set()
@@ -143,7 +145,8 @@ class FakeRoom:
     def refine(
         self, draft: str, keep: Sequence[int], *, previews: bool = False, hear: Hear | None = None, **_: Any
     ) -> Ticket:
-        if draft != "draft-1":
+        if draft != "draft-1" or self.forgetful:
+            self.forgetful -= self.forgetful > 0
             raise RefusedError("no such draft", code="unknown_draft", param="draft")
         first = next(one for one in self.asked if one.draft)
         return self.submit(replace(first, draft=False, n=len(keep), previews=previews), hear)
