@@ -18,7 +18,7 @@ from lssgen.runtime import Options
 from lssgen.serving import ImageRequest, ServerOptions
 
 QUERY = "transformer.transformer_blocks.0.attn.to_q"
-WORDS = Options(num_inference_steps=2, height=128, width=128, min_resolution=64, seed=3)
+WORDS = Options(num_inference_steps=4, height=128, width=128, min_resolution=64, seed=3)
 
 
 @pytest.fixture
