@@ -145,6 +145,7 @@ class Admission:
             return True
         if not model.loaded and not self._models.make_room(model, self._budget, self._lanes.uses):
             return False
+        self._settle()  # weights are not exchanged, nor kernels measured, beside work in flight
         began = monotonic()
         try:
             model.require(job.demand)
