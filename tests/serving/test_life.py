@@ -13,7 +13,7 @@ from rooms import Follower, ask, bundle_of, denoise, fake_server, kinds, network
 
 import lssgen
 from lssgen.bundle import MANIFEST
-from lssgen.errors import BundleError, CancelledError, EngineError, NonFiniteError, RefusedError
+from lssgen.errors import BackendError, BundleError, CancelledError, EngineError, NonFiniteError, RefusedError
 from lssgen.ports import Array
 from lssgen.serving import Server, ServerOptions
 from lssgen.serving.api import Event, PictureDone, Progress, Queued
@@ -347,6 +347,13 @@ def test_many_threads_get_an_end_each(tmp_path: Path) -> None:
     assert set(ends) <= {"done", "cancelled", "queue_full"}
     assert stats.accepted == stats.done + stats.cancelled
     assert stats.refused.get("queue_full", 0) == ends.count("queue_full")
+
+
+def test_the_engine_that_is_not_named_is_that_of_load(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LSSGEN_ENGINE", "steam")
+    for open_it in (lssgen.load, lssgen.Server):
+        with pytest.raises(BackendError, match="there is no engine called 'steam'"):
+            open_it(toy)
 
 
 def test_bundles_that_are_not_there_are_refused_at_the_door(tmp_path: Path) -> None:

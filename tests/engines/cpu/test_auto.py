@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,15 @@ def test_components_of_one_run_may_be_computed_by_different_engines(bundle: Bund
     # The step in bfloat16, where it is OpenVINO's: 8 bits of mantissa, six steps.
     assert np.linalg.norm(got - wanted) <= 0.05 * np.linalg.norm(wanted)
     assert set(backend.describe()["engines"]) == set(mixed)  # type: ignore[call-overload]
+
+
+def test_every_bundle_has_a_choice_of_its_own(bundle: Bundle, tmp_path: Path) -> None:
+    other = read_bundle(copytree(bundle.folder, tmp_path / "other"))
+    backend = AutoBackend(ONE)
+    for one, engine in ((bundle, "openvino"), (other, "onnxruntime")):
+        backend.chosen(one).update(dict.fromkeys(one.manifest.graphs, engine))
+    engines = [backend.open(one, Demand(graphs=("text",)))["text"] for one in (bundle, other)]
+    assert [type(engine.inner).__name__ for engine in engines] == ["OvEngine", "OrtEngine"]
 
 
 def test_buffers_are_its_own(bundle: Bundle) -> None:

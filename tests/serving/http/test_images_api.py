@@ -200,9 +200,16 @@ def test_variations_need_a_bundle_that_can(client: openai.OpenAI, room: FakeRoom
 def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
     (model,) = client.models.list().data
     assert client.models.retrieve(model.id).id == model.id == "toy"
-    with pytest.raises(openai.NotFoundError) as caught:
-        client.models.retrieve("sd9")
-    assert caught.value.code == "model_not_found"
+    assert client.models.retrieve("toy@style").id == "toy@style"
+    for name in ("sd9", "toy@none"):
+        with pytest.raises(openai.NotFoundError) as caught:
+            client.models.retrieve(name)
+        assert caught.value.code == "model_not_found"
+
+
+def test_a_lora_is_a_model(client: openai.OpenAI, room: FakeRoom) -> None:
+    client.images.generate(prompt=FOX, model="toy@style")
+    assert room.asked[-1].model == "toy@style"
 
 
 def test_an_alias_is_a_model(client: openai.OpenAI, room: FakeRoom) -> None:

@@ -1,5 +1,6 @@
 """Arguments of the Ray application, and its autoscaler's arithmetic; no cluster is needed."""
 
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,9 +9,10 @@ import pytest
 from lssgen.commands.run import build_parser
 from lssgen.errors import ServingError
 
-pytest.importorskip("ray", reason='Ray is not installed; pip install "lssgen[ray]" brings it')
-
-from lssgen.serving.ray.application import PIXELS, replicas_for
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray's own, of pydantic
+    pytest.importorskip("ray", reason='Ray is not installed; pip install "lssgen[ray]" brings it')
+    from lssgen.serving.ray.application import PIXELS, replicas_for
 from lssgen.serving.ray.choices import choices_from
 
 
@@ -20,7 +22,9 @@ def test_arguments_are_text_or_values() -> None:
     )
     assert choices.bundles == {"sd3": "/m/a", "flux": "/m/flux"}
     assert (choices.max_replicas, choices.target_pixels, choices.gpus) == (4, 1e6, 0.5)
-    assert choices_from({"bundles": {"a": "/a"}, "engine": "tensorrt"}).gpus == 1
+    assert [
+        choices_from({"bundles": {"a": "/a"}, "engine": engine}).gpus for engine in ("tensorrt", "openvino", "auto", "")
+    ] == [1, 0, 0, 0]
     assert choices_from({"bundles": "/a", "server_options": '{"sizes": [[64, 64]]}'}).gpus == 0
 
 

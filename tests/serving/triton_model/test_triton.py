@@ -141,8 +141,8 @@ def test_the_configuration_is_one_by_tritons_protobuf(repository: Path) -> None:
 
 def test_a_gpu_is_asked_for_where_the_engine_wants_one() -> None:
     kinds = {engine: parsed(config_text(TritonModel(name="m", engine=engine))).instance_group[0].kind for engine in
-             ("onnxruntime", "tensorrt")}  # fmt: skip
-    assert kinds == {"onnxruntime": 2, "tensorrt": 1}  # KIND_CPU, KIND_GPU
+             ("onnxruntime", "openvino", "tensorrt")}  # fmt: skip
+    assert kinds == {"onnxruntime": 2, "openvino": 2, "tensorrt": 1}  # KIND_CPU, KIND_GPU
 
 
 def test_the_repository_has_the_whole_bundle(repository: Path, small: Bundle) -> None:
