@@ -82,6 +82,7 @@ CONTENTS = {
         "lssgen.serving.api:State",
         "lssgen.serving.status:Phase",
         "lssgen.serving.options:Rank",
+        "lssgen.lora.styled:styled",
     ),
     "Bundles": (
         "lssgen.bundle:read_bundle",
@@ -117,7 +118,7 @@ CONTENTS = {
     "Exporting and training": (
         "lssgen.export.export:export",
         "lssgen.export.config:ExportConfig",
-        "lssgen.export.config:Lora",
+        "lssgen.lora.asked:Lora",
         "lssgen.export.config:Embedding",
         "lssgen.export.config:Probing",
         "lssgen.training.job:train_upsampler",

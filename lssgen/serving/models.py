@@ -22,6 +22,9 @@ from lssgen.verification import Verify, see_whole
 STYLE = "@"
 """Sign between a model's name and that of a LoRA: "sd3@style"."""
 
+_LONGEST = 100
+"""Bytes of a LoRA's name: with its model's, and the ending of a file, it is one that every file system takes."""
+
 
 class Models:
     """Bundles that a server paints with.
@@ -160,7 +163,8 @@ class Models:
 
 def _is_plain(name: str) -> bool:
     """Whether a name can be that of a file in a folder."""
-    return bool(name) and Path(name).name == name and not name.startswith(".") and STYLE not in name
+    short = 0 < len(name.encode(errors="replace")) <= _LONGEST
+    return short and Path(name).name == name and not name.startswith(".") and STYLE not in name
 
 
 def named(bundles: str | Path | Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, Path]:

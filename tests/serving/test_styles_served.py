@@ -76,6 +76,15 @@ def test_many_who_ask_for_a_style_at_once_have_it_made_once(
     assert len([path for path in paths.styles().iterdir() if path.is_dir()]) == 1
 
 
+@pytest.mark.parametrize(
+    "style", ["", "none", "x" * 300, "é" * 60, "a\0b", ".", "..", ".x", "a/b", "../../x", "a@b", "\ud800"]
+)
+def test_names_that_lead_nowhere_are_no_models(demo: Bundle, style: str) -> None:
+    with served(demo) as server, pytest.raises(RefusedError, match="there is no model") as refusal:
+        server.model(f"demo@{style}")
+    assert (refusal.value.code, refusal.value.param) == ("unknown_model", "model")
+
+
 def test_a_lora_that_does_not_fit_is_refused_to_its_callers_alone(demo: Bundle, tmp_path: Path) -> None:
     save_file({"unet.x.lora_A.weight": np.ones((1, 2), np.float32)}, tmp_path / "other.safetensors")
     with served(demo, loras={"other": tmp_path / "other.safetensors"}) as server:

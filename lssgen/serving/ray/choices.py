@@ -16,6 +16,8 @@ class RayChoices:
 
     Attributes:
         bundles: Folders, which every node has at the same place, by name; as text "sd3=/models/sd3,/models/flux".
+        loras: LoRAs by the name that follows a bundle's and "@", files with or without strengths, on every node; as text
+            "style=/models/style.safetensors:0.8".
         engine: Engine that paints, as for `lssgen.load`.
         engine_options, server_options: Options of the engine and of the engine room; as text, JSON.
         api_keys: File of keys on every node; empty: everybody may ask.
@@ -32,6 +34,7 @@ class RayChoices:
     """
 
     bundles: Mapping[str, str]
+    loras: Mapping[str, str] = field(default_factory=dict[str, str])
     engine: str = ""
     engine_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     server_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -74,8 +77,9 @@ def choices_from(args: Mapping[str, Any]) -> RayChoices:
     if strange := set(args) - known:
         raise ServingError(f"{', '.join(sorted(strange))} cannot be chosen; there are {', '.join(sorted(known))}")
     given: dict[str, Any] = {"bundles": {}, **args}
-    if isinstance(given["bundles"], str):
-        given["bundles"] = _bundles(given["bundles"])
+    for name in ("bundles", "loras"):
+        if isinstance(given.get(name), str):
+            given[name] = _places(given[name])
     for name in ("engine_options", "server_options"):
         if isinstance(given.get(name), str):
             given[name] = _object(name, given[name])
@@ -85,7 +89,7 @@ def choices_from(args: Mapping[str, Any]) -> RayChoices:
         raise ServingError(f"the arguments make no sense: {error}") from error
 
 
-def _bundles(text: str) -> dict[str, str]:
+def _places(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in filter(None, text.split(",")):
         name, named, folder = part.rpartition("=")

@@ -18,9 +18,16 @@ from lssgen.serving.ray.choices import choices_from
 
 def test_arguments_are_text_or_values() -> None:
     choices = choices_from(
-        {"bundles": "sd3=/m/a,/m/flux", "max_replicas": "4", "target_pixels": 1e6, "num_gpus": "0.5"}
+        {
+            "bundles": "sd3=/m/a,/m/flux",
+            "loras": "ink=/l/ink.safetensors:0.8",
+            "max_replicas": "4",
+            "target_pixels": 1e6,
+            "num_gpus": "0.5",
+        }
     )
     assert choices.bundles == {"sd3": "/m/a", "flux": "/m/flux"}
+    assert choices.loras == {"ink": "/l/ink.safetensors:0.8"}
     assert (choices.max_replicas, choices.target_pixels, choices.gpus) == (4, 1e6, 0.5)
     assert [
         choices_from({"bundles": {"a": "/a"}, "engine": engine}).gpus for engine in ("tensorrt", "openvino", "auto", "")
