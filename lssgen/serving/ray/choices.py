@@ -16,8 +16,8 @@ class RayChoices:
 
     Attributes:
         bundles: Folders, which every node has at the same place, by name; as text "sd3=/models/sd3,/models/flux".
-        loras: LoRAs by the name that follows a bundle's and "@", files with or without strengths, on every node; as text
-            "style=/models/style.safetensors:0.8".
+        loras: LoRAs by the name that follows a bundle's and "@", files that every node has, with or without
+            strengths; as text "style=/models/style.safetensors:0.8".
         engine: Engine that paints, as for `lssgen.load`.
         engine_options, server_options: Options of the engine and of the engine room; as text, JSON.
         api_keys: File of keys on every node; empty: everybody may ask.
