@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,16 @@ def placed_weights(bundle: Bundle) -> Mapping[str, tuple[Placed, ...]]:
     return found
 
 
+def see_library() -> None:
+    """See that graphs can be read.
+
+    Raises:
+        ModelError: The library is not installed.
+    """
+    if find_spec("onnx") is None:
+        raise ModelError('a LoRA is merged with onnx; pip install "lssgen[lora]"')
+
+
 def _of_graph(bundle: Bundle, graph: str) -> Iterator[tuple[str, Placed]]:
     entry = bundle.manifest.graphs[graph]
     model = _read(bundle.path(entry.file))
@@ -92,11 +103,10 @@ def _of_graph(bundle: Bundle, graph: str) -> Iterator[tuple[str, Placed]]:
 
 
 def _read(path: Path) -> "onnx.ModelProto":
-    try:
-        from google.protobuf.message import DecodeError
-        from onnx import load
-    except ImportError as error:
-        raise ModelError(f'a LoRA is merged with {error.name}; pip install "lssgen[lora]"') from error
+    see_library()
+    from google.protobuf.message import DecodeError
+    from onnx import load
+
     try:
         return load(path, load_external_data=False)
     except (OSError, DecodeError) as error:

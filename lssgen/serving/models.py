@@ -10,6 +10,7 @@ from lssgen.bundle import read_bundle
 from lssgen.engines.base import Backend
 from lssgen.errors import BundleError, ModelError, RefusedError
 from lssgen.lora.asked import Lora
+from lssgen.lora.placed import see_library
 from lssgen.lora.said import places_of
 from lssgen.lora.styled import styled
 from lssgen.paths import find_bundle
@@ -38,7 +39,7 @@ class Models:
 
     Raises:
         BundleError: No bundle there, or a damaged one; or an alias that leads nowhere or stands for two.
-        ModelError: A LoRA is not there, or has no name that can be asked for.
+        ModelError: A LoRA is not there, has no name that can be asked for, or cannot be merged here.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Models:
             if not _is_plain(name):
                 raise ModelError(f"{name!r} cannot name a LoRA; choose letters, digits, dashes and dots")
             places_of(lora.path)
+            see_library()
         self._lock = Lock()
         self._models: dict[str, Model] = {}
         for name, folder in bundles.items():

@@ -7,7 +7,6 @@ that is taken back costs at most one step.
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf
@@ -110,10 +109,9 @@ class Scheduler:
     def paint(self, job: Job) -> None:
         """A request was taken."""
         channels = self._models[job.ticket.model].bundle.manifest.facts.channels
-        with suppress(RuntimeError):  # the loop has ended, and so has whoever draws
-            for piece in job.pieces:
-                if piece.stage == 0:
-                    piece.draw_ahead(0, channels, self._pool)
+        for piece in job.pieces:
+            if piece.stage == 0:
+                piece.draw_ahead(0, channels, self._pool)
         self.call(lambda: self._take(job))
 
     def cancel(self, job: Job, error: LssgenError | None = None) -> None:

@@ -1,5 +1,6 @@
 """The door: bundles in, requests from any thread, pictures out. One thread of its own has the device."""
 
+import atexit
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 from time import monotonic
 from types import MappingProxyType, TracebackType
 from typing import Unpack
+from weakref import WeakSet
 
 from lssgen.engines.base import Backend
 from lssgen.engines.demand import Size
@@ -87,6 +89,7 @@ class Server:
             self._backend, self._models, self._desk, self._scheduler, self._options, self._budget, self._sizes
         )
         self._life.start()
+        _OPEN.add(self)
 
     @property
     def phase(self) -> Phase:
@@ -245,6 +248,7 @@ class Server:
         Raises:
             EngineError: A listener calls it.
         """
+        _OPEN.discard(self)
         if self._life.stop(wait=wait):
             self._models.remember()
             self._models.close()
@@ -347,6 +351,17 @@ class Server:
         for height, width in sizes:
             request_from_options(model.bundle, Options(height=height, width=width))
         return sizes
+
+
+_OPEN: WeakSet[Server] = WeakSet()
+"""Servers that were not closed."""
+
+
+@atexit.register
+def _close_all() -> None:
+    """A program that ends by an error in the middle of a step would else be aborted: the device's thread ends in it."""
+    for server in list(_OPEN):
+        server.close()
 
 
 def _asked(loras: Mapping[str, str | Path | Lora]) -> dict[str, Lora]:

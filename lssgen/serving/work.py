@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -309,7 +310,8 @@ class Piece:
         if stage < self.job.stages:
             self.stream = self.stream or NoiseStream(self.seed)
             shape = self.job.tables[stage].stage
-            self.ahead = pool.submit(self.stream.draw, (channels, shape.height, shape.width))
+            with suppress(RuntimeError):  # the program ends, and so has whoever draws; it is drawn when it is needed
+                self.ahead = pool.submit(self.stream.draw, (channels, shape.height, shape.width))
 
     def noise_of(self, shape: Sequence[int]) -> Floats:
         """(C, h, w) noise that the stage begins with."""

@@ -17,8 +17,8 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from lssgen.errors import LssgenError, ModelError
-from lssgen.export import patterns
 from lssgen.export.checkpoint import Checkpoint
+from lssgen.lora import patterns
 from lssgen.lora.asked import Lora
 from lssgen.lora.patterns import first_fits
 

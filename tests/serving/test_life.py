@@ -1,6 +1,8 @@
 """A server's life: warm, cancelled within a step, drained, closed, stuck, broken; and every request ends once."""
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -354,6 +356,24 @@ def test_the_engine_that_is_not_named_is_that_of_load(toy: Path, monkeypatch: py
     for open_it in (lssgen.load, lssgen.Server):
         with pytest.raises(BackendError, match="there is no engine called 'steam'"):
             open_it(toy)
+
+
+def test_a_program_that_ends_in_the_middle_of_a_step_ends_as_it_should(toy: Path) -> None:
+    code = f"""
+import lssgen
+from lssgen.serving import ImageRequest, ServerOptions
+server = lssgen.Server({str(toy)!r}, threads=1, options=ServerOptions(sizes=((32, 32),)))
+server.wait_ready()
+words = {{"height": 1024, "width": 1024, "num_inference_steps": 200, "start_sigma": 1.0}}
+ticket = server.submit(ImageRequest(prompt="a", options=words))
+staged = {{"num_inference_steps": 4, "scaling_space": "latent"}}
+more = [server.submit(ImageRequest(prompt="a", options=staged, n=4)) for _ in range(50)]
+while ticket.progress is None:
+    pass
+raise SystemExit("oops")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "oops\n")
 
 
 def test_bundles_that_are_not_there_are_refused_at_the_door(tmp_path: Path) -> None:
