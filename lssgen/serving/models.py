@@ -1,6 +1,7 @@
 """The models of a server by name and alias, and which of them are loaded: as many as there is memory for."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from threading import Lock
@@ -113,7 +114,14 @@ class Models:
 
     def infos(self) -> tuple[ModelInfo, ...]:
         """What the server says of them."""
-        return tuple(map(self.info, self))
+        return (*map(self.info, self), *self._to_be_made())
+
+    def _to_be_made(self) -> Iterator[ModelInfo]:
+        """LoRAs that the owner named, with every bundle, as far as nobody has asked for them yet."""
+        for model in self:
+            for style in self._loras if STYLE not in model.name else ():
+                if (name := f"{model.name}{STYLE}{style}") not in self._models:
+                    yield replace(model.info(()), name=name, folder="", loaded=False)
 
     def info(self, model: Model) -> ModelInfo:
         """What the server says of one."""

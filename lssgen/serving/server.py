@@ -115,7 +115,7 @@ class Server:
         return self._life.wait_ready(timeout)
 
     def models(self) -> tuple[ModelInfo, ...]:
-        """The models, the default first; a LoRA's once it was asked for."""
+        """The models, the default first; those of LoRAs that were named before they are made."""
         return self._models.infos()
 
     def model(self, name: str = "") -> ModelInfo:

@@ -12,7 +12,7 @@ class ModelInfo:
     Attributes:
         name: Name that a request asks for.
         aliases: Other names for it.
-        folder: Bundle's folder.
+        folder: Bundle's folder; empty where it is yet to be made, of a LoRA.
         family: Record that the bundle was exported with.
         created: Unix time at which the bundle was written.
         loaded: True where its engines are open.

@@ -43,6 +43,7 @@ def test_styles_and_the_plain_model_are_painted_together_and_each_is_what_it_is_
     loras = {"style": lora, "mild": f"{lora}:0.1", "made": Lora(lora, -1)}
     names = ["demo", "demo@style", "demo@mild", "demo@made", "best@style", "demo"]
     with served(demo, loras=loras, aliases={"best": "demo"}) as server:
+        named = [(model.name, bool(model.folder)) for model in server.models()]
         tickets = [server.submit(ImageRequest(prompt="a red star", model=name, options=WORDS)) for name in names]
         painted = [ticket.result(60).pictures[0].latent.tobytes() for ticket in tickets]
         models = [model.name for model in server.models()]
@@ -50,6 +51,7 @@ def test_styles_and_the_plain_model_are_painted_together_and_each_is_what_it_is_
     expected = [alone(folder) for folder in (demo.folder, *folders)]
     assert len(set(expected)) == 4
     assert painted == [*expected, expected[1], expected[0]]
+    assert named == [("demo", True), ("demo@style", False), ("demo@mild", False), ("demo@made", False)]
     assert models == ["demo", "demo@style", "demo@mild", "demo@made"]
 
 

@@ -53,7 +53,7 @@ class Reader:
         """
         models = self._room.models()
         known = next((one for one in models if name in ("", one.name, *one.aliases)), None)
-        if known is not None:
+        if known is not None and known.folder:
             return known
         if not any(name.startswith(f"{one}@") for model in models for one in (model.name, *model.aliases)):
             there = ", ".join(model.name for model in models)
