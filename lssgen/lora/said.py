@@ -110,7 +110,7 @@ def places_of(path: Path) -> tuple[Place, ...]:
         ModelError: There is none, or it is pickled.
     """
     if not path.exists():
-        raise ModelError(f"there is no LoRA {path}; give a safetensors file, a folder with one, or a hub id")
+        raise ModelError(f"there is no LoRA {path}; give a safetensors file, or a folder with one")
     if path.is_dir():
         return _folder(path)
     if path.suffix in PICKLED:
