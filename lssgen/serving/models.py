@@ -157,11 +157,15 @@ class Models:
             return
         file = paths.loras() / f"{style}.safetensors"
         lora = self._loras.get(style) or (Lora(file) if file.is_file() else None)
-        if (paths.bundles() / name).is_dir():
-            self._models[name] = self._opened(name, paths.bundles() / name)
-        elif lora is not None:
-            made = styled(self._models[base].bundle, lora, paths.styles())
-            self._models[name] = self._opened(name, made.folder)
+        folder = paths.bundles() / name
+        if not folder.is_dir():
+            if lora is None:
+                return
+            folder = styled(self._models[base].bundle, lora, paths.styles()).folder
+        model = self._opened(name, folder)
+        if not len(model.times):
+            model.times.learn(self._models[base].times)  # the same arithmetic with other numbers
+        self._models[name] = model
 
     def _opened(self, name: str, folder: Path) -> Model:
         bundle = read_bundle(find_bundle(folder))

@@ -60,11 +60,14 @@ def test_a_file_among_the_users_loras_is_a_style_of_every_model(
 ) -> None:
     monkeypatch.setenv("LSSGEN_HOME", str(tmp_path / "home"))
     with served(demo) as server:
+        assert server.wait_ready(60)
         with pytest.raises(RefusedError, match="there is no model 'demo@late'"):
             server.model("demo@late")
         paths.loras().mkdir(parents=True)
         lora.rename(paths.loras() / "late.safetensors")
         assert server.model("demo@late").name == "demo@late"
+        late = ImageRequest(prompt="a", model="demo@late", options=WORDS)
+        assert server.quote(late).alone_seconds is not None, "its calls take as long as the model's own"
         assert server.paint("a red star", model="demo@late", **WORDS).model == "demo@late"
 
 
