@@ -108,7 +108,7 @@ def prompt_of(options: Options) -> str:
 def fairness(folder: Path, order: tuple[Rank, ...], threads: int) -> dict[str, Any]:
     """Latencies of small pictures that come while large ones are painted, and of these."""
     options = ServerOptions(batches=BATCHES, sizes=((128, 128), (256, 256)), order=order)
-    with lssgen.Server(folder, options=options, threads=threads) as server:
+    with lssgen.Server(folder, engine="onnxruntime", options=options, threads=threads) as server:
         server.wait_ready()
         large = [submitted(server, 256, 12, seed) for seed in range(4)]
         small: list[Any] = []
@@ -130,7 +130,12 @@ def measured(folder: Path, args: argparse.Namespace) -> dict[str, list[Served]]:
     sizes = tuple((side, side) for side in SIZES)
     with (
         lssgen.load(folder, engine="onnxruntime", threads=args.threads) as pipeline,
-        lssgen.Server(folder, options=ServerOptions(batches=BATCHES, sizes=sizes), threads=args.threads) as server,
+        lssgen.Server(
+            folder,
+            engine="onnxruntime",
+            options=ServerOptions(batches=BATCHES, sizes=sizes),
+            threads=args.threads,
+        ) as server,
     ):
         server.wait_ready()
         ways: dict[str, Callable[[Sequence[Options]], Served]] = {
