@@ -22,8 +22,7 @@ from lssgen.serving.options import ServerOptions
 
 EXAMPLES = (
     "bundles/sd3 --engine tensorrt --sizes 1024 --api-keys keys.txt --host 0.0.0.0",
-    "bundles/sd3 painter=bundles/flux --alias dall-e-3=painter --port 8001",
-    "bundles/sd3 --lora style=style.safetensors:0.8",
+    "bundles/sd3 painter=bundles/flux --alias dall-e-3=painter --lora style=style.safetensors:0.8",
 )
 
 
