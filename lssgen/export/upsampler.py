@@ -12,7 +12,8 @@ from lssgen.export.hub import Model
 from lssgen.manifest import Upsampler
 from lssgen.models.configs import read_json
 from lssgen.models.nets.installed import installed_upsampler, vae_weights_file
-from lssgen.models.nets.latent_upsampler import WEIGHTS_FILE, LatentUpSampler
+from lssgen.models.nets.upsampler import WEIGHTS_FILE
+from lssgen.models.nets.upsamplers import load_upsampler
 from lssgen.models.nets.vae import latents_said, normalisation, same_latents
 from lssgen.models.published import LICENCE, NORMALISATION, PUBLISHED, PublishedUpsampler
 
@@ -74,7 +75,7 @@ def _vaes(model: Model) -> Iterator[str]:
 
 
 def _checked(folder: Path, model: Model, channels: int, *, convert: bool) -> Chosen:
-    network = LatentUpSampler.from_pretrained(folder)
+    network = load_upsampler(folder)
     network.check_fits(channels, model=model.name)
     sha256 = sha256_of(folder / WEIGHTS_FILE)
     info: Mapping[str, Any] = read_json(folder / INFO) if (folder / INFO).is_file() else {}

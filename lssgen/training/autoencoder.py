@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
@@ -18,8 +17,14 @@ from lssgen.models.configs import POINTER, read_json, refuse_pointer
 from lssgen.models.nets.installed import vae_sha256, vae_weights_file
 from lssgen.models.nets.vae import LatentSpace, per_channel
 from lssgen.training.machine import first_line
+from lssgen.training.taesd import is_taesd_file, load_taesd
 
-CLASSES: Mapping[str, Any] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+CLASSES: Mapping[str, str] = {
+    "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl",
+    "AutoencoderTiny": "diffusers.models.autoencoders.autoencoder_tiny",
+}
+"""Classes of diffusers, with their modules, which take seconds to load and are of no use to files in TAESD's naming."""
+
 PROBE_PX = 64
 """Side of the picture that is encoded and decoded once to learn channels and cell size."""
 
@@ -73,12 +78,16 @@ def load_autoencoder(source: str, device: torch.device) -> Autoencoder:
     """Load an AutoencoderKL or AutoencoderTiny in float32.
 
     Args:
-        source: A VAE's folder, a pipeline's folder with a "vae" inside, or a hub id of either.
+        source: A VAE's folder, a pipeline's folder with a "vae" inside, a hub id of either, or one of the two files of
+            an autoencoder in TAESD's own naming.
 
     Raises:
         ModelError: There is no VAE, it is of another class, or damaged.
         FetchError: The hub cannot be reached, does not know it, or wants a licence accepted.
     """
+    if is_taesd_file(Path(source)):
+        vae, weights = load_taesd(Path(source))
+        return _probed(source, vae, weights, device)
     folder = _vae_folder(Path(source) if Path(source).is_dir() else _download(source))
     weights = vae_weights_file(folder)
     try:
@@ -89,10 +98,22 @@ def load_autoencoder(source: str, device: torch.device) -> Autoencoder:
     kind: object = read_json(folder / "config.json").get("_class_name")
     if not isinstance(kind, str) or kind not in CLASSES:
         raise ModelError(f"the VAE in {folder} is {kind!r}, but upsamplers are trained for {' and '.join(CLASSES)}")
-    vae = _loaded(CLASSES[kind], folder, weights.name.split(".")).to(device).eval().requires_grad_(False)
+    return _probed(source, _loaded(getattr(import_module(CLASSES[kind]), kind), folder, weights.name.split(".")), weights, device)
+
+
+def _probed(name: str, vae: Any, weights: Path, device: torch.device) -> Autoencoder:
+    """An autoencoder that has been tried on one picture, on the device.
+
+    Raises:
+        ModelError: It does not work, or not as it should.
+    """
+    folder = weights.parent
+    vae = vae.to(device).eval().requires_grad_(False)
+    if device.type == "cuda":  # whose tensor cores want it
+        vae = vae.to(memory_format=torch.channels_last)
     try:
         space = LatentSpace(vae.config)
-        unprobed = Autoencoder(name=source, vae=vae, space=space, channels=0, cell_px=0, sha256=vae_sha256(folder))
+        unprobed = Autoencoder(name=name, vae=vae, space=space, channels=0, cell_px=0, sha256=vae_sha256(weights))
         with torch.no_grad():
             latent = unprobed.encode(torch.zeros(1, 3, PROBE_PX, PROBE_PX, device=device)).mean
             picture = unprobed.decode(latent)

@@ -10,7 +10,7 @@ from lssgen.durable import clear_partial, locked, whole_folder
 from lssgen.errors import TrainingError
 from lssgen.jsons import JsonError, read_object
 from lssgen.models.nets.installed import installed_upsampler
-from lssgen.models.nets.latent_upsampler import CONFIG_FILE, WEIGHTS_FILE
+from lssgen.models.nets.upsampler import CONFIG_FILE, WEIGHTS_FILE
 from lssgen.training.autoencoder import Autoencoder
 from lssgen.training.config import TrainJob
 from lssgen.training.report import (

@@ -21,13 +21,9 @@ def vae_weights_file(folder: Path) -> Path:
     raise ModelError(f"no {STEM}.safetensors in {folder}; give the folder of a diffusers VAE, or of its pipeline")
 
 
-def vae_sha256(folder: Path) -> str:
-    """Hash of that weight file: the VAE's identity.
-
-    Raises:
-        ModelError: The folder holds none.
-    """
-    return sha256_of(vae_weights_file(folder))
+def vae_sha256(weights: Path) -> str:
+    """Hash of a VAE's weight file: its identity."""
+    return sha256_of(weights)
 
 
 def installed_upsampler(vae_sha256: str) -> Path:
