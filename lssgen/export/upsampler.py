@@ -11,11 +11,12 @@ from lssgen.errors import UpsamplerError
 from lssgen.export.hub import Model
 from lssgen.manifest import Upsampler
 from lssgen.models.configs import read_json
-from lssgen.models.nets.installed import installed_upsampler, vae_weights_file
+from lssgen.models.nets.installed import installed_upsampler, shipped_upsampler, vae_weights_file
 from lssgen.models.nets.upsampler import WEIGHTS_FILE
 from lssgen.models.nets.upsamplers import load_upsampler
 from lssgen.models.nets.vae import latents_said, normalisation, same_latents
 from lssgen.models.published import LICENCE, NORMALISATION, PUBLISHED, PublishedUpsampler
+from lssgen.models.spaces import SPACES
 
 INFO = "lssgen.json"
 """File that lssgen-train-upsampler writes beside config.json: which latents it is for, and the licence."""
@@ -47,7 +48,9 @@ class Chosen:
 
 
 def choose_upsampler(model: Model, channels: int, given: Path | None, *, convert: bool) -> Chosen | None:
-    """The upsampler the user gave, the checkpoint's own, or the one installed for this VAE; None where there is none.
+    """The upsampler the user gave, the checkpoint's own, the one installed for this VAE, or this package's own.
+
+    None where there is none of them.
 
     Args:
         model: What it is for.
@@ -60,8 +63,9 @@ def choose_upsampler(model: Model, channels: int, given: Path | None, *, convert
     """
     if given is not None:
         return _checked(given, model, channels, convert=convert)
-    # The checkpoint's own before the user's: it was put there for this one.
-    for folder in (model.checkpoint.folder / PACKAGED, *map(installed_upsampler, _vaes(model))):
+    # The checkpoint's own before the user's: it was put there for this one. Ours last: it knows the space, not the VAE.
+    own = (model.checkpoint.folder / PACKAGED, *map(installed_upsampler, _vaes(model)))
+    for folder in (*own, *_shipped(model, channels, convert=convert)):
         if (folder / WEIGHTS_FILE).is_file():
             return _checked(folder, model, channels, convert=convert)
     return None
@@ -72,6 +76,13 @@ def _vaes(model: Model) -> Iterator[str]:
     for folder in (model.checkpoint.path("vae"), model.own_vae):
         if folder is not None and any(folder.glob("*.safetensors")):
             yield sha256_of(vae_weights_file(folder))
+
+
+def _shipped(model: Model, channels: int, *, convert: bool) -> Iterator[Path]:
+    """This package's own upsamplers for latents like the model's: normalised alike, unless they are converted."""
+    for space in (SPACES[name] for name in model.family.latent_spaces):
+        if space.channels == channels and (convert or same_latents(space.normalisation, model.latents)):
+            yield shipped_upsampler(space.name)
 
 
 def _checked(folder: Path, model: Model, channels: int, *, convert: bool) -> Chosen:
@@ -104,6 +115,8 @@ def _checked(folder: Path, model: Model, channels: int, *, convert: bool) -> Cho
         converted_to=other if convert else None,
     )
     note = f"Latent upsampler from {folder}; licence: {record.licence}."
+    if origin := info.get("origin"):
+        note += f" {origin}"
     if other is not None:
         note += f" It was trained for latents with {latents_said(other)}; those of this model are " + (
             "converted for it, and back." if convert else "not converted, as published: --convert-latents does that."

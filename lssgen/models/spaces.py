@@ -76,7 +76,7 @@ SPACES: Mapping[str, Space] = {
         ),
     )
 }
-"""Every space, by name. Hashes: weights of madebyollin/taesd (MIT), in the files that README.md of the package names."""
+"""Every space, by name. Source of the hashes: weights of madebyollin/taesd (MIT) as safetensors, of FLUX.2 as .pth."""
 
 
 def space_of_tiny(encoder_sha256: str) -> Space | None:

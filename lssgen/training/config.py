@@ -11,6 +11,7 @@ from lssgen.training.limits import Limits, check_choices
 
 Downscale = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
 Target = Literal["origin", "nearest"]
+Space = Literal["auto", "own", "sd", "sdxl", "sd3", "flux", "flux2"]
 ImageLossName = Literal["none", "l1", "ms-ssim", "mixed", "lpips"]
 
 _DATA, _LEARNING, _PLACE = "what it learns from", "how it learns", "where"
@@ -31,8 +32,8 @@ class PairRecipe:
         turns: Mirror crops, and turn square ones, at random.
     """
 
-    height: int = 256
-    width: int = 256
+    height: int = 320
+    width: int = 320
     target: Target = choice(
         "origin", help="origin: the crop is the high picture; nearest: the low one, and pixels repeat", group=_DATA
     )
@@ -92,8 +93,8 @@ class TrainConfig:
         resident: Keep the decoded pictures on the training device and cut them there; `cached_pairs` of them are
             encoded in advance and stay there too, or none.
         steps: Optimiser steps; 0 only measures the upsampler that the job starts from.
-        minutes: Time after which the steps end, even if some are left; the learning rate falls with whichever ends first.
-            Reading and encoding pictures in advance does not count. 0: as long as the steps take.
+        minutes: Time after which the steps end, even if some are left; the learning rate falls with whichever ends
+            first. Reading and encoding pictures in advance does not count. 0: as long as the steps take.
         batch: Pairs that go through the networks together.
         accumulate: Batches a step.
         learning_rate: Peak of the one-cycle schedule (5 % warm-up, cosine).
@@ -117,21 +118,21 @@ class TrainConfig:
     )
     steps: int = choice(10_000, help="optimiser steps; 0 only measures the --start-from upsampler", group=_LEARNING)
     minutes: float = choice(
-        0.0, help="time after which the steps end, with a learning rate that fits; 0: when all are made", group=_LEARNING
+        0.0, help="time in which the steps end, with a learning rate that fits; 0: when all are made", group=_LEARNING
     )
-    batch: int = choice(16, help="pairs that go through the networks together", group=_LEARNING)
+    batch: int = choice(12, help="pairs that go through the networks together", group=_LEARNING)
     accumulate: int = choice(1, help="batches a step", group=_LEARNING)
-    learning_rate: float = choice(1e-3, help="peak of the one-cycle schedule", group=_LEARNING)
+    learning_rate: float = choice(2e-3, help="peak of the one-cycle schedule", group=_LEARNING)
     weight_decay: float = choice(1e-4, help="weight decay of AdamW", group=_LEARNING)
     clip: float = choice(1.0, help="largest gradient norm", group=_LEARNING)
-    ema: float = choice(0.999, help="decay of the averaged weights, which are the result", group=_LEARNING)
+    ema: float = choice(0.995, help="decay of the averaged weights, which are the result", group=_LEARNING)
     latent_weight: float = choice(1.0, help="weight of the square error between latents", group=_LEARNING)
     image_loss: ImageLossName = choice(
         "mixed",
         help="loss on the decoded picture; mixed is l1 and ms-ssim; lpips, the published one, needs its weights",
         group=_LEARNING,
     )
-    image_weight: float = choice(1.0, help="weight of the loss on the decoded picture", group=_LEARNING)
+    image_weight: float = choice(0.5, help="weight of the loss on the decoded picture", group=_LEARNING)
     seed: int = choice(0, help="seed of the first weights, the pairs, their order and noise", group=_LEARNING)
     bf16: bool = choice(False, help="bfloat16 autocast", group=_LEARNING)
 
@@ -152,7 +153,9 @@ class TrainJob:
     """What the command was asked to do.
 
     Attributes:
-        vae: Folder or hub id, see `load_autoencoder`.
+        vae: Folder, hub id or file, see `load_autoencoder`.
+        space: Models whose latents the VAE makes, a key in `lssgen.models.spaces.SPACES`. "auto": its config.json says
+            how they are normalised, or it is one of the small autoencoders that are known. "own": no known model's.
         images: Folder of training pictures.
         validation: Folder of validation pictures; empty: some of `images` are held out.
         output: Folder for state, cache, checkpoint and report.
@@ -168,7 +171,10 @@ class TrainJob:
         licence, trained_on: Lines of lssgen.json, in the user's words; `trained_on` may be empty.
     """
 
-    vae: str = choice(help="folder or hub id of a VAE, or of a pipeline with one", group=_DATA)
+    vae: str = choice(help="folder or hub id of a VAE, or of a pipeline with one, or a TAESD file", group=_DATA)
+    space: Space = choice(
+        "auto", help="whose latents the VAE makes, where it does not say: those of a model, or its own", group=_DATA
+    )
     images: Path = choice(help="folder of training pictures, searched with subfolders", metavar="DIR", group=_DATA)
     validation: str = choice(
         "", help="folder of validation pictures", metavar="DIR", group=_DATA, unset="some pictures are held out"

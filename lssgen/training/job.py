@@ -19,7 +19,7 @@ from lssgen.models.nets.local_upsampler import LocalLatentUpSampler, local_confi
 from lssgen.models.nets.upsampler import WEIGHTS_FILE
 from lssgen.models.nets.upsamplers import AnyUpsampler, load_upsampler, network_of
 from lssgen.progress import Say
-from lssgen.training.autoencoder import Autoencoder, load_autoencoder
+from lssgen.training.autoencoder import Autoencoder, in_space, load_autoencoder
 from lssgen.training.cache import EncodeJob, encode_pairs
 from lssgen.training.config import TrainConfig, TrainJob
 from lssgen.training.install import install, shortcoming, write_card
@@ -84,7 +84,7 @@ def train_upsampler(job: TrainJob, say: Say) -> TrainResult:
         job = replace(job, workers=at_most_cpus(job.workers, "processes that read pictures", say))
         device = device_of(job.device)
         pictures = _pictures(job, say)
-        autoencoder = load_autoencoder(job.vae, device)
+        autoencoder = in_space(load_autoencoder(job.vae, device), job.space, job.vae)
         config.pairs.check(autoencoder.cell_px)
         say(f"VAE {autoencoder.name}: {autoencoder.channels} channels, cells of {autoencoder.cell_px} px, on {device}")
         with _held(job.output):
@@ -312,6 +312,7 @@ def _conditions(trainer: Trainer, job: TrainJob, trained_on: str) -> dict[str, o
         "validated on": job.validation or "pictures held out of the same folder",
         **pairs,
         **flat,
+        "space": trainer.autoencoder.of or "its own",
         "steps made": trainer.step,
         "seconds": round(trainer.seconds),
         "device": name,

@@ -85,9 +85,7 @@ def read_all(paths: Sequence[Path], device: torch.device, say: Say) -> ResidentP
                 )
             pictures.append(picture.to(device))
     if not pictures:
-        raise TrainingError(
-            f"none of the {len(paths)} training pictures can be decoded; repair them or give others"
-        )
+        raise TrainingError(f"none of the {len(paths)} training pictures can be decoded; repair them or give others")
     return ResidentPictures(pictures=pictures, undecodable=undecodable)
 
 

@@ -168,9 +168,7 @@ class _Bound(nn.Module):
 class _Block(nn.Module):
     def __init__(self, *, pools: bool) -> None:
         super().__init__()
-        self.conv = nn.Sequential(
-            _conv(WIDTH, WIDTH), nn.ReLU(), _conv(WIDTH, WIDTH), nn.ReLU(), _conv(WIDTH, WIDTH)
-        )
+        self.conv = nn.Sequential(_conv(WIDTH, WIDTH), nn.ReLU(), _conv(WIDTH, WIDTH), nn.ReLU(), _conv(WIDTH, WIDTH))
         wide = 4 * WIDTH
         self.pool: nn.Module | None = None
         if pools:

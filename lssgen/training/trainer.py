@@ -35,9 +35,8 @@ from lssgen.training.state import (
 )
 from lssgen.training.stopping import stop_as_told, stop_signals
 
-
 WARM_UP, FIRST_RATE, LAST_RATE = 0.05, 1 / 25, 1e-6
-"""Share of the training in which the learning rate rises, and its share of the peak before the first and the last step."""
+"""Share of the training in which the learning rate rises; its share of the peak at the start and at the end."""
 
 
 class Trainer:
@@ -71,6 +70,8 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=device.type == "cuda",  # one kernel in place of hundreds
         )
+        # All batches have one shape: the fastest kernel is found once.
+        torch.backends.cudnn.benchmark = device.type == "cuda"
         self.step = self.saved = 0
         self.seconds = 0.0
         self.undecodable: set[str] = set()
@@ -149,7 +150,8 @@ class Trainer:
         # Little at first, or the random start would stay in the average for thousands of steps.
         keep = min(config.ema, self.step / (self.step + 9))
         with torch.no_grad():
-            torch._foreach_lerp_([*self.average.parameters()], [*self.model.parameters()], 1 - keep)
+            # One call for all weights: private in torch, and what its own averaging is made of.
+            cast(Any, torch)._foreach_lerp_([*self.average.parameters()], [*self.model.parameters()], 1 - keep)
         return progress
 
     def _losses(self, low: Tensor, part: Batch) -> tuple[Tensor, Tensor]:
@@ -248,7 +250,12 @@ def one_cycle(done: float) -> float:
 
     Up along a cosine from 1/25 in the first `WARM_UP` of it, and down along a longer one to a millionth.
     """
-    start, end, at = (FIRST_RATE, 1.0, done / WARM_UP) if done < WARM_UP else (1.0, LAST_RATE, (done - WARM_UP) / (1 - WARM_UP))
+    if done < WARM_UP:
+        return _cosine(FIRST_RATE, 1.0, done / WARM_UP)
+    return _cosine(1.0, LAST_RATE, (done - WARM_UP) / (1 - WARM_UP))
+
+
+def _cosine(start: float, end: float, at: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * at)) / 2
 
 

@@ -24,7 +24,8 @@ class Bench:
 
     def __init__(self, job: TrainJob) -> None:
         self.autoencoder, self.folder = load_autoencoder(job.vae, CPU), job.output
-        self.config, self.shape = job.config, replace(LatentUpSampler.config_from(Path(job.shape)), in_channels=4, out_channels=4)
+        shape = LatentUpSampler.config_from(Path(job.shape))
+        self.config, self.shape = job.config, replace(shape, in_channels=4, out_channels=4)
         crops = RandomCrops(find_pictures(job.images, job.config.pairs).paths, job.config.pairs, 0)
         encode = EncodeJob(
             crops=crops, total=5, autoencoder=self.autoencoder, device=CPU, folder=job.output, workers=0,

@@ -1,7 +1,7 @@
 """The latent upsampler that this package ships and trains: it looks at no more than a neighbourhood of every cell.
 
-Built from what image restoration has shown to work in few parameters: residual blocks with a depthwise convolution and
-a product of two halves in place of an activation (NAFNet, arXiv 2204.04676), without its pooling over the whole picture.
+Made of what works in few parameters in image restoration: residual blocks with a depthwise convolution, and a product
+of two halves in place of an activation (NAFNet, arXiv 2204.04676), without its pooling over the whole picture.
 """
 
 from dataclasses import dataclass
