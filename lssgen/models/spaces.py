@@ -44,7 +44,7 @@ SPACES: Mapping[str, Space] = {
             title="Stable Diffusion 1.x and 2.x",
             channels=4,
             normalisation=_normalisation("sd15"),
-            tiny=("a6b8c0fda4aa50784e543389e0239c72c5e31e9775c9e612ea8333bf3a77dcb",),
+            tiny=("a6b8c0fda4aad50784e543389e0239c72c5e31e9775c9e612ea8333bf3a77dcb",),
         ),
         Space(
             name="sdxl",
