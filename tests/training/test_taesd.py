@@ -1,5 +1,6 @@
 """Files in TAESD's own naming: the same numbers as AutoencoderTiny, and what is refused."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -116,12 +117,22 @@ def test_a_vae_that_says_how_it_normalises_is_held_to_it(vae: Path) -> None:
         in_space(full, "sd", "x")
 
 
+def test_every_space_has_small_autoencoders_of_its_own() -> None:
+    hashes = [sha256 for space in SPACES.values() for sha256 in space.tiny]
+    assert all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in hashes)
+    assert len(set(hashes)) == len(hashes) >= len(SPACES)
+
+
+REAL = {"taesd": "sd", "taesdxl": "sdxl", "taesd3": "sd3", "taef1": "flux", "taef2": "flux2"}
+
+
 @pytest.mark.skipif(not KNOWN.is_dir(), reason="the real small autoencoders are not beside the repository")
-@pytest.mark.parametrize("name", ["taesd", "taef2"])
-def test_a_real_one_paints_what_it_has_read(name: str) -> None:
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_one_is_of_its_space_and_paints_what_it_has_read(name: str) -> None:
     (encoder,) = KNOWN.glob(f"{name}_encoder.*")
     autoencoder = in_space(load_autoencoder(str(encoder), CPU), "auto", str(encoder))
-    assert autoencoder.of == {"taesd": "sd", "taef2": "flux2"}[name]
+    assert autoencoder.of == REAL[name]
+    assert autoencoder.channels == SPACES[REAL[name]].channels
     ramp = torch.linspace(-1, 1, 64)
     picture = torch.stack([ramp.expand(64, 64), ramp.expand(64, 64).T, torch.zeros(64, 64)])[None]
     with torch.no_grad():
