@@ -11,12 +11,13 @@ from lssgen.errors import UpsamplerError
 from lssgen.export.hub import Model
 from lssgen.manifest import Upsampler
 from lssgen.models.configs import read_json
+from lssgen.models.families import Family
 from lssgen.models.nets.installed import installed_upsampler, shipped_upsampler, vae_weights_file
 from lssgen.models.nets.upsampler import WEIGHTS_FILE
 from lssgen.models.nets.upsamplers import load_upsampler
 from lssgen.models.nets.vae import latents_said, normalisation, same_latents
 from lssgen.models.published import LICENCE, NORMALISATION, PUBLISHED, PublishedUpsampler
-from lssgen.models.spaces import SPACES
+from lssgen.models.spaces import CELL_PX, SPACES, Space
 
 INFO = "lssgen.json"
 """File that lssgen-train-upsampler writes beside config.json: which latents it is for, and the licence."""
@@ -28,6 +29,9 @@ MISSING = (
     "WARNING: no latent upsampler for this VAE. The bundle goes from stage to stage by bicubic interpolation of the "
     "latent, which blurs and costs quality that the later stages repair only in part. Train one with "
     "`lssgen-train-upsampler --vae {vae} --images FOLDER` (later exports find it), or give one with --upsampler FOLDER."
+)
+CONVERTED = (
+    " If its VAE is that of {title}, normalised otherwise, --convert-latents takes the upsampler shipped for it."
 )
 UNKNOWN_LICENCE = "unknown; the upsamplers published with LSSGen are for research only"
 
@@ -71,6 +75,13 @@ def choose_upsampler(model: Model, channels: int, given: Path | None, *, convert
     return None
 
 
+def missing_note(model: Model, channels: int) -> str:
+    """What a user should read where there is no upsampler."""
+    vae = model.checkpoint.path("vae") if Path(model.source).is_file() else model.source
+    others = (CONVERTED.format(title=space.title) for space in spaces_of(model.family, model.latents, channels))
+    return MISSING.format(vae=vae) + next(others, "")
+
+
 def _vaes(model: Model) -> Iterator[str]:
     """Hash of the model's VAE, and of its own one where another stands in: both have the model's latents."""
     for folder in (model.checkpoint.path("vae"), model.own_vae):
@@ -79,10 +90,23 @@ def _vaes(model: Model) -> Iterator[str]:
 
 
 def _shipped(model: Model, channels: int, *, convert: bool) -> Iterator[Path]:
-    """This package's own upsamplers for latents like the model's: normalised alike, unless they are converted."""
-    for space in (SPACES[name] for name in model.family.latent_spaces):
-        if space.channels == channels and (convert or same_latents(space.normalisation, model.latents)):
+    """This package's own upsamplers for latents like the model's."""
+    for space in spaces_of(model.family, model.latents, channels):
+        if convert or same_latents(space.normalisation, model.latents):
             yield shipped_upsampler(space.name)
+
+
+def spaces_of(family: Family, vae: Mapping[str, Any], channels: int) -> Iterator[Space]:
+    """The known spaces that a model's latents may be of, normalised as they are there or otherwise.
+
+    Args:
+        family: The model's.
+        vae: config.json of the VAE that it was trained with.
+        channels: Of a latent.
+    """
+    for name in family.latent_spaces:
+        if SPACES[name].channels == channels and family.cell_px(vae) == CELL_PX:
+            yield SPACES[name]
 
 
 def _checked(folder: Path, model: Model, channels: int, *, convert: bool) -> Chosen:

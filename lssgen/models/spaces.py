@@ -10,6 +10,9 @@ from lssgen.models.aliases import ALIASES
 from lssgen.models.costs import Config
 from lssgen.models.published import NORMALISATION
 
+CELL_PX = 8
+"""Pixels along one side of a latent cell, in all of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
@@ -18,7 +21,7 @@ class Space:
     Attributes:
         name: Key in `SPACES`.
         title: Models whose latents these are, for people.
-        channels: Of a latent; a cell is 8 x 8 pixels in all of them.
+        channels: Of a latent.
         normalisation: Fields of the VAE's config.json that say how its latents become the model's; empty: they are the
             VAE's own.
         tiny: sha256 of the encoder files of small autoencoders whose latents are the model's.

@@ -160,7 +160,7 @@ class TrainJob:
         validation: Folder of validation pictures; empty: some of `images` are held out.
         output: Folder for state, cache, checkpoint and report.
         config: Choices that decide which upsampler comes out.
-        shape: Path of an upsampler's config.json to train that shape; empty: the published one for the VAE's channels.
+        shape: Path of an upsampler's config.json to train that shape; empty: the one that this package ships.
         start_from: Folder of an upsampler to go on from; empty: random weights.
         device: torch name, or "auto".
         threads: Number of torch's CPU threads, at most what the machine has; 0 leaves the number to torch.
@@ -186,7 +186,7 @@ class TrainJob:
         help="an upsampler's config.json, to train another shape",
         metavar="FILE",
         group=_LEARNING,
-        unset="the published shape for the VAE's channels",
+        unset="the shape of this package's own",
     )
     start_from: str = choice(
         "", help="folder of an upsampler to go on from", metavar="DIR", group=_LEARNING, unset="random weights"
