@@ -21,7 +21,7 @@ class Space:
     Attributes:
         name: Key in `SPACES`.
         title: Models whose latents these are, for people.
-        channels: Of a latent.
+        channels: Channels of a latent.
         normalisation: Fields of the VAE's config.json that say how its latents become the model's; empty: they are the
             VAE's own.
         tiny: sha256 of the encoder files of small autoencoders whose latents are the model's.
