@@ -232,7 +232,9 @@ def means(rows: Mapping[str, Mapping[str, Found]]) -> Mapping[str, Mapping[str, 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photographs", type=Path, required=True, help="folder of photographs that no training saw")
+    parser.add_argument(
+        "--photographs", type=Path, help="folder of photographs that no training saw; none: times alone"
+    )
     parser.add_argument("--weights", type=Path, required=True, help="folder of the small autoencoders' files")
     parser.add_argument("--upsamplers", type=Path, required=True, help="folder with an upsampler for each space")
     parser.add_argument("--output", type=Path, required=True, help="upsamplers.json and a sheet for each space")
@@ -243,28 +245,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     device = torch.device(args.device)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 is what is judged
-    photos = photographs(args.photographs)
+    photos = photographs(args.photographs) if args.photographs else {}
     spaces: dict[str, object] = {}
     for space in args.spaces:
-        (encoder,) = args.weights.glob(f"{TINY[space]}_encoder.*")
-        autoencoder = in_space(load_autoencoder(str(encoder), device), "auto", str(encoder))
-        ways = operators(autoencoder, args.upsamplers / space, device)
-        rows, sheet = judge(autoencoder, ways, photos, device)
-        sheet.save(args.output / f"{space}.jpg", quality=95, subsampling=0)
-        published = LatentUpSampler(published_config(autoencoder.channels)).to(device).eval()
-        timed = (
-            milliseconds({**ways, "published shape": published}, autoencoder.channels, device, args.repeats)
-            if args.repeats
-            else {}
-        )
-        spaces[space] = {
-            "means": means(rows),
-            "photographs": {way: {name: asdict(one) for name, one in found.items()} for way, found in rows.items()},
-            "milliseconds": timed,
-        }
+        spaces[space] = about(space, args, photos, device)
         found = {"conditions": conditions(device, photos), "spaces": spaces}
         (args.output / "upsamplers.json").write_text(json.dumps(found, indent=1) + "\n")
     return 0
+
+
+def about(space: str, args: argparse.Namespace, photos: Mapping[str, Tensor], device: torch.device) -> object:
+    """All numbers of one space; its sheet is written."""
+    (encoder,) = args.weights.glob(f"{TINY[space]}_encoder.*")
+    autoencoder = in_space(load_autoencoder(str(encoder), device), "auto", str(encoder))
+    ways = operators(autoencoder, args.upsamplers / space, device)
+    rows: Mapping[str, Mapping[str, Found]] = {}
+    if photos:
+        rows, sheet = judge(autoencoder, ways, photos, device)
+        sheet.save(args.output / f"{space}.jpg", quality=95, subsampling=0)
+    published = LatentUpSampler(published_config(autoencoder.channels)).to(device).eval()
+    timed = {**ways, "published shape": published}
+    return {
+        "means": means(rows),
+        "photographs": {way: {name: asdict(one) for name, one in found.items()} for way, found in rows.items()},
+        "milliseconds": milliseconds(timed, autoencoder.channels, device, args.repeats) if args.repeats else {},
+    }
 
 
 if __name__ == "__main__":
