@@ -24,17 +24,17 @@ TITLES = {
 
 HEAD = """# Upsamplers in numbers
 
-This page is written by `docs/make_upsamplers.py` from what `benchmarks/upsamplers.py` found. [upsampler.md](upsampler.md)
-says what the upsamplers are.
+This page is written by `docs/make_upsamplers.py` from what `benchmarks/upsamplers.py` found.
+[upsampler.md](upsampler.md) says what the upsamplers are.
 """
 
 EXPLAINED = """
 `error` is the energy of the difference between the doubled latent and the latent of the photograph, over the energy of
-the latter. PSNR and SSIM are those of the decoded picture against the photograph. `cast` is how far the colours of blocks
-of 64 px are from those of the decoded true latent, in grey levels of 255. `detail` is the energy of the finest details
-over that of the decoded true latent: below 1 is blur, above 1 noise or mosaic. `block` is how much of that energy lies on
-the borders of 16-px blocks, over the same of the decoded true latent: 1 is no mosaic. "True latent" is what the small
-autoencoder alone loses.
+the latter. PSNR and SSIM are those of the decoded picture against the photograph. `cast` is how far the colours of
+blocks of 64 px are from those of the decoded true latent, in grey levels of 255. `detail` is the energy of the finest
+details over that of the decoded true latent: below 1 is blur, above 1 noise or mosaic. `block` is how much of that
+energy lies on the borders of 16-px blocks, over the same of the decoded true latent: 1 is no mosaic. "True latent" is
+what the small autoencoder alone loses.
 """
 
 PUBLISHED: Mapping[str, tuple[Sequence[float], ...]] = {
@@ -68,7 +68,7 @@ def page() -> str:
     parts = [HEAD, conditions(found["conditions"]), EXPLAINED]
     for space, about in found["spaces"].items():
         parts += [f"\n## {TITLES[space]}\n\n", quality(about["means"]), picture(space)]
-    parts += [credits(), AGAINST, "\n", against(found["spaces"]), COST, "\n", costs(found)]
+    parts += [credited(), AGAINST, "\n", against(found["spaces"]), COST, "\n", costs(found)]
     return "".join(parts).rstrip("\n") + "\n"
 
 
@@ -104,7 +104,7 @@ def picture(space: str) -> str:
     return f"\n![The liveliest parts of four photographs, by each way](images/upsampler_{space}.jpg)\n"
 
 
-def credits() -> str:
+def credited() -> str:
     with PHOTOGRAPHS.open(encoding="utf-8", newline="") as lines:
         rows = [row for row in csv.DictReader(lines, delimiter="\t") if row["use"] == "held out"]
     said = "; ".join(f"{Path(row['file']).stem} by {row['author']} ({row['licence']})" for row in rows)
