@@ -10,8 +10,8 @@ are those of the decoded picture against the photograph. Three more numbers say 
 - `cast`: mean distance of the colour of 64 x 64 px blocks to those of the decoded true latent, in grey levels of 255;
 - `detail`: energy of the finest details (differences of neighbouring pixels) over that of the decoded true latent:
   below 1 is blur, above it is noise or a mosaic;
-- `block`: share of that energy which lies across the borders of 16-px blocks, over the same of the decoded true latent:
-  1 is no mosaic.
+- `grid`: energy at the frequencies of a grid of 4 px over that at the frequencies beside them, in the parts that the
+  sheet shows: about 0.8 in photographs, above 1 where decoders paint a mosaic.
 
 A ratio of errors to that of bilinear, in the same photographs, is all that can be compared across sets.
 """
@@ -38,13 +38,13 @@ from lssgen.models.nets.latent_upsampler import LatentUpSampler, published_confi
 from lssgen.models.nets.upsamplers import load_upsampler
 from lssgen.training.autoencoder import Autoencoder, in_space, load_autoencoder
 from lssgen.training.pictures import SUFFIXES, tensor_of, to_range
-from lssgen.training.report import contact_sheet
+from lssgen.training.report import CAPTION_PX, GAP_PX, contact_sheet
 
 TINY = {"flux": "taef1", "sd3": "taesd3", "sdxl": "taesdxl", "sd": "taesd", "flux2": "taef2"}
 """Name of the small autoencoder of every space."""
 
-SIDE, CELLS, SHOWN = 1024, 16, 256
-"""Pixels of a large photograph's side, of a low cell's, and of the part that the sheet shows."""
+SIDE, CELLS, SHOWN, GRID = 1024, 16, 256, 4
+"""Pixels of a large photograph's side, of a low cell's, of the part that the sheet shows, and of a mosaic's stones."""
 
 OURS, TRUE, PHOTO = "ours", "true latent", "photograph"
 Double = Callable[[Tensor], Tensor]
@@ -59,7 +59,6 @@ class Found:
     ssim: float
     cast: float
     detail: float
-    block: float
 
 
 def interpolated(mode: str) -> Double:
@@ -134,7 +133,6 @@ def judged(latent: Tensor, high: Tensor, picture: Tensor, best: Tensor, photo: T
         ssim=float(ssim(picture, photo, data_range=1.0)),
         cast=float(blocks.sqrt().mean() * 255),
         detail=_fine(picture) / _fine(best),
-        block=_across(picture, 16) / _across(best, 16),
     )
 
 
@@ -142,14 +140,22 @@ def _fine(picture: Tensor) -> float:
     return float(picture.diff(dim=-1).square().mean() + picture.diff(dim=-2).square().mean())
 
 
-def _across(picture: Tensor, side: int) -> float:
-    """Energy of the differences across the borders of blocks, over that of all of them."""
-    found = 0.0
-    for dim in (-1, -2):
-        steps = picture.diff(dim=dim).square()
-        borders = torch.arange(side - 1, steps.shape[dim], side, device=picture.device)
-        found += float(steps.index_select(dim, borders).mean() / steps.mean()) / 2
+def grids(sheet: Image.Image, ways: Sequence[str]) -> Mapping[str, float]:
+    """`grid` of every column of a sheet, mean over its rows and both directions."""
+    pixels = tensor_of(sheet).float() / 255
+    step, found = SHOWN + GAP_PX, {}
+    for column, way in enumerate(ways):
+        strip = pixels[:, CAPTION_PX:, column * step : column * step + SHOWN]
+        parts = [strip[:, top : top + SHOWN] for top in range(0, strip.shape[1], step)]
+        found[way] = fmean(_grid(part) + _grid(part.transpose(-1, -2)) for part in parts) / 2
     return found
+
+
+def _grid(part: Tensor) -> float:
+    energy = torch.fft.rfft(part - part.mean((-1, -2), keepdim=True)).abs().square().mean((0, 1))
+    at = torch.arange(SHOWN // GRID, SHOWN // 2 + 1, SHOWN // GRID)
+    beside = torch.cat([at - 2, at[:-1] + 2])  # beyond the last, there are no frequencies
+    return float(energy[at].mean() / energy[beside].mean())
 
 
 @torch.no_grad()
@@ -241,7 +247,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--spaces", nargs="*", default=list(TINY), choices=list(TINY))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=20, help="turns of the timing; 0: none")
+    parser.add_argument("--sheets", action="store_true", help="only measure the grid again, on the sheets in --output")
     args = parser.parse_args(argv)
+    if args.sheets:
+        return measure_sheets(args.output)
     args.output.mkdir(parents=True, exist_ok=True)
     device = torch.device(args.device)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 is what is judged
@@ -251,6 +260,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         spaces[space] = about(space, args, photos, device)
         found = {"conditions": conditions(device, photos), "spaces": spaces}
         (args.output / "upsamplers.json").write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def measure_sheets(folder: Path) -> int:
+    file = folder / "upsamplers.json"
+    found = json.loads(file.read_text())
+    for space, numbers in found["spaces"].items():
+        numbers["grid"] = grids(Image.open(folder / f"{space}.jpg"), (*numbers["photographs"], PHOTO))
+    file.write_text(json.dumps(found, indent=1) + "\n")
     return 0
 
 
@@ -268,6 +286,7 @@ def about(space: str, args: argparse.Namespace, photos: Mapping[str, Tensor], de
     return {
         "means": means(rows),
         "photographs": {way: {name: asdict(one) for name, one in found.items()} for way, found in rows.items()},
+        "grid": grids(Image.open(args.output / f"{space}.jpg"), (*rows, PHOTO)) if photos else {},
         "milliseconds": milliseconds(timed, autoencoder.channels, device, args.repeats) if args.repeats else {},
     }
 
