@@ -64,7 +64,8 @@ class ExportConfig:
             do not depend on it. None and "own": the checkpoint's.
         resolutions: Stage sizes in pixels. Empty: the stages of the model's default picture.
         precision: Number format of the networks; the state between them is always float32.
-        upsampler: Folder of a latent upsampler; None: one that belongs to the checkpoint or is installed for its VAE.
+        upsampler: Folder of a latent upsampler; None: one that belongs to the checkpoint, is
+            installed for its VAE, or is this package's own for its latent space.
         convert_latents: Take latents to the normalisation that the upsampler was trained with, and back: for a model
             whose VAE is that of another model with other means and deviations (Playground, of SDXL). LSSGen, as
             published, does not.
@@ -123,7 +124,10 @@ class ExportConfig:
     )
     precision: Precision = choice("fp32", help="what the networks compute in")
     upsampler: Path | None = choice(
-        None, help="latent upsampler", metavar="DIR", unset="the checkpoint's own, or the one installed for its VAE"
+        None,
+        help="latent upsampler",
+        metavar="DIR",
+        unset="the checkpoint's own, one installed for its VAE, or this package's",
     )
     convert_latents: bool = choice(
         False,
