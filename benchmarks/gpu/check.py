@@ -177,8 +177,8 @@ def examine(
                 continue
             try:
                 does[part](open_one())
-            except LssgenError as error:
-                record.skip(what, error)
+            except Exception as error:  # whatever it is, the other parts shall be done
+                record.skip(what, f"{type(error).__name__}: {' '.join(str(error).split())[:1000]}")
 
 
 def look_at_placement(bundle: Bundle, backend: Backend, record: Record) -> None:
@@ -254,7 +254,9 @@ def race(model: str, work: Path, backends: dict[str, Callable[[], Backend]], rec
         (height // bundle.manifest.facts.cell_px, width // 8) for height, width in bundle.manifest.resolutions
     )
     try:
-        timings += latency.torch_timings(model, sizes)
+        for timing in latency.torch_timings(model, sizes):
+            timings.append(timing)
+            record.say(f"timed     {timing.engine}: {model}: {timing.what}: {timing.ms:.3f} ms")
     except (ImportError, RuntimeError, AssertionError) as error:  # no CUDA in this torch, or no room
         record.skip(f"{model} in torch", error)
 
