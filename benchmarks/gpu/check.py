@@ -30,13 +30,15 @@ from typing import Any
 
 from benchmarks.gpu import latency, layers, parity, placement, quantised
 from lssgen.bench.environment import machine_facts
-from lssgen.bundle import Bundle, read_bundle
+from lssgen.bundle import MANIFEST, Bundle, read_bundle
 from lssgen.durable import whole_file
 from lssgen.engines.base import Backend
 from lssgen.engines.cuda import Device
 from lssgen.engines.onnxruntime import OrtBackend
 from lssgen.engines.registry import open_backend
 from lssgen.errors import LssgenError
+from lssgen.jsons import read_json
+from lssgen.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "gpu_check.json"
@@ -110,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("gpu-check"), help="folder for checkpoints and bundles")
     parser.add_argument("--bundle", type=Path, action="append", default=[], help="check this bundle; may be repeated")
+    parser.add_argument("--step", type=Path, action="append", default=[], help="time a step of full_size_quantise")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="with --bundle: parts to do")
     parser.add_argument("--engines", nargs="*", choices=ENGINES, default=ENGINES)
     parser.add_argument("--full-size", nargs="*", choices=FULL_SIZE, default=FULL_SIZE, help="none: correctness only")
@@ -120,9 +123,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     backends = dict(opened(args.engines, record))
     if not backends:
         record.skip("everything", "no engine takes a GPU of this machine")
-    elif args.bundle:
+    elif args.bundle or args.step:
         for bundle in map(read_bundle, args.bundle):
             examine(bundle, args.work, backends, record, args.parts)
+        for folder in args.step:
+            bundle = Bundle(folder, read_json(folder / MANIFEST, Manifest))  # it lacks what every run needs
+            examine(bundle, args.work, backends, record, ("latency", "placement"))
     else:
         for bundle in small_bundles(args.work, record):
             whole = bundle.manifest.facts.name == "demo" and bundle.manifest.graphs["step"].precision == "fp16"
