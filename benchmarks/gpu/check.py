@@ -330,6 +330,8 @@ def table(record: Record) -> str:
     states = [verdict.state for verdict in record.verdicts]
     lines.append(", ".join(f"{states.count(state)} {state}" for state in ("ok", "WRONG", "skipped")))
     for model, timings in record.timings.items():
+        if not timings:
+            continue
         engines = list(dict.fromkeys(timing.engine for timing in timings))
         width = max(len(timing.what) for timing in timings)
         lines += ["", f"{model}, ms".ljust(width) + "".join(f"{engine:>18}" for engine in engines)]
