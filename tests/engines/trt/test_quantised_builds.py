@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_families_build import CHECKPOINTS, MASKED, bundle_of, only_step
+from test_families_build import CHECKPOINTS, bundle_of, only_step
 
 from lssgen.bundle import Bundle
 from lssgen.calibration.quantise import QuantiseJob, quantise
@@ -77,7 +77,7 @@ def test_every_product_and_attention_that_is_promised_in_few_bits_is_compiled_so
     products = sum(report.coded.get(kind, 0) for kind in kinds)
     assert (set(report.coded) - {"FP8 attention"}, products) == (kinds, about.products * profiles)
     attentions = CHECKPOINTS[bundle.manifest.family][1]
-    wanted = attentions if form in ("fp8", "nvfp4") and bundle.manifest.family not in MASKED else 0
+    wanted = attentions if form in ("fp8", "nvfp4") else 0
     assert (about.attention, report.coded.get("FP8 attention", 0)) == (wanted, wanted * profiles)
     assert report.attentions == attentions - wanted  # the others are products and a softmax, to the parser
     assert report.unfused == ()  # what stays is one kernel in half precision
