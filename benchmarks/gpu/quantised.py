@@ -20,7 +20,8 @@ from lssgen.errors import LssgenError
 from lssgen.manifest import NumberFormat
 from lssgen.runtime.options import Options
 
-PROMPTS = ("a red star above a blue circle on a white background", "a lighthouse on black rocks in a storm")
+PROMPTS = ("a red star above a blue circle on a white background", "a small green triangle on a black background")
+"""Of objects that the demo model knows, and short enough for its text encoder."""
 STEPS = 16
 
 

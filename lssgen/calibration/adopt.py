@@ -119,9 +119,8 @@ def _format_of(model: ir.Model) -> NumberFormat:
 
 def _coded_products(model: ir.Model) -> int:
     """Products whose weight comes out of codes."""
-    makers = (
-        node.inputs[1].producer() for node in model.graph if node.op_type in ("MatMul", "Gemm") and node.inputs[1]
-    )
+    products = (node for node in model.graph if node.op_type in ("MatMul", "Gemm", "Conv"))
+    makers = (node.inputs[1].producer() for node in products if node.inputs[1])
     return sum(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
 
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from lssgen.bundle import MANIFEST, Bundle, files, manifest_json
 from lssgen.calibration.alone import written_alone
 from lssgen.calibration.attention import decompose
-from lssgen.calibration.formats import CPU_ENGINES, TRT_ENGINES, Format, format_for
+from lssgen.calibration.formats import CONVOLVING, CPU_ENGINES, TRT_ENGINES, Format, format_for
 from lssgen.calibration.insertion import Made, Recipe, Rewrite, write_quantised
 from lssgen.calibration.numbers import Floats
 from lssgen.calibration.products import Product, ends_of, products_of
@@ -207,6 +207,7 @@ class _Making:
             unsigned=job.engine in CPU_ENGINES,
             kept=kept,
             smoothing=self._form.smoothing if job.smoothing is None else job.smoothing,
+            convolutions=job.engine in CONVOLVING,
             share=job.share,
         )
         stem = f"step-{job.format}"

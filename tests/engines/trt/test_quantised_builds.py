@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 from test_families_build import CHECKPOINTS, bundle_of, only_step
 
 from lssgen.bundle import Bundle
+from lssgen.calibration.products import given
 from lssgen.calibration.quantise import QuantiseJob, quantise
 from lssgen.calibration.ranges import RangesJob, measure_ranges
 from lssgen.calibration.statistics import Statistics
@@ -41,6 +43,22 @@ def calibrated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     output = folder / "ranges.safetensors"
     job = RangesJob(bundle=bundle, backend=backend, prompts=("a cat", "the dog", "red"), output=output, options=RUNS)
     return bundle, measure_ranges(job)
+
+
+CONVOLUTIONS = {"sd": 18, "sdxl": 18}
+"""Number of convolutions in few bits: two in each of a tiny UNet's eight residual blocks, and those of its samplers."""
+
+
+def coded_products(bundle: Bundle) -> list[ir.Node]:
+    """Nodes of the step whose weight comes out of codes."""
+    model = ir.load(bundle.path(bundle.manifest.graphs["step"].file))
+    nodes = [node for node in model.graph if node.op_type in ("MatMul", "Conv")]
+    makers = [node.inputs[1] and node.inputs[1].producer() for node in nodes]
+    return [
+        node
+        for node, maker in zip(nodes, makers, strict=True)
+        if maker is not None and maker.op_type == "DequantizeLinear" and given(maker, 0).is_initializer()
+    ]
 
 
 def made(calibrated: tuple[Bundle, Statistics], form: NumberFormat, folder: Path) -> Bundle:
@@ -79,6 +97,8 @@ def test_every_product_and_attention_that_is_promised_in_few_bits_is_compiled_so
     attentions = CHECKPOINTS[bundle.manifest.family][1]
     wanted = attentions if form in ("fp8", "nvfp4") else 0
     assert (about.attention, report.coded.get("FP8 attention", 0)) == (wanted, wanted * profiles)
+    convolutions = sum(node.op_type == "Conv" for node in coded_products(bundle))
+    assert convolutions == (0 if form == "int8-weights" else CONVOLUTIONS.get(bundle.manifest.family, 0))
     assert report.attentions == attentions - wanted  # the others are products and a softmax, to the parser
     assert report.unfused == ()  # what stays is one kernel in half precision
 
