@@ -13,6 +13,7 @@ from lssgen.calibration.insertion import Made
 from lssgen.calibration.products import is_quantised
 from lssgen.calibration.quality import Quality, compared
 from lssgen.calibration.quantise import Gate, changed, measured_step, passed_speed
+from lssgen.calibration.ranges import see_unquantised
 from lssgen.calibration.rehearsal import rehearsed
 from lssgen.calibration.storage import DataFile
 from lssgen.durable import whole_folder
@@ -42,9 +43,11 @@ def adopt(bundle: Bundle, graph: Path, output: Path, *, engine: str, by: str | N
         gate: What it must pass.
 
     Raises:
-        CalibrationError: It cannot be read, is not quantised, has other ports, or does not pass.
+        CalibrationError: It cannot be read, is not quantised, has other ports, or does not pass; or the bundle's own
+            step is quantised already.
         OSError: It cannot be written.
     """
+    see_unquantised(bundle, _loaded(bundle.path(bundle.manifest.graphs["step"].file)))
     model = _loaded(graph)
     if not is_quantised(model):
         raise CalibrationError(

@@ -16,6 +16,7 @@ from lssgen.calibration.statistics import Statistics
 from lssgen.engines.demand import Demand, profiles_of
 from lssgen.engines.registry import open_backend
 from lssgen.errors import BuildError, CalibrationError
+from lssgen.manifest import Measured
 from lssgen.runtime import Pipeline
 
 
@@ -79,6 +80,41 @@ def test_a_quantised_large_stage_may_have_an_unquantised_small_one(
     quality = compared(runs.latents(demo, backend), runs.latents(bundle, backend))
     assert quality.psnr_db[0] == 200  # the small stage is the same, to the bit
     assert 20 < quality.psnr_db[1] < 100
+
+
+def test_real_runs_leave_the_small_stage_as_it_was_where_the_bound_asks_for_it(
+    demo: Bundle, statistics: Statistics, tmp_path: Path
+) -> None:
+    """Of a small stage with ranges eight times as wide, which a graph for both must hold: 18 dB more noise in both.
+
+    The bound is what the large stage reaches alone, and then what both do.
+    """
+    for (_, stage, _), seen in statistics.seen.items():
+        if stage == 0:
+            seen.low, seen.high = 8 * seen.low, 8 * seen.high
+    reached = [
+        _measured(quantise(job(demo, statistics, tmp_path / str(px), from_px=px, text=False, gate=gate())))
+        for px in (0, 256)
+    ]
+    both, large = (min(measured.psnr_db) for measured in reached)
+    assert both < large - 6
+    asked = gate(bound=Bound(large - 0.1, 0.9))
+    made = quantise(job(demo, statistics, tmp_path / "chosen", text=False, gate=asked))
+    assert (made.manifest.small_step, made.manifest.small_cells) == ("step_small", 256)
+    assert made.manifest.graphs["step_small"] == demo.manifest.graphs["step"]
+    assert _measured(made).psnr_db == reached[1].psnr_db
+    verify(made)
+    asked = gate(bound=Bound(both - 0.1, 0.9))
+    whole = quantise(job(demo, statistics, tmp_path / "whole", text=False, gate=asked))
+    assert (whole.manifest.small_step, _measured(whole).psnr_db) == ("", reached[0].psnr_db)
+    assert set(whole.manifest.graphs) == set(demo.manifest.graphs)
+
+
+def _measured(bundle: Bundle) -> Measured:
+    about = bundle.manifest.graphs["step"].quantisation
+    assert about is not None
+    assert about.measured is not None
+    return about.measured
 
 
 def test_a_manifest_whose_small_step_is_none_is_damaged(demo: Bundle) -> None:
