@@ -3,7 +3,7 @@
     python -m benchmarks.gpu.products BUNDLE --output FILE
 
 An engine with products of codes can be no faster than these, and every format's share of a step is bounded by them.
-Every distinct product that the family's record lets into few bits is timed at the tokens of every resolution, two
+Every distinct matrix product that the family's record lets into few bits is timed at the tokens of every resolution, two
 guidance branches, with events on the device, formats in turn: fp16, fp8 (`torch._scaled_mm`), int8 (`torch._int_mm`).
 Quantising what goes in is not among them.
 """
@@ -52,6 +52,8 @@ def shapes_of(bundle: Bundle, size: tuple[int, int]) -> Counter[tuple[int, int, 
     tokens = (size[0] // side) * (size[1] // side)
     found = Counter[tuple[int, int, int]]()
     for product in products_of(ir.load(bundle.path(step.file)), sensitivity_of(bundle.manifest.family)):
+        if product.is_convolution:
+            continue  # torch has none of codes
         rows = TEXT_TOKENS if any(word in product.name for word in TEXT_WORDS) else tokens
         found[2 * rows, product.rows, product.columns] += 1
     return found
