@@ -3,8 +3,9 @@
     python -m benchmarks.gpu.products BUNDLE --output FILE
 
 An engine with products of codes can be no faster than these, and every format's share of a step is bounded by them.
-Every distinct matrix product that the family's record lets into few bits is timed at the tokens of every resolution, two
-guidance branches, with events on the device, formats in turn: fp16, fp8 (`torch._scaled_mm`), int8 (`torch._int_mm`).
+Every distinct matrix product that the family's record lets into few bits is timed at the tokens of every resolution,
+two guidance branches, with events on the device, formats in turn: fp16, fp8 (`torch._scaled_mm`), int8
+(`torch._int_mm`).
 Quantising what goes in is not among them.
 """
 

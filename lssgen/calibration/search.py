@@ -85,10 +85,10 @@ class _Failure:
     """A set of stages that does not reach the bound with all products.
 
     Attributes:
-        from_px: As of `Choice`.
+        from_px: Pixels from which on stages are quantised.
         order: Names of products, the noisiest first.
         quality: What is reached; in the end, with as many returned as was tried.
-        returned: How many that were.
+        returned: Number of products that were returned then.
     """
 
     from_px: int

@@ -153,7 +153,7 @@ class Layer:
         nodes: ONNX nodes it came from.
         output_bytes: Size of its largest output.
         codes: Type of the codes that it multiplies; empty: it multiplies none.
-        product: What the names of the ONNX nodes have in them that are its products.
+        product: Part of the names of ONNX nodes that are its products.
     """
 
     name: str
