@@ -145,6 +145,7 @@ class _Making:
         self._old = job.bundle.manifest
         self._ends: frozenset[str] = frozenset()
         self._snr: Mapping[str, float] = {}
+        self._warned = False
 
     def made(self) -> Manifest:
         """All of it, past its gates."""
@@ -258,6 +259,13 @@ class _Making:
     def _rewrite(self) -> Rewrite | None:
         if not (self._form.attention and self._job.attention):
             return None
+        if self._old.graphs["step"].precision == "fp32" and not self._warned:
+            self._warned = True
+            _LOG.warning(
+                "the bundle is in fp32, and TensorRT fuses attention in %s only where the rest is in fp16 or bf16: it "
+                "will refuse to build this; export with --precision fp16, or leave attention out (--no-attention)",
+                self._job.format,
+            )
         return lambda model, ranges: decompose(model, ranges, self._ends)
 
     def _searched(self, manifest: Manifest) -> Manifest:

@@ -77,9 +77,9 @@ def measure_ranges(job: RangesJob) -> Statistics:
     return ear.statistics
 
 
-def see_unquantised(bundle: Bundle, model: ir.Model) -> None:
-    """Raise CalibrationError if a bundle's step is quantised."""
-    if bundle.manifest.graphs["step"].quantisation is not None or is_quantised(model):
+def see_unquantised(bundle: Bundle, model: ir.Model | None = None) -> None:
+    """Raise CalibrationError if a bundle's step is quantised; without its graph, if the manifest says so."""
+    if bundle.manifest.graphs["step"].quantisation is not None or (model is not None and is_quantised(model)):
         raise CalibrationError(
             f"bundle {bundle.folder} is quantised already; take the bundle that it was made from, or export the model "
             "again"

@@ -87,7 +87,7 @@ class _Failure:
     Attributes:
         from_px: Pixels from which on stages are quantised.
         order: Names of products, the noisiest first.
-        quality: What is reached; in the end, with as many returned as was tried.
+        quality: Likeness that is reached; in the end, with as many returned as was tried.
         returned: Number of products that were returned then.
     """
 
