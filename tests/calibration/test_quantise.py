@@ -82,6 +82,7 @@ def test_a_quantised_large_stage_may_have_an_unquantised_small_one(
     assert 20 < quality.psnr_db[1] < 100
 
 
+@pytest.mark.slow  # ten graphs, each painted by
 def test_real_runs_leave_the_small_stage_as_it_was_where_the_bound_asks_for_it(
     demo: Bundle, statistics: Statistics, tmp_path: Path
 ) -> None:
