@@ -151,6 +151,7 @@ def _compared(before: Bundle, after: Bundle, gate: Gate) -> Manifest:
     """
     if gate.runs is None or gate.backend is None:
         return after.manifest
+    (after.folder / MANIFEST).write_bytes(manifest_json(after.manifest))
     with rehearsed(after, gate.backend) as bundle:
         quality: Quality = compared(gate.runs.latents(before, gate.backend), gate.runs.latents(bundle, gate.backend))
     if not quality.reaches(gate.bound):

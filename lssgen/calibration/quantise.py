@@ -323,6 +323,8 @@ class _Making:
         gate = self._job.gate
         assert gate.runs is not None
         assert gate.backend is not None
+        # Where an engine does not open, the bundle's files are looked at before the reason is told.
+        (self._draft / MANIFEST).write_bytes(manifest_json(manifest))
         with rehearsed(Bundle(self._draft, manifest), gate.backend) as bundle:
             return compared(wanted, gate.runs.latents(bundle, gate.backend))
 

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from lssgen.bundle import Bundle, files
+from lssgen.bundle import MANIFEST, Bundle, files, manifest_json, sha256_of
 from lssgen.calibration.insertion import place, scalar
 from lssgen.calibration.numbers import BLOCK, FP4_MOST, FP8_MOST, Coded, decoded
 from lssgen.calibration.products import given
@@ -41,8 +41,11 @@ def rehearsed(bundle: Bundle, backend: Backend) -> Generator[Bundle]:
         for file in files(bundle.manifest):  # last: onnx-ir does not read files that have two names
             if file != step.file:
                 borrow(bundle.path(file), folder / file)
-        changed = replace(step, data=(*step.data, "rehearsal.data"))
-        yield Bundle(folder, replace(bundle.manifest, graphs={**bundle.manifest.graphs, "step": changed}))
+        hashes = {**step.sha256, step.file: sha256_of(folder / step.file), "rehearsal.data": data.sha256}
+        changed = replace(step, data=(*step.data, "rehearsal.data"), sha256=hashes)
+        manifest = replace(bundle.manifest, graphs={**bundle.manifest.graphs, "step": changed})
+        (folder / MANIFEST).write_bytes(manifest_json(manifest))
+        yield Bundle(folder, manifest)
 
 
 def rehearse(model: ir.Model, data: DataFile) -> None:

@@ -148,6 +148,24 @@ def test_a_bound_out_of_reach_leaves_nothing(demo: Bundle, statistics: Statistic
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_engine_that_does_not_open_says_why(
+    demo: Bundle, statistics: Statistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = open_backend("onnxruntime", threads=1)
+    opened = type(backend).open
+
+    def refusing(self: Any, bundle: Bundle, demand: Demand) -> Any:
+        if bundle.folder != demo.folder:
+            raise BuildError("this engine takes no codes")
+        return opened(self, bundle, demand)
+
+    monkeypatch.setattr(type(backend), "open", refusing)
+    runs = Runs(prompts=PROMPTS[:1], options={"height": 128, "width": 128, "num_inference_steps": 2})
+    with pytest.raises(BuildError, match="this engine takes no codes"):
+        quantise(job(demo, statistics, tmp_path, gate=gate(runs=runs, backend=backend)))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_quantised_bundle_is_not_quantised_again(demo: Bundle, statistics: Statistics, tmp_path: Path) -> None:
     once = quantise(job(demo, statistics, tmp_path, gate=Gate()))
     with pytest.raises(CalibrationError, match="is quantised already; take the bundle that it was made from"):
