@@ -17,7 +17,7 @@ from lssgen.errors import NonFiniteError
 from lssgen.manifest import Picture, Precision
 from lssgen.plan.table import Plan, Stage, Step
 from lssgen.ports import Array
-from lssgen.runtime.noise import NoiseStream, draw_each
+from lssgen.runtime.noise import Field, NoiseStream, StageNoise, draw_each
 from lssgen.runtime.workspace import Branches, Workspace
 
 Floats = NDArray[np.float32]
@@ -41,7 +41,8 @@ class Listeners:
 
     Attributes:
         step: Called when a step is done, with the indices of its stage and of itself, and the number of steps.
-        stage: Called when a stage that is not the last is done, with its index and its (batch, C, h, w) latents.
+        stage: Called when a stage that is not the last is done, with its index and its (batch, C, h, w) latents; where
+            it ends with a noisy state, with what that moved towards.
     """
 
     step: Callable[[int, int, int], None] = _silent
@@ -95,6 +96,7 @@ class Batch:
         pictures: Values of the step's picture feeds, one a stage.
         origin: None: from noise alone.
         noise: (batch, C, h, w) that every stage begins with, smallest first; empty: drawn from the seeds.
+        field: Where the noise that stages begin with is drawn from.
     """
 
     seeds: tuple[int, ...]
@@ -104,6 +106,7 @@ class Batch:
     pictures: Mapping[Picture, tuple[Array, ...]] = field(default_factory=dict[Picture, tuple[Array, ...]])
     origin: Origin | None = None
     noise: tuple[Floats, ...] = ()
+    field: Field = "stage"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -193,6 +196,8 @@ class _Run:
         self._noise = batch.noise
         # New streams for every run: the second one, that looks for a NaN, must draw the same numbers.
         self._streams = [NoiseStream(seed) for seed in batch.seeds]
+        whole = (workspace.latent(0, 0).shape[1], plan.stages[-1].height, plan.stages[-1].width)
+        self._entries = [StageNoise(stream, batch.field, whole) for stream in self._streams]
         self._pictures = batch.pictures
         # Skip-layer guidance changes the branches within a run; each set has its own stacked text, written once.
         for branches in {_branches(step) for stage in plan.stages for step in stage.steps}:
@@ -219,15 +224,25 @@ class _Run:
             clock.total = perf_counter() - began
             times.append(clock)
             if index < len(self._plan.stages) - 1:
-                self._hear.stage(index, latents)
+                self._hear.stage(index, self._shown(index, latents))
         return latents, times
+
+    def _shown(self, index: int, latents: Floats) -> Floats:
+        """Latents to show of a stage that has ended: its own, or where these are noisy, what they moved towards."""
+        if not self._plan.keeps_state(index):
+            return latents
+        stage = self._plan.stages[index]
+        last = len(stage.steps) - 1
+        drawn = self._space.noise(index).read() if stage.steps[last].noise else None
+        found = stage.estimate(last, self._space.latent(index, last).read(), latents, drawn)
+        return latents if found is None else found
 
     def _enter(self, index: int, stage: Stage) -> Floats:
         """Make the stage's first latent; returns the noise in it."""
         self._space.begin_stage(index, _branches(stage.steps[0]))
         for feed, values in self._pictures.items():
             self._space.write_picture(index, feed, values[index])
-        noise = self._noise[index] if self._noise else self._draw(index)
+        noise = self._noise[index] if self._noise else self._entry(index)
         if index == 0:
             self._space.latent(0, 0).write(first_latent(stage, noise, self._origin))
             return noise
@@ -235,7 +250,7 @@ class _Run:
         # After the stage's own noise: the published order, in which one generator draws for the whole run.
         if self._space.draws_posterior:
             self._space.noise(index, "posterior").write(self._draw(index))
-        mix = self._each((stage.image, stage.noise))
+        mix = self._each(self._space.mix(stage))
         self._space.transition(index, len(self._plan.stages[index - 1].steps), mix)()
         return noise
 
@@ -266,6 +281,10 @@ class _Run:
         if origin.keeps(index):
             latent = self._space.latent(index, turns)
             latent.write(origin.put_back(index, level, noise, latent.read()))
+
+    def _entry(self, index: int) -> Floats:
+        shape, below = self._space.latent(index, 0).shape[1:], self._plan.kept_size(index)
+        return np.stack([entry.draw(shape, below) for entry in self._entries])
 
     def _draw(self, index: int) -> Floats:
         return draw_each(self._streams, self._space.latent(index, 0).shape[1:])
