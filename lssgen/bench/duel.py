@@ -14,7 +14,7 @@ import msgspec
 from lssgen.bench.cases import PROMPT, wordings
 from lssgen.bench.clocks import Pace
 from lssgen.bench.environment import Environment, environment
-from lssgen.bench.records import write_record
+from lssgen.bench.records import read_record, write_record
 from lssgen.bench.sides import Side, painter
 from lssgen.bench.stats import (
     Interval,
@@ -28,7 +28,6 @@ from lssgen.bench.stats import (
 )
 from lssgen.choices import choice, refuse_outside
 from lssgen.errors import BenchError, MismatchError
-from lssgen.jsons import JsonError, NoFileError, read_json
 
 FORMAT = 1
 """Changes when a reader would misunderstand an older file."""
@@ -116,10 +115,6 @@ class Duel(msgspec.Struct, frozen=True, kw_only=True):
     def log_ratios(self) -> list[float]:
         """One number a round."""
         return [one.log_ratio for one in self.rounds]
-
-
-class _Head(msgspec.Struct):
-    format: object = None
 
 
 OnRound = Callable[[Duel], None]
@@ -215,16 +210,8 @@ def read_duel(path: Path) -> Duel:
         BenchError: It is missing or damaged.
         MismatchError: It has another format.
     """
-    try:
-        if (head := read_json(path, _Head)).format != FORMAT:
-            raise MismatchError(
-                f"{path} has format {str(head.format)[:20]}, and this lssgen reads format {FORMAT}; compare again"
-            )
-        return read_json(path, Duel)
-    except NoFileError as error:
-        raise BenchError(f"{path} {error}") from error
-    except JsonError as error:
-        raise BenchError(f"{path} is damaged: it {error}; remove it and compare again") from error
+    make, again = "make it with lssgen bench compare --output", "remove it and compare again"
+    return read_record(path, Duel, FORMAT, make=make, again=again, other=MismatchError)
 
 
 def rounds_to_go_on(path: Path, a: Side, b: Side) -> tuple[Round, ...]:

@@ -29,9 +29,10 @@ from lssgen.engines.cpu.trial import trials_of
 from lssgen.engines.demand import Demand
 from lssgen.engines.onnxruntime import OrtBuffer
 from lssgen.engines.options import OrtOptions, OvOptions
+from lssgen.engines.wrapping import WrappedEngine
 from lssgen.errors import ShapeError
 from lssgen.machine import free_memory
-from lssgen.ports import Array, Port
+from lssgen.ports import Array
 
 _LOG = logging.getLogger("lssgen")
 
@@ -58,28 +59,16 @@ _VIEWS = {"onnxruntime": OrtBuffer.over, "openvino": _ov_buffer}
 """Function that makes an engine's own buffer of an array, by the engine's name."""
 
 
-class AutoEngine:
+class AutoEngine(WrappedEngine):
     """One component on the engine that was chosen for it; `lssgen.engines.base.Engine`."""
 
-    def __init__(self, inner: Engine, backend: str) -> None:
-        self.inner = inner
+    def __init__(self, engine: Engine, backend: str) -> None:
+        super().__init__(engine)
         self._backend = backend
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def inputs(self) -> tuple[Port, ...]:
-        return self.inner.inputs
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        return self.inner.outputs
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Binding:
         check_buffers(self.name, (*self.inputs, *self.outputs), buffers)
-        return self.inner.bind({name: _own(buffer).seen_by(self._backend) for name, buffer in buffers.items()})
+        return self.engine.bind({name: _own(buffer).seen_by(self._backend) for name, buffer in buffers.items()})
 
 
 class AutoEngines:
@@ -95,7 +84,7 @@ class AutoEngines:
     def __getitem__(self, graph: str) -> AutoEngine:
         name = self._backend.chosen[graph]
         engine, known = self._inner[name][graph], self._known.get(graph)
-        if known is None or known.inner is not engine:
+        if known is None or known.engine is not engine:
             known = self._known[graph] = AutoEngine(engine, name)
         return known
 

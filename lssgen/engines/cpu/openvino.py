@@ -19,7 +19,7 @@ import openvino as ov
 
 from lssgen import paths
 from lssgen.bundle import Bundle
-from lssgen.engines.base import Binding, Buffer, HostBuffer, HostMark, check_buffers, see_graph
+from lssgen.engines.base import Binding, Buffer, GraphEngine, HostBuffer, HostMark, check_buffers, see_graph
 from lssgen.engines.cpu.probe import CANDIDATES, Candidate, Finding, Probing, finding_of
 from lssgen.engines.demand import Demand, token_axes
 from lssgen.engines.memory import stays
@@ -27,7 +27,7 @@ from lssgen.engines.options import OvOptions
 from lssgen.errors import BackendError, BuildError, EngineError, ShapeError
 from lssgen.machine import at_most_cpus, free_memory
 from lssgen.manifest import Graph
-from lssgen.ports import Array, Port
+from lssgen.ports import Array
 
 _LOG = logging.getLogger("lssgen")
 
@@ -46,7 +46,7 @@ class OvBuffer(HostBuffer):
         self.tensor = ov.Tensor(array, shared_memory=True)
 
 
-class OvEngine:
+class OvEngine(GraphEngine):
     """A graph of a bundle, compiled when it is first bound; `lssgen.engines.base.Engine`.
 
     Args:
@@ -63,9 +63,8 @@ class OvEngine:
         self, backend: "OvBackend", name: str, graph: Graph, source: str, *, how: Candidate, ranged: frozenset[str],
         static: bool,
     ) -> None:  # fmt: skip
+        super().__init__(name, graph)
         self._backend = backend
-        self._name = name
-        self._graph = graph
         self._source = source
         self._how = how
         self._ranged = ranged
@@ -74,18 +73,6 @@ class OvEngine:
         self._bindings: weakref.WeakSet[_OvBinding] = weakref.WeakSet()
         self._closed = False
         self.stays = False
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def inputs(self) -> tuple[Port, ...]:
-        return self._graph.inputs
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        return self._graph.outputs
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Binding:
         self._see_open("bound")
