@@ -119,7 +119,7 @@ def costs_of(cases: Sequence[CaseResult], facts: ModelFacts, passes: int) -> Tim
         for s in stages
     ]
     once = [
-        case.image_latency_ms.p50 - case.decode_ms.p50 - sum(stage.stage_ms.p50 for stage in case.stages)
+        case.request_latency_ms.p50 - case.decode_ms.p50 - sum(stage.stage_ms.p50 for stage in case.stages)
         for case in alone
     ]
     return TimeCosts(

@@ -30,7 +30,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
         label: Name of the state of the code, such as a commit.
         bundle, engine, case: Things that were measured.
         machine: Processor or GPU. Curves of different machines are different curves.
-        image_latency_ms: Median.
+        image_latency_ms: Median for one picture.
         image_throughput: Pictures a second.
     """
 
@@ -82,7 +82,7 @@ def points_of(result: BenchResult, label: str = "") -> list[Point]:
             case=case.name,
             machine=facts.machine.get("gpu.uuid") or f"{facts.machine['cpu']} x {facts.machine['cores']}",
             image_latency_ms=case.image_latency_ms.p50,
-            image_throughput=case.image_throughput,
+            image_throughput=case.image_throughput.p50,
         )
         for case in result.cases
     ]

@@ -100,14 +100,15 @@ def measure(
             on_run(case.name, index + 1, total)
         peak = peak_mib()
         preview = _first_preview(pipeline, prompts[-1], case) if len(first.plan.stages) > 1 else None
-    latency = summarised(samples.total, 1e3)
+        backend = {name: str(value) for name, value in pipeline.backend.describe().items()}
     batch = first.times[0].pictures
     return CaseResult(
         name=case.name,
         options=case.options,
         batch=batch,
-        image_latency_ms=latency,
-        image_throughput=1e3 * batch / latency.p50,
+        request_latency_ms=summarised(samples.total, 1e3),
+        image_latency_ms=summarised(samples.total, 1e3 / batch),
+        image_throughput=summarised([batch / seconds for seconds in samples.total]),
         time_to_first_image_ms=1e3 * to_first,
         time_to_first_preview_ms=preview,
         load_ms=1e3 * first.times[0].load,
@@ -121,6 +122,7 @@ def measure(
         peak_memory_mib=peak,
         buffers_mib=buffers / 2**20,
         complaints=pace.complaints(),
+        backend=backend,
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from lssgen.bundle import Bundle
 from lssgen.engines.base import Backend, Binding, Buffer, Engine, Mark
-from lssgen.engines.demand import Demand
+from lssgen.engines.demand import Demand, size_in_cells
 from lssgen.engines.wrapping import WrappedBackend, WrappedEngine, WrappedEngines
 from lssgen.manifest import Graph
 from lssgen.ports import Array
@@ -201,10 +201,5 @@ class MeteredBackend(WrappedBackend):
 
 def size_of(graph: Graph, shapes: Mapping[str, Sequence[int]], cell_px: int) -> str:
     """The picture size that a graph's tensors belong to, "256x256"; empty where it has none."""
-    found = {
-        graph.axes.get(axis): size
-        for port in (*graph.inputs, *graph.outputs)
-        for axis, size in zip(port.shape, shapes[port.name], strict=True)
-        if isinstance(axis, str)
-    }
-    return f"{found['width'] * cell_px}x{found['height'] * cell_px}" if "width" in found else ""
+    size = size_in_cells(graph, shapes)
+    return f"{size[1] * cell_px}x{size[0] * cell_px}" if size else ""

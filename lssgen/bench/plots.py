@@ -36,7 +36,7 @@ def plot_quality(result: BenchResult, quality: Mapping[str, float], path: Path) 
         if case.name in quality:
             axes.plot(case.image_latency_ms.p50, quality[case.name], "o")
             axes.annotate(case.name, (case.image_latency_ms.p50, quality[case.name]), fontsize=7)
-    axes.set(xlabel="median milliseconds a batch", ylabel="quality", title=result.bundle["name"])
+    axes.set(xlabel="median milliseconds a picture", ylabel="quality", title=result.bundle["name"])
     axes.grid(alpha=0.3)
     _save(figure, path)
 

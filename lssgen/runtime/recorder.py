@@ -13,7 +13,7 @@ import numpy as np
 from lssgen.bundle import Bundle
 from lssgen.durable import whole_file
 from lssgen.engines.base import Backend, Binding, Buffer, Engine
-from lssgen.engines.demand import Demand
+from lssgen.engines.demand import Demand, size_in_cells
 from lssgen.engines.wrapping import WrappedBackend, WrappedEngine, WrappedEngines
 from lssgen.errors import PromptError
 from lssgen.ports import Array
@@ -105,14 +105,8 @@ def polygraphy_array(value: Array) -> dict[str, str]:
 
 def _size(bundle: Bundle, graph: str, inputs: Mapping[str, Array]) -> str:
     """-<width>x<height> in cells; nothing for a graph that has no size."""
-    entry = bundle.manifest.graphs[graph]
-    sizes = {
-        entry.axes[axis]: size
-        for port in entry.inputs
-        for axis, size in zip(port.shape, inputs[port.name].shape, strict=True)
-        if isinstance(axis, str)
-    }
-    return f"-{sizes['width']}x{sizes['height']}" if "width" in sizes else ""
+    size = size_in_cells(bundle.manifest.graphs[graph], {name: value.shape for name, value in inputs.items()})
+    return f"-{size[1]}x{size[0]}" if size else ""
 
 
 def _opened(stack: ExitStack, path: Path) -> TextIO:

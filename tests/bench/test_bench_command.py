@@ -50,6 +50,7 @@ def test_a_bundle_is_measured_into_a_table_a_file_a_history_and_plots(
     before = out.read_bytes()
     assert main(words) == 0  # it goes on with what is there: nothing is measured again
     assert json.loads(out.read_bytes())["cases"] == json.loads(before)["cases"]
+    assert len((tmp_path / "h.jsonl").read_text().splitlines()) == 4  # and nothing is in the history twice
 
 
 def test_engines_are_a_side_of_the_grid(toy: Path, tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_a_baseline_of_the_same_machine_is_held(
     toy: Path, baseline: Path, factor: float, status: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = json.loads(baseline.read_text())
-    whole["cases"][0]["image_latency_ms"]["p50"] *= factor
+    whole["cases"][0]["request_latency_ms"]["p50"] *= factor
     baseline.write_text(json.dumps(whole))
     assert main([str(toy), *QUICK, "--baseline", str(baseline), "--status", "9", "--quiet"]) == status
     assert f"{said}  batch 1" in capsys.readouterr().out
@@ -84,6 +85,11 @@ def test_a_baseline_of_the_same_machine_is_held(
         (("environment", "machine", "cpu"), "abacus", "machine cpu was abacus and is"),
         (("environment", "software", "lssgen"), "0.0.1", "software lssgen was 0.0.1 and is"),
         (("environment", "backend", "threads"), "64", "backend threads was 64 and is 1"),
+        (
+            ("environment", "machine", "gpu.driver_version"),
+            "560.1",
+            "machine gpu.driver_version was 560.1 and is absent",
+        ),
         (("bundle", "manifest_sha256"), "0" * 64, "its bundle is toy 000000000000, and this is toy"),
         (("engine",), "tensorrt", "its engine is tensorrt, and this is onnxruntime"),
         (("format",), 7, "has format 7"),
@@ -103,6 +109,17 @@ def test_a_baseline_of_another_machine_bundle_or_version_is_refused_before_anyth
     assert said in streams.err
     assert len(streams.err.splitlines()) == 1
     assert "p50" not in streams.out
+
+
+def test_a_baseline_whose_engines_were_compiled_otherwise_is_refused(
+    toy: Path, baseline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Known only when the case has run: which engine computes a component is chosen, or built, by then."""
+    whole = json.loads(baseline.read_text())
+    whole["cases"][0]["backend"]["engines"] = "{'step': '0123'}"
+    baseline.write_text(json.dumps(whole))
+    assert main([str(toy), *QUICK, "--baseline", str(baseline), "--quiet"]) == 1
+    assert "of other engines: engine's engines was {'step': '0123'} and is absent" in capsys.readouterr().err
 
 
 def test_a_damaged_baseline_is_told(toy: Path, baseline: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,7 +105,7 @@ def test_a_case_has_its_stages_steps_and_components(bundle: Bundle, result: Case
     assert result.stages[0].transition_ms is None
     assert result.stages[1].transition_ms is not None
     parts = result.text_ms.p50 + result.decode_ms.p50 + sum(stage.stage_ms.p50 for stage in result.stages)
-    assert 0 < parts <= 1.2 * result.image_latency_ms.p50  # medians of parts need not add up to the whole's
+    assert 0 < parts <= 1.2 * result.request_latency_ms.p50  # medians of parts need not add up to the whole's
     assert result.time_to_first_image_ms >= result.load_ms
     assert result.time_to_first_preview_ms is not None
     assert len(result.latencies_ms) == 12
@@ -208,7 +208,7 @@ def test_a_result_comes_back_as_it_was(result: CaseResult, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("damage", "said"),
     [(lambda text: text[:-40], "is damaged"), (lambda text: text[:0], "is damaged"),
-     (lambda text: text.replace('"format": 1', '"format": 7'), "has format 7"),
+     (lambda text: text.replace('"format": 2', '"format": 7'), "has format 7"),
      (lambda text: text.replace('"cases"', '"casse"').replace('"batch": 1', '"batch": "x"'), "")],
 )  # fmt: skip
 def test_a_damaged_result_is_told_by_name(result: CaseResult, tmp_path: Path, damage: Any, said: str) -> None:

@@ -5,6 +5,7 @@ import argparse
 from lssgen.commands.bench.shared import bundle_of
 from lssgen.commands.parser import Parser
 from lssgen.commands.values import integer, within
+from lssgen.engines.cpu.choice import Choice
 from lssgen.engines.options import MOST_THREADS, THREADS, OrtOptions
 from lssgen.engines.registry import open_backend
 from lssgen.measured import Measured, place_of, read_measured
@@ -37,10 +38,7 @@ def work(args: argparse.Namespace) -> int:
     for graph in bundle.manifest.graphs:
         if args.again:
             backend.forget(bundle, graph)
-        choice = backend.choice(bundle, graph)
-        print(f"{graph}: {choice.engine}, {choice.reason}")
-        for trial in choice.trials:
-            print(f"    {trial}")
+        print("\n".join(told(backend.choice(bundle, graph))))
     if len(candidates()) == 1:
         print('only ONNX Runtime is installed; pip install "lssgen[openvino]" adds another engine')
     for engine in ("auto", *candidates()):
@@ -48,6 +46,15 @@ def work(args: argparse.Namespace) -> int:
         if known:
             print(guarantees(engine, known))
     return 0
+
+
+def told(choice: Choice) -> list[str]:
+    """What was chosen for a component, and why: lines for people."""
+    lines = [f"{choice.graph}: {choice}"]
+    for one in choice.sizes:
+        where = f"{one.size_px[1]}x{one.size_px[0]}: " if one.size_px[1] else ""
+        lines += [f"    {where}{one.engine}, {one.reason}", *(f"        {trial}" for trial in one.trials)]
+    return lines
 
 
 def guarantees(engine: str, known: Measured) -> str:

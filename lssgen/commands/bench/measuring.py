@@ -3,19 +3,18 @@
 import argparse
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import cast
 
 from lssgen.bench.cases import Case, Effort, Grid, cases_of
-from lssgen.bench.environment import differences, environment
+from lssgen.bench.environment import differences, environment, facts_that_differ
 from lssgen.bench.history import append, points_of
 from lssgen.bench.measure import measure_all
 from lssgen.bench.plots import plot_cost, plot_quality, plot_stages
 from lssgen.bench.results import BenchResult, CaseResult, read_result, write_result
 from lssgen.bench.tables import as_table, conditions
-from lssgen.bundle import Bundle
 from lssgen.commands.bench.shared import add_bundle, bundle_of, exit_status, identity, run_options, watched
 from lssgen.commands.engine_options import engine_words
 from lssgen.commands.flags import add_flags, given
@@ -90,14 +89,15 @@ def measured_case_by_case(parser: Parser, args: argparse.Namespace) -> int:
     result = _with(empty, done)
     print(as_table(result, markdown=args.markdown))
     print(f"\n{conditions(result)}")
-    _kept(args, bundle, result)
+    _kept(args, result, known)
     return _held(args, result, before, cases)
 
 
-def _kept(args: argparse.Namespace, bundle: Bundle, result: BenchResult) -> None:
-    del bundle
+def _kept(args: argparse.Namespace, result: BenchResult, known: Mapping[str, CaseResult]) -> None:
     if args.history:
-        append(points_of(result, args.label), args.history)
+        # What an earlier run has measured, it has written.
+        fresh = [case for case in result.cases if case is not known.get(case.name)]
+        append(points_of(_with(result, fresh), args.label), args.history)
     if args.plots:
         plot_stages(result, args.plots / "stages.png")
         plot_cost(result, args.plots / "cost.png")
@@ -110,12 +110,14 @@ def _held(
 ) -> int:  # fmt: skip
     if before is None:
         return 0
-    medians = {case.name: case.image_latency_ms.p50 for case in before.cases}
+    known = {case.name: case for case in before.cases}
     slower = 0
     for case, now in zip(cases, result.cases, strict=True):
-        if case.name not in medians:
+        if case.name not in known:
             raise MismatchError(f"{args.baseline} has no case {case.name!r}; measure the same cases for it")
-        ratio = now.image_latency_ms.p50 / medians[case.name]
+        if faults := facts_that_differ("engine's", now.backend, known[case.name].backend):
+            raise MismatchError(f"{args.baseline} has {case.name!r} of other engines: {'; '.join(faults[:4])}")
+        ratio = now.request_latency_ms.p50 / known[case.name].request_latency_ms.p50
         verdict = "FAIL" if ratio > 1 + args.tolerance else "PASS"
         slower += verdict == "FAIL"
         print(f"{verdict}  {case.name}: {100 * (ratio - 1):+.1f} % against {args.baseline}")

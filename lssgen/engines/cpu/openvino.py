@@ -20,6 +20,7 @@ import openvino as ov
 from lssgen import paths
 from lssgen.bundle import Bundle
 from lssgen.engines.base import Binding, Buffer, GraphEngine, HostBuffer, HostMark, check_buffers, see_graph
+from lssgen.engines.cpu.choice import LARGE_BYTES
 from lssgen.engines.cpu.probe import CANDIDATES, Candidate, Finding, Probing, finding_of
 from lssgen.engines.demand import Demand, token_axes
 from lssgen.engines.memory import stays
@@ -30,9 +31,6 @@ from lssgen.manifest import Graph
 from lssgen.ports import Array
 
 _LOG = logging.getLogger("lssgen")
-
-STATIC_BYTES = 2**31
-"""Weights of a graph that is compiled for each size; a larger one is compiled once: every copy has its own weights."""
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Shape of every input, by port; -1 where it may change."""
@@ -191,7 +189,8 @@ class OvEngines:
             str(self._bundle.path(entry.file)),
             how=self._backend.candidate_of(self._bundle, graph),
             ranged=self._ranged,
-            static=entry.runs != "prompt" and self._bundle.stored_bytes(graph) <= STATIC_BYTES,
+            # Compiled for each size, it is there as often, each time with weights of its own.
+            static=entry.runs != "prompt" and self._bundle.stored_bytes(graph) <= LARGE_BYTES,
         )
 
 
