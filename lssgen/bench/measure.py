@@ -22,12 +22,13 @@ Opened = Callable[[], Backend]
 """Makes a backend, anew for every case, so that each has its own loading."""
 
 
-def _silent(case: str, done: int, total: int) -> None:
-    del case, done, total
-
-
 OnRun = Callable[[str, int, int], None]
 """Told after every run: name of the case, runs done and runs in all, warm-up included."""
+
+
+def unheard(case: str, done: int, total: int) -> None:
+    """An `OnRun` for those who do not care."""
+    del case, done, total
 
 
 @dataclass(slots=True)
@@ -64,7 +65,7 @@ class _Samples:
 
 
 def measure(
-    bundle: Bundle, opened: Opened, case: Case, effort: Effort, *, prompt: str = PROMPT, on_run: OnRun = _silent
+    bundle: Bundle, opened: Opened, case: Case, effort: Effort, *, prompt: str = PROMPT, on_run: OnRun = unheard
 ) -> CaseResult:
     """Measure one case.
 
@@ -134,7 +135,7 @@ def measure_all(
     *,
     known: Mapping[str, CaseResult],
     prompt: str = PROMPT,
-    on_run: OnRun = _silent,
+    on_run: OnRun = unheard,
 ) -> Iterator[CaseResult]:
     """Results of several cases, one after another; those that are known are not measured again."""
     for case in cases:

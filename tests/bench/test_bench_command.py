@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from lssgen.bench.results import read_result
+from lssgen.bundle import read_bundle
 from lssgen.commands.bench import ACTIONS, action_parser, main
 from lssgen.commands.bench.measuring import read_quality
 from lssgen.commands.plan import main as plan_main
 from lssgen.errors import BenchError
+from lssgen.measured import all_measured
 
 QUICK = ["--runs", "3", "--warmup", "1", "--threads", "1", "--set", "scaling_space=latent", "--prompt", "a red circle"]
 
@@ -203,6 +205,10 @@ def test_a_guarantee_is_written_explained_and_forgotten(
     ]
     assert main([*words, "--pairs", "6"]) == 0
     assert "onnxruntime, 64 x 64 px: stages take" in capsys.readouterr().out
+    assert main([*words[:-1], "32,128", "--pairs", "6"]) == 0  # other sizes, beside what is there
+    assert "32x32: one stage anyway" in capsys.readouterr().out
+    (known,) = all_measured(read_bundle(folder)).values()
+    assert [one.width for one in known.guarantees] == [64, 128]
     assert (folder / "measured.json").exists()
     assert plan_main(["--bundle", str(folder), "--scaling-space", "latent"]) == 0
     assert re.search(r"Predicted from times of onnxruntime with 1 threads on .* times as fast", capsys.readouterr().out)

@@ -4,9 +4,7 @@ import argparse
 import csv
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import cast
 
 from lssgen.bench.cases import Case, Effort, Grid, cases_of
 from lssgen.bench.environment import differences, environment, facts_that_differ
@@ -21,8 +19,7 @@ from lssgen.commands.flags import add_flags, given
 from lssgen.commands.parser import Parser
 from lssgen.commands.values import number
 from lssgen.engines.base import Backend
-from lssgen.engines.options import EngineOptions
-from lssgen.engines.registry import open_backend, options_class
+from lssgen.engines.registry import open_backend, words_of
 from lssgen.errors import BenchError, MismatchError
 
 _LOG = logging.getLogger("lssgen")
@@ -72,9 +69,7 @@ def measured_case_by_case(parser: Parser, args: argparse.Namespace) -> int:
 
     def opened(case: Case) -> Backend:
         engine = case.engine or args.engine
-        known = {one.name for one in fields(options_class(engine))}
-        own = {name: value for name, value in words.items() if name in known}
-        return open_backend(engine, **cast(EngineOptions, own))
+        return open_backend(engine, **words_of(engine, words))
 
     where = environment(opened(cases[0]).describe())
     empty = BenchResult(bundle=identity(bundle), engine=args.engine, environment=where)
