@@ -136,7 +136,7 @@ def test_a_damaged_baseline_is_told(toy: Path, baseline: Path, capsys: pytest.Ca
         (["--runs", "2"], "2 is too small; give 3 or more"),
         (["--set", "steps"], "'steps' is not NAME=VALUE"),
         (["compare", "demo", "--rounds", "3"], "3 is too small; give 8 or more"),
-        (["loadgen", "demo", "--queries", "10"], "10 is too small; give 64 or more"),
+        (["loadgen", "demo", "--qps", "0"], "0 is too small"),
     ],
 )
 def test_words_that_make_no_sense_are_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
