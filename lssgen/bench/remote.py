@@ -83,9 +83,7 @@ class Site:
         except (URLError, OSError, HTTPException) as error:
             raise BenchError(f"{self._url} does not answer: {getattr(error, 'reason', error)}") from error
         except msgspec.DecodeError as error:
-            raise BenchError(
-                f"{self._url} answers with something that is no JSON: is it a server of images?"
-            ) from error
+            raise BenchError(f"{self._url} answers with no JSON: is it a server of images?") from error
         if not (isinstance(found, dict) and found.get("data")):
             raise BenchError(f"{self._url} answers without a picture")
 

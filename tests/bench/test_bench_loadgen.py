@@ -54,8 +54,12 @@ def test_too_few_queries_are_refused(scenario: Scenario, least: int) -> None:
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [({"qps": 0.0}, "qps is 0"), ({"latency_ms": float("nan")}, "latency_ms is nan"), ({"scenario": "Multi"}, "must be one of")],
-)  # fmt: skip
+    [
+        ({"qps": 0.0}, "qps is 0"),
+        ({"latency_ms": float("nan")}, "latency_ms is nan"),
+        ({"scenario": "Multi"}, "must be one of"),
+    ],
+)
 def test_a_load_that_makes_no_sense_is_refused(words: dict[str, Any], said: str) -> None:
     with pytest.raises(BenchError, match=said):
         Load(**words)
@@ -78,7 +82,7 @@ def test_a_run_in_which_some_queries_fail_is_no_result(tmp_path: Path) -> None:
         if next(turns) in (3, 5):
             raise PlanError("the queue is full")
 
-    with pytest.raises(BenchError, match="2 of 64 queries went wrong, so the times say nothing; .* queue is full"):
+    with pytest.raises(BenchError, match=r"2 of 64 queries went wrong, so the times say nothing; .* queue is full"):
         run_loadgen(at_once(fail_sometimes), Load(), tmp_path)
 
 
@@ -163,8 +167,8 @@ def test_the_command_asks_a_server_by_its_address(tmp_path: Path, capsys: pytest
 def test_the_command_starts_a_server_in_its_own_process(
     toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["loadgen", str(toy), "--engine", "onnxruntime", "--threads", "1", "--set", "start_sigma=1.0"]
-    load = ["--scenario", "Server", "--qps", "150", "--set", "num_inference_steps=2", "--prompt", "a red circle"]
+    words = ["loadgen", str(toy), "--engine", "onnxruntime", "--threads", "1", "--set", "height=32"]
+    load = ["--scenario", "Server", "--qps", "150", "--set", "width=32", "--prompt", "a red circle"]
     assert main([*words, *load, "--outdir", str(tmp_path)]) == 0
     assert "99.00 percentile latency" in capsys.readouterr().out
 

@@ -12,9 +12,11 @@ from lssgen.bench.remote import Site, fields_of
 from lssgen.commands.bench.shared import add_bundle, bundle_of, opener, run_options
 from lssgen.commands.flags import add_flags, given
 from lssgen.commands.parser import Parser
+from lssgen.engines.demand import Size
 from lssgen.errors import BenchError, LssgenError
 from lssgen.runtime import Options, Pipeline
 from lssgen.serving.api import Done, Event, Failed, ImageRequest
+from lssgen.serving.options import ServerOptions
 from lssgen.serving.server import Server
 
 EXAMPLES = (
@@ -71,7 +73,9 @@ def _sender(args: argparse.Namespace, load: Load, words: Sequence[str]) -> Gener
         return
     bundle, opened = bundle_of(args, "lssgen bench loadgen"), opener(build_parser("lssgen bench loadgen"), args)
     if load.scenario == "Server":
-        with Server(bundle.folder, engine=opened(), verify="never") as server:
+        size = (options.get("height"), options.get("width"))
+        ready = ServerOptions(sizes=() if None in size else (cast(Size, size),))
+        with Server(bundle.folder, engine=opened(), verify="never", options=ready) as server:
             server.paint(words[0], **options)
             yield sender_of(server, words, cast(Options, options))
         return
