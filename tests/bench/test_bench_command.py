@@ -5,15 +5,18 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lssgen.bench.results import read_result
-from lssgen.bundle import read_bundle
+from lssgen.bench.cases import Case, Effort
+from lssgen.bench.measure import measure
+from lssgen.bench.results import CaseResult, read_result
+from lssgen.bundle import Bundle, read_bundle
 from lssgen.commands.bench import ACTIONS, action_parser, main
 from lssgen.commands.bench.measuring import read_quality
 from lssgen.commands.plan import main as plan_main
-from lssgen.errors import BenchError
+from lssgen.errors import BenchError, EngineError
 from lssgen.measured import all_measured
 
 QUICK = ["--runs", "3", "--warmup", "1", "--threads", "1", "--set", "scaling_space=latent", "--prompt", "a red circle"]
@@ -53,6 +56,27 @@ def test_a_bundle_is_measured_into_a_table_a_file_a_history_and_plots(
     assert main(words) == 0  # it goes on with what is there: nothing is measured again
     assert json.loads(out.read_bytes())["cases"] == json.loads(before)["cases"]
     assert len((tmp_path / "h.jsonl").read_text().splitlines()) == 4  # and nothing is in the history twice
+
+
+def test_a_measurement_that_dies_half_way_keeps_its_cases_and_goes_on(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, asked = tmp_path / "r.json", list[str]()
+
+    def dying(bundle: Bundle, opened: Any, case: Case, effort: Effort, **words: Any) -> CaseResult:
+        asked.append(case.name)
+        if len(asked) == 2:
+            raise EngineError("out of memory")
+        return measure(bundle, opened, case, effort, **words)
+
+    monkeypatch.setattr("lssgen.bench.measure.measure", dying)
+    words = [str(toy), *QUICK, "--sizes", "32,64", "-o", str(out), "--quiet"]
+    assert main(words) == 1
+    assert "out of memory" in capsys.readouterr().err
+    assert [case.name for case in read_result(out).cases] == ["32x32, batch 1"]
+    assert main(words) == 0
+    assert asked == ["32x32, batch 1", "64x64, batch 1", "64x64, batch 1"]
+    assert len(read_result(out).cases) == 2
 
 
 def test_engines_are_a_side_of_the_grid(toy: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from lssgen.bench import plots
 from lssgen.bench.cases import Case, Effort, Grid, cases_of, wordings
 from lssgen.bench.clocks import Pace
 from lssgen.bench.environment import Environment, differences, environment
@@ -220,6 +221,15 @@ def test_a_damaged_result_is_told_by_name(result: CaseResult, tmp_path: Path, da
         return
     with pytest.raises(BenchError, match=said):
         read_result(path)
+
+
+def test_the_plot_of_costs_shows_measured_arithmetic_and_prediction(
+    result: CaseResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(plots, "_save", lambda figure, _: drawn.extend(figure.axes[0].get_legend_handles_labels()[1]))
+    plots.plot_cost(whole(result), tmp_path / "cost.png", {stage.tokens: 1.0 for stage in result.stages})
+    assert drawn == ["measured", "arithmetic alone", "plan's prediction"]
 
 
 def test_a_result_that_is_not_there_is_told_with_how_to_make_it(tmp_path: Path) -> None:

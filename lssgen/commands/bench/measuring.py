@@ -13,14 +13,18 @@ from lssgen.bench.measure import measure_all
 from lssgen.bench.plots import plot_cost, plot_quality, plot_stages
 from lssgen.bench.results import BenchResult, CaseResult, read_result, write_result
 from lssgen.bench.tables import as_table, conditions
+from lssgen.bundle import Bundle
 from lssgen.commands.bench.shared import add_bundle, bundle_of, exit_status, identity, run_options, watched
 from lssgen.commands.engine_options import engine_words
 from lssgen.commands.flags import add_flags, given
 from lssgen.commands.parser import Parser
 from lssgen.commands.values import number
 from lssgen.engines.base import Backend
+from lssgen.engines.demand import branch_counts
 from lssgen.engines.registry import open_backend, words_of
 from lssgen.errors import BenchError, MismatchError
+from lssgen.plan.timing import step_work
+from lssgen.runtime.advice import known_of
 
 _LOG = logging.getLogger("lssgen")
 
@@ -71,7 +75,8 @@ def measured_case_by_case(parser: Parser, args: argparse.Namespace) -> int:
         engine = case.engine or args.engine
         return open_backend(engine, **words_of(engine, words))
 
-    where = environment(opened(cases[0]).describe())
+    backend = opened(cases[0])
+    where = environment(backend.describe())
     empty = BenchResult(bundle=identity(bundle), engine=args.engine, environment=where)
     before = _baseline(args.baseline, empty) if args.baseline else None
     known = _known(args.output, empty)
@@ -84,18 +89,31 @@ def measured_case_by_case(parser: Parser, args: argparse.Namespace) -> int:
     result = _with(empty, done)
     print(as_table(result, markdown=args.markdown))
     print(f"\n{conditions(result)}")
-    _kept(args, result, known)
+    _kept(args, result, known, _predicted(bundle, backend, result))
     return _held(args, result, before, cases)
 
 
-def _kept(args: argparse.Namespace, result: BenchResult, known: Mapping[str, CaseResult]) -> None:
+def _predicted(bundle: Bundle, backend: Backend, result: BenchResult) -> dict[int, float]:
+    """What the plan predicts of a step of one picture, by tokens, from the costs that the bundle keeps of this engine;
+    empty where it keeps none."""
+    measured, facts = known_of(bundle, backend), bundle.manifest.facts
+    if measured is None or measured.costs is None:
+        return {}
+    line, passes = measured.costs.step, max(branch_counts(bundle.manifest))
+    stages = [stage for case in result.cases for stage in case.stages]
+    return {stage.tokens: line.at(*step_work(facts, stage.cells, passes)) for stage in stages}
+
+
+def _kept(
+    args: argparse.Namespace, result: BenchResult, known: Mapping[str, CaseResult], predicted: Mapping[int, float]
+) -> None:
     if args.history:
         # What an earlier run has measured, it has written.
         fresh = [case for case in result.cases if case is not known.get(case.name)]
         append(points_of(_with(result, fresh), args.label), args.history)
     if args.plots:
         plot_stages(result, args.plots / "stages.png")
-        plot_cost(result, args.plots / "cost.png")
+        plot_cost(result, args.plots / "cost.png", predicted)
         if args.quality:
             plot_quality(result, read_quality(args.quality), args.plots / "quality.png")
 
