@@ -1,12 +1,12 @@
 """Other people's single-stage runs of the same checkpoint, beside lssgen's: each in processes of its own, in turn.
 
-    python -m benchmarks.cpu.peers --work DIR --peers PYTHON [--models demo] [--sizes 256] [--rounds 3]
+    python -m benchmarks.cpu.peers --work DIR --peers PYTHON [--models demo] [--sizes 256] [--score 60]
 
 PYTHON is the interpreter of an environment in which optimum-onnx, optimum-intel and openvino-genai are installed; they
 need older transformers and diffusers than lssgen does. torch.compile is measured here. A round starts a process for
 each contestant, which loads, paints once to warm up, and then pictures that count: by the clock, or with one thread by
-the processor's time. A peer that cannot load the model is recorded with its own words, and so is what stands in its
-source where it cannot even be installed. Results go to benchmarks/results/cpu_peers.json.
+the processor's time. A peer that cannot load the model is recorded with its own words. With --score, pictures of
+held-out prompts are judged instead. Results go to benchmarks/results/cpu_peers.json.
 """
 
 import argparse
@@ -18,57 +18,40 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from benchmarks.cpu.goals import RUNS, STAGES, WAYS
 from benchmarks.cpu.models import bundle_of, checkpoint_of
 from benchmarks.cpu.turns import clock_of, conditions, save
+from benchmarks.demo_quality import held_out_prompts, wilson
+from lssgen.bench.cases import wordings
 
 RESULTS = Path(__file__).parents[1] / "results" / "cpu_peers.json"
 
 TIMED = """
 import json, sys
 from time import perf_counter, process_time
-paint = make()
-paint()
+paint, prompts = make(), {prompts!r}
+paint(prompts[0])
 walls, cpus = [], []
-for _ in range({pictures}):
+for prompt in prompts[1:]:
     began, busy = perf_counter(), process_time()
-    paint()
+    paint(prompt)
     walls.append(perf_counter() - began)
     cpus.append(process_time() - busy)
 print(json.dumps({{"wall": sorted(walls)[len(walls) // 2], "cpu": sorted(cpus)[len(cpus) // 2]}}))
 """
 
+PAINTED = """
+import numpy as np
+paint = make()
+np.save({file!r}, np.stack([np.asarray(paint(prompt)) for prompt in {prompts!r}]))
+print("{{}}")
+"""
+
 ABSENT = dict.fromkeys(("text_encoder_3", "tokenizer_3", "image_encoder", "feature_extractor"))
 
-PEERS = {
-    "torch bf16 compiled": """
-def make():
-    import torch
-    from benchmarks.cpu.contestants import torch_run
-    if {threads}:
-        torch.set_num_threads({threads})
-    run = torch_run("torch bf16 compiled", __import__("pathlib").Path({checkpoint!r}), {size}, {steps})
-    return lambda: run({prompt!r}, 1)
-""",
-    "optimum-onnx": """
-def make():
-    from pathlib import Path
-    from optimum.onnxruntime import ORTStableDiffusion3Pipeline
-    import onnxruntime
-    folder = Path({work!r}) / "optimum-onnx" / {model!r}
-    if not folder.exists():
-        from diffusers import StableDiffusion3Pipeline
-        from optimum.exporters.onnx.convert import onnx_export_from_model
-        pipe = StableDiffusion3Pipeline.from_pretrained({checkpoint!r}, **{absent})
-        onnx_export_from_model(pipe, folder, task="text-to-image")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = {threads}
-    pipe = ORTStableDiffusion3Pipeline.from_pretrained(folder, session_options=options)
-    pipe.set_progress_bar_config(disable=True)
-    return lambda: pipe({prompt!r}, negative_prompt="", height={size}, width={size}, num_inference_steps={steps},
-                        guidance_scale=4.0)
-""",
-    "openvino-genai": """
+GENAI = """
 def make():
     from pathlib import Path
     import openvino, openvino_genai
@@ -85,14 +68,56 @@ def make():
             openvino.save_model(convert_tokenizer(tokenizer), folder / name / "openvino_tokenizer.xml")
     how = dict(INFERENCE_NUM_THREADS={threads}) if {threads} else dict()
     pipe = openvino_genai.Text2ImagePipeline(str(folder), "CPU", PERFORMANCE_HINT="LATENCY", **how)
-    return lambda: pipe.generate({prompt!r}, height={size}, width={size}, num_inference_steps={steps},
-                                 guidance_scale=4.0)
+"""
+"""OpenVINO GenAI's pipeline. By itself it has a cache on, TaylorSeer, which extrapolates a part of the steps instead of
+computing them: 8 of 20. It is measured without, which is what all others compute, and with."""
+
+PEERS = {
+    "torch bf16 compiled": """
+def make():
+    import torch
+    from benchmarks.cpu.contestants import torch_run
+    if {threads}:
+        torch.set_num_threads({threads})
+    run = torch_run("torch bf16 compiled", __import__("pathlib").Path({checkpoint!r}), {size}, {steps})
+    return lambda prompt: run(prompt, 1)
+""",
+    "optimum-onnx": """
+def make():
+    from pathlib import Path
+    from optimum.onnxruntime import ORTStableDiffusion3Pipeline
+    import onnxruntime
+    folder = Path({work!r}) / "optimum-onnx" / {model!r}
+    if not folder.exists():
+        from diffusers import StableDiffusion3Pipeline
+        from optimum.exporters.onnx.convert import onnx_export_from_model
+        pipe = StableDiffusion3Pipeline.from_pretrained({checkpoint!r}, **{absent})
+        onnx_export_from_model(pipe, folder, task="text-to-image")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = {threads}
+    pipe = ORTStableDiffusion3Pipeline.from_pretrained(folder, session_options=options)
+    pipe.set_progress_bar_config(disable=True)
+    return lambda prompt: pipe(prompt, negative_prompt="", height={size}, width={size}, num_inference_steps={steps},
+                               guidance_scale=4.0).images[0]
+""",
+    "openvino-genai": GENAI
+    + """
+    config = pipe.get_generation_config()
+    config.taylorseer_config = None
+    pipe.set_generation_config(config)
+    return lambda prompt: pipe.generate(prompt, height={size}, width={size}, num_inference_steps={steps},
+                                        guidance_scale=4.0).data[0]
+""",
+    "openvino-genai, with its step cache": GENAI
+    + """
+    return lambda prompt: pipe.generate(prompt, height={size}, width={size}, num_inference_steps={steps},
+                                        guidance_scale=4.0).data[0]
 """,
     "stable-diffusion.cpp": """
 def make():
     from stable_diffusion_cpp import StableDiffusion
     pipe = StableDiffusion(diffusion_model_path={checkpoint!r} + "/transformer/diffusion_pytorch_model.safetensors")
-    return lambda: pipe.generate_image(prompt={prompt!r}, width={size}, height={size}, sample_steps={steps})
+    return lambda prompt: pipe.generate_image(prompt=prompt, width={size}, height={size}, sample_steps={steps})[0]
 """,
 }
 """Python that makes a function which paints once, by the peer's name."""
@@ -101,13 +126,8 @@ OURS = """
 def make():
     import lssgen
     pipe = lssgen.load({bundle!r}, engine={engine!r}, threads={threads})
-    numbers = iter(range(100))
-    words = {prompt!r}.split()
-    def paint():
-        turn = next(numbers) % len(words)
-        return pipe(" ".join(words[turn:] + words[:turn]), negative_prompt="", height={size}, width={size},
-                    num_inference_steps={steps}, guidance_scale=4.0, **{options!r})
-    return paint
+    return lambda prompt: pipe(prompt, negative_prompt="", height={size}, width={size}, num_inference_steps={steps},
+                               guidance_scale=4.0, **{options!r}).images[0]
 """
 PROMPT = "a red star above a blue circle on a white background"
 
@@ -134,30 +154,29 @@ def codes_of(model: str, size: int, steps: int, args: argparse.Namespace) -> dic
     words: dict[str, Any] = {
         "work": str(args.work.resolve() / "peers"), "checkpoint": str(checkpoint_of(model, args.work).resolve()),
         "bundle": str(bundle_of(model, args.work).folder.resolve()), "threads": args.threads, "size": size,
-        "steps": steps, "prompt": PROMPT, "absent": ABSENT, "model": model,
+        "steps": steps, "absent": ABSENT, "model": model,
     }  # fmt: skip
-    timed = TIMED.format(pictures=args.pictures)
     found = {
-        name: (sys.executable if name in HERE else args.peers, code.format(**words) + timed)
-        for name, code in PEERS.items()
+        name: (sys.executable if name in HERE else args.peers, code.format(**words)) for name, code in PEERS.items()
     }
     shared = {**STAGES[model], **({} if model == "demo" else {"min_resolution": size // 2})}
     for engine in ("onnxruntime", "auto"):
         for way, sigma in WAYS.items():
             code = OURS.format(**words, engine=engine, options={**shared, "start_sigma": sigma})
-            found[f"lssgen {engine}, {way}"] = (sys.executable, code + timed)
+            found[f"lssgen {engine}, {way}"] = (sys.executable, code)
     return {name: code for name, code in found.items() if name in (args.only or (name,))}
 
 
 def measured(codes: dict[str, tuple[str, str]], args: argparse.Namespace) -> dict[str, Any]:
     """All contestants, in turn."""
+    timed = TIMED.format(prompts=wordings(PROMPT, 1 + args.pictures))
     times: dict[str, list[dict[str, float]]] = {name: [] for name in codes}
     refused: dict[str, str] = {}
     for number in range(args.rounds):
         for name, (python, code) in codes.items():
             if name in refused:
                 continue
-            found = asked(python, code, args.threads)
+            found = asked(python, code + timed, args.threads)
             if isinstance(found, str):
                 refused[name] = found
                 print(f"{name}: {found}", flush=True)
@@ -182,6 +201,29 @@ def measured(codes: dict[str, tuple[str, str]], args: argparse.Namespace) -> dic
     return {"rows": rows, "cannot_load": refused}
 
 
+SCORED = ("openvino-genai", "openvino-genai, with its step cache", *(f"lssgen auto, {way}" for way in WAYS))
+"""Contestants whose pictures of the demo model are judged: those that are nearest to each other in time."""
+
+
+def scored(codes: dict[str, tuple[str, str]], args: argparse.Namespace) -> dict[str, Any]:
+    """Shares of held-out prompts that the demo model paints wholly right."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "demo_model"))
+    from score import score
+
+    prompts = list(held_out_prompts(args.score))
+    found: dict[str, Any] = {}
+    for name, (python, code) in codes.items():
+        file = args.work.resolve() / "peers" / "pictures.npy"
+        said = asked(python, code + PAINTED.format(file=str(file), prompts=prompts), args.threads)
+        if isinstance(said, str):
+            continue
+        right = [bool(score(image, prompt).right) for image, prompt in zip(np.load(file), prompts, strict=True)]
+        share = float(np.mean(right))
+        found[name] = {"share": share, "interval": wilson(share, len(right)), "prompts": len(right)}
+        print(name, found[name], flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
@@ -192,7 +234,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--pictures", type=int, default=3)
+    parser.add_argument("--score", type=int, default=0, metavar="N", help="judge N pictures instead of timing any")
     args = parser.parse_args()
+    if args.score:
+        codes = codes_of("demo", *RUNS["demo"][0], args)
+        judged = scored({name: codes[name] for name in SCORED}, args)
+        save(RESULTS, "score", {**conditions(args.threads), "rows": judged})
+        return
     for model in args.models:
         for size, steps in RUNS[model]:
             if args.sizes and size not in args.sizes:

@@ -174,9 +174,7 @@ def test_rounds_of_another_bundle_or_state_of_the_code_are_not_mixed_with_new_on
     with pytest.raises(MismatchError, match="before prompt changed"):
         rounds_to_go_on(path, a, a, "a blue square")
     (tmp_path / "bundle" / "manifest.json").write_text("{ }")
-    with pytest.raises(
-        MismatchError, match="before A's bundle and B's bundle changed, and rounds of"
-    ):
+    with pytest.raises(MismatchError, match="before A's bundle and B's bundle changed, and rounds of"):
         rounds_to_go_on(path, a, a)
     (tmp_path / "bundle" / "manifest.json").write_text("{}")
     (code / "lssgen" / "more.py").write_text("import time")
