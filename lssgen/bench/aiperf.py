@@ -107,7 +107,7 @@ def read_aiperf(path: Path) -> ServedResult:
     try:
         found = read_json(path, _Export)
     except JsonError as error:
-        raise BenchError(f"{path} is no export of AIPerf that can be read: it {error}") from error
+        raise BenchError(f"{path} cannot be read as an export of AIPerf: it {error}") from error
     endpoint = found.input_config.endpoint
     if endpoint.type not in ENDPOINTS:
         raise BenchError(f"{path} is of {endpoint.type!r}, which paints nothing; measure {' or '.join(ENDPOINTS)}")

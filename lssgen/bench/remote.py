@@ -33,7 +33,7 @@ class Site:
         words: Fields of every request besides its prompt: model, n, size, seed, ...
 
     Raises:
-        BenchError: That is no address.
+        BenchError: It is not an address.
     """
 
     def __init__(self, url: str, words: Mapping[str, Any]) -> None:

@@ -82,8 +82,8 @@ def test_several_pictures_of_a_request_share_its_latency(tmp_path: Path) -> None
         ("was_cancelled", True, "of a run that was stopped half-way"),
         ("is_complete", False, "of a run that was stopped half-way"),
         ("request_latency.unit", "sec", "has latencies in 'sec'"),
-        ("request_latency.p50", None, "no export of AIPerf that can be read"),
-        ("request_latency", None, "no export of AIPerf that can be read"),
+        ("request_latency.p50", None, "cannot be read as an export of AIPerf"),
+        ("request_latency", None, "cannot be read as an export of AIPerf"),
         ("input_config.endpoint.extra", {"n": "many"}, "asked for 'many' pictures a request"),
     ],
 )  # fmt: skip
@@ -98,7 +98,7 @@ def test_an_export_that_says_nothing_about_pictures_is_refused(
 def test_a_damaged_export_is_told(tmp_path: Path, text: str) -> None:
     path = tmp_path / "export.json"
     path.write_text(text)
-    with pytest.raises(BenchError, match="is no export of AIPerf that can be read: it "):
+    with pytest.raises(BenchError, match="cannot be read as an export of AIPerf: it "):
         read_aiperf(path)
 
 
