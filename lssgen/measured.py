@@ -18,6 +18,9 @@ from lssgen.plan.timing import TimeCosts
 MEASURED = "measured.json"
 FORMAT = 2
 
+OPTIONS = ("inference_precision", "low_memory", "tf32", "weight_streaming")
+"""Options of engines that change how fast they are."""
+
 Faster = Literal["staged", "single", "undecided"]
 
 
@@ -115,11 +118,14 @@ def place_of(engine: str, backend: Mapping[str, object]) -> str:
 
     Args:
         engine: Name of the engine.
-        backend: What it tells about itself: threads and device, where it has them, are part of the place.
+        backend: What it tells about itself: threads, device, and options that make it faster or slower, where it has
+            them and they are not the usual ones, are part of the place.
     """
     device = backend.get("gpu") or backend.get("device")
     where = f"{device}" if device else f"{cpu_name()} x {cpus()}"
-    return f"{engine} with {backend.get('threads') or 'all'} threads on {where}"
+    usual = (None, False, "auto")
+    how = "".join(f", {name} {backend[name]}" for name in OPTIONS if backend.get(name) not in usual)
+    return f"{engine} with {backend.get('threads') or 'all'} threads{how} on {where}"
 
 
 def read_measured(bundle: Bundle, place: str) -> Measured | None:

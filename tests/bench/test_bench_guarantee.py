@@ -104,6 +104,14 @@ def test_a_damaged_file_of_measurements_is_none(bundle: Bundle, text: str) -> No
     assert read_measured(bundle, "here") is not None
 
 
+def test_a_place_is_an_engine_with_its_options_on_a_machine() -> None:
+    plain = place_of("openvino", {"threads": 2, "inference_precision": "auto", "low_memory": False})
+    assert plain.startswith("openvino with 2 threads on ")
+    slower = place_of("openvino", {"threads": 2, "inference_precision": "fp32", "low_memory": True})
+    assert slower.startswith("openvino with 2 threads, inference_precision fp32, low_memory True on ")
+    assert place_of("tensorrt", {"device": "NVIDIA H100"}) == "tensorrt with all threads on NVIDIA H100"
+
+
 def test_places_are_kept_beside_each_other(bundle: Bundle) -> None:
     write_measured(bundle, "a", measured_now(None, [found(0.8)]))
     write_measured(bundle, "b", measured_now(None, [found(1.2)]))

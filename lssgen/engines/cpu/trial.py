@@ -1,15 +1,17 @@
 """Components on several engines, one after another: how long a call takes, and how far it is from float32."""
 
 from collections.abc import Mapping
+from itertools import product
 from statistics import median
 from time import perf_counter
 
 from lssgen.bundle import Bundle
-from lssgen.engines.base import Backend, Engines
+from lssgen.engines.base import Backend, Engine
 from lssgen.engines.cpu.choice import Trial
 from lssgen.engines.cpu.probe import VOCABULARY, WRONG
 from lssgen.engines.demand import Demand, Size, profiles_of, size_in_cells
 from lssgen.errors import EngineError
+from lssgen.manifest import Graph
 from lssgen.parity.accuracy import Outputs, relative_error
 from lssgen.parity.samples import sample_inputs, shape_of
 from lssgen.ports import Array
@@ -32,19 +34,14 @@ def trials_of(bundle: Bundle, graph: str, backends: Mapping[str, Backend]) -> li
         return [((0, 0), [Trial(engine=next(iter(backends)), ms=0.0, how="no usual size, so it was not measured")])]
     found: dict[Size, list[Trial]] = {size: [] for size in cases}
     wanted: dict[Size, Mapping[str, Array]] = {}
-    for name, backend in backends.items():
-        engines: Engines | None = None
-        for size, axes in cases.items():
-            try:
-                engines = engines or backend.open(bundle, Demand(graphs=(graph,)))
-                ms, outputs = _timed(bundle, graph, backend, engines, axes)
-            except EngineError as error:
-                found[size].append(Trial(engine=name, refused=str(error)))
-                continue
-            error = _error(outputs, wanted.setdefault(size, outputs))
-            found[size].append(Trial(engine=name, ms=ms, error=error, how=_format(backend, graph)))
-        if engines is not None:
-            engines.close()
+    for (name, backend), (size, axes) in product(backends.items(), cases.items()):
+        try:
+            ms, outputs = _timed(bundle, graph, backend, axes)
+        except EngineError as error:
+            found[size].append(Trial(engine=name, refused=str(error)))
+            continue
+        error = _error(outputs, wanted.setdefault(size, outputs))
+        found[size].append(Trial(engine=name, ms=ms, error=error, how=_format(backend, graph)))
     return list(found.items())
 
 
@@ -62,10 +59,20 @@ def _cases(bundle: Bundle, graph: str) -> dict[Size, Mapping[str, int]]:
 
 
 def _timed(
-    bundle: Bundle, graph: str, backend: Backend, engines: Engines, axes: Mapping[str, int]
-) -> tuple[float, dict[str, Array]]:
+    bundle: Bundle, graph: str, backend: Backend, axes: Mapping[str, int]
+) -> tuple[float, dict[str, Array]]:  # fmt: skip
     """Median milliseconds of a call, and what it gave."""
-    entry, engine = bundle.manifest.graphs[graph], engines[graph]
+    # Opened for every size, so that no more than one copy of the weights is in memory.
+    engines = backend.open(bundle, Demand(graphs=(graph,)))
+    try:
+        return _timed_on(engines[graph], bundle.manifest.graphs[graph], backend, axes)
+    finally:
+        engines.close()
+
+
+def _timed_on(
+    engine: Engine, entry: Graph, backend: Backend, axes: Mapping[str, int]
+) -> tuple[float, dict[str, Array]]:  # fmt: skip
     inputs = sample_inputs(entry.inputs, axes, vocabulary={port.name: VOCABULARY for port in entry.inputs})
     buffers = {name: backend.empty(value.shape, value.dtype) for name, value in inputs.items()}
     buffers |= {port.name: backend.empty(shape_of(port, axes), port.dtype) for port in engine.outputs}
