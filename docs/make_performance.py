@@ -19,13 +19,85 @@ This page is written by `docs/make_performance.py` from the results that scripts
 are measured, what they are worth and what is not measured is told in [performance.md](performance.md).
 """
 
+PEERS = ("torch bf16 compiled", "optimum-onnx", "openvino-genai", "stable-diffusion.cpp")
+"""Single-stage runs that compute what the checkpoint says; one that leaves steps out is in the table only."""
+
 STEPS = ("torch fp32", "torch bf16", "torch bf16 compiled", "onnxruntime", "openvino fp32", "openvino")
 
 
 def page() -> str:
     """The whole page."""
-    parts = [HEAD, *steps(), *runs(), *peers(), *score(), *costs(), *trials(), *profile(), *cold(), *alarms(), *host()]
+    parts = [
+        HEAD,
+        *goals(),
+        *steps(),
+        *runs(),
+        *peers(),
+        *score(),
+        *costs(),
+        *trials(),
+        *profile(),
+        *cold(),
+        *alarms(),
+        *host(),
+    ]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def goals() -> Iterator[str]:
+    """What was aimed at, and what was found."""
+    rows = [("goal", "found"), *goal_of_steps(), *goal_of_runs(), *goals_of_the_host()]
+    yield "## Goals\n"
+    yield table(rows)
+    yield "Numbers are those of the tables below, with their conditions.\n"
+
+
+def goal_of_steps() -> Iterator[tuple[str, str]]:
+    found = read("cpu_goals").get("steps", {})
+    for least, what, key in (
+        (4.5, "torch eager fp32", "times_as_fast"), (1.6, "the best of torch's bf16", "times_as_fast_as_best_bf16"),
+    ):  # fmt: skip
+        ratios = {f"{name} px": one[clock_of(one)][key]["openvino"] for name, one in found.items()}
+        yield f"a step at least {least} times as fast as {what}", met(ratios, least)
+
+
+def goal_of_runs() -> Iterator[tuple[str, str]]:
+    """The slowest of the peers' rows decides: that of the fastest peer."""
+    sizes = {name: one for name, one in read("cpu_peers").items() if name != "score"}
+    for way in ("staged", "staged, sigma 0.5"):
+        ratios: dict[str, float] = {}
+        for name, one in sizes.items():
+            peers = {run: row for run, row in one["rows"].items() if run in PEERS}
+            best = min(peers, key=lambda run: peers[run]["is_outrun_by"][f"lssgen auto, {way}"])
+            ratios[f"{name} px, {best}"] = peers[best]["is_outrun_by"][f"lssgen auto, {way}"]
+        yield f"a whole run, {way}, at least twice as fast as the best single-stage peer", met(ratios, 2.0)
+
+
+def goals_of_the_host() -> Iterator[tuple[str, str]]:
+    score, host, cold = read("cpu_goals")["score"], read("cpu_host")["microseconds_a_step"], read("cpu_cold")
+    yield "quality within 1 point", f"{score['differ']} of {score['prompts']} verdicts differ between `auto` and fp32"
+    worst = max(host.values())
+    yield "at most 50 microseconds a step on the host, batches up to 8", f"{worst:.0f} at most: {verdict(worst <= 50)}"
+    ratio = cold["import_over_numpy"]
+    yield "`import lssgen.runtime` at most 1.5 times `import numpy`", f"{ratio:.2f} times: {verdict(ratio <= 1.5)}"
+    for engine in ("onnxruntime", "auto"):
+        whole = cold["median_s"][f"picture, {engine}"]["whole"]
+        said = f"{whole:.2f} s on `{engine}`: {verdict(whole < 1)}"
+        yield "first picture of the demo model from a cold process below 1.0 s", said
+    for model, one in read("cpu_costs").items():
+        off = [abs(row["predicted"] / row["measured"] - 1) for row in one["rows"]]
+        within = sum(each <= 0.15 for each in off)
+        said = f"{within} of {len(off)} for `{model}`, the worst off by {max(off):.0%}: {verdict(max(off) <= 0.15)}"
+        yield "predicted ratios within 15 %", said
+
+
+def met(ratios: Mapping[str, float], least: float) -> str:
+    """Every ratio with its verdict, in a sentence."""
+    return "; ".join(f"{name}: {ratio:.2f}, {verdict(ratio >= least)}" for name, ratio in ratios.items())
+
+
+def verdict(good: bool) -> str:
+    return "met" if good else "**missed**"
 
 
 def steps() -> Iterator[str]:
