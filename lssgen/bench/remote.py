@@ -23,6 +23,7 @@ MOST_OPEN = 256
 """Requests that are open at a time. More wait here, and their wait counts, as it would in a client's own queue."""
 
 TIMEOUT_S = 600.0
+"""Seconds without a byte after which a request is given up, as OpenAI's own client does."""
 
 
 class Site:

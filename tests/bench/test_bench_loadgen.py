@@ -176,3 +176,5 @@ def test_the_command_starts_a_server_in_its_own_process(
 def test_a_model_belongs_to_an_address(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["loadgen", "demo", "--model", "sd3"]) == 1
     assert "--model is a model of the server that --url names" in capsys.readouterr().err
+    assert main(["loadgen", "sd3", "--url", "http://127.0.0.1:9"]) == 1
+    assert "give a bundle or --url, not both; sd3 as a model of the server is --model" in capsys.readouterr().err

@@ -34,6 +34,7 @@ SHOWN = (
 def build_parser(prog: str) -> Parser:
     parser = Parser("bench", prog, "[BUNDLE | --url URL] [OPTION ...]", EXAMPLES)
     add_bundle(parser)
+    parser.set_defaults(bundle="")  # so that one that is given beside --url is noticed
     add_flags(parser, Load)
     parser.add_argument(
         "--url", default="", metavar="URL", help="ask a server of OpenAI's Images API instead of opening a bundle; its "
@@ -55,6 +56,9 @@ def work(args: argparse.Namespace) -> int:
     load = Load(**given(args, Load))
     if args.model and not args.url:
         raise BenchError("--model is a model of the server that --url names; a bundle is named without it")
+    if args.url and args.bundle:
+        raise BenchError(f"give a bundle or --url, not both; {args.bundle} as a model of the server is --model")
+    args.bundle = args.bundle or "demo"
     with _sender(args, load, wordings(args.prompt, load.count)) as send:
         said = run_loadgen(send, load, args.outdir)
     print("\n".join(f"{name}: {said[name]}" for name in SHOWN if name in said))
