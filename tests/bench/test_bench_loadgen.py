@@ -112,11 +112,18 @@ class Painter(BaseHTTPRequestHandler):
         del words
 
 
+class Server(ThreadingHTTPServer):
+    """Takes a burst of connections, as real servers do; by itself it lets five wait, and resets the others."""
+
+    request_queue_size = 1024
+    daemon_threads = True
+
+
 @contextmanager
 def painting(how: tuple[int, str] = Painter.how) -> Generator[tuple[str, list[tuple[dict[str, Any], str]]]]:
     heard: list[tuple[dict[str, Any], str]] = []
     kind = type("Kind", (Painter,), {"how": how, "heard": heard})
-    with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
+    with Server(("127.0.0.1", 0), kind) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}", heard
