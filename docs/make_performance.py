@@ -19,7 +19,7 @@ This page is written by `docs/make_performance.py` from the results that scripts
 are measured, what they are worth and what is not measured is told in [performance.md](performance.md).
 """
 
-PEERS = ("torch bf16 compiled", "optimum-onnx", "openvino-genai", "stable-diffusion.cpp")
+PEERS = ("torch bf16 compiled", "optimum-onnx", "optimum-intel", "openvino-genai", "stable-diffusion.cpp")
 """Single-stage runs that compute what the checkpoint says; one that leaves steps out is in the table only."""
 
 STEPS = ("torch fp32", "torch bf16", "torch bf16 compiled", "onnxruntime", "openvino fp32", "openvino")

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cpu.contestants import TORCH, lssgen_run, lssgen_step, psnr, torch_run, torch_step
-from benchmarks.cpu.models import SIZES, bundle_of, checkpoint_of
+from benchmarks.cpu.models import SIZES, ZEROS, bundle_of, checkpoint_of
 from benchmarks.cpu.turns import Times, clock_of, conditions, in_turn, save, times_as_fast
 from lssgen.bench.cases import wordings
 from lssgen.bundle import Bundle
@@ -128,7 +128,7 @@ def _painters(bundle: Bundle, checkpoint: Path, size: int, count: int, threads: 
     shared = {"height": size, "width": size, "num_inference_steps": count, **STAGES[model]}
     if model != "demo":
         shared |= {"min_resolution": size // 2, "base_height": size, "base_width": size}
-    made: dict[str, Any] = {name: partial(torch_run, name, checkpoint, size, count) for name in TORCH}
+    made: dict[str, Any] = {name: partial(torch_run, name, checkpoint, size, count, ZEROS[model]) for name in TORCH}
     for name in ("onnxruntime", "auto"):
         for way, sigma in WAYS.items():
             made[f"lssgen {name}, {way}"] = partial(

@@ -18,6 +18,10 @@ from lssgen.demo import CHECKPOINT, write_demo_bundle
 SIZES: Mapping[str, tuple[int, ...]] = {"demo": (128, 256), "sd3-123m": (256, 512, 1024)}
 """Picture sizes at which steps are measured."""
 
+ZEROS: Mapping[str, int] = {"demo": 0, "sd3-123m": 256}
+"""Rows of zeros that stand for T5's tokens where a model has no T5: none in the demo model, which was trained without,
+and in the other as many as diffusers has by itself. Everybody is told to have the same (`max_sequence_length`)."""
+
 TEXT = 64
 """Width of either text encoder, and of its pooled output."""
 
@@ -80,6 +84,8 @@ def _write(folder: Path) -> None:
         )  # fmt: skip
         CLIPTextModelWithProjection(config).save_pretrained(folder / name)
         shutil.copytree(CHECKPOINT / name.replace("text_encoder", "tokenizer"), _tokenizer(folder, name))
+        rules = _tokenizer(folder, name) / "tokenizer_config.json"
+        rules.write_text(json.dumps({**json.loads(rules.read_text()), "model_max_length": 77}))
     transformer.save_pretrained(folder / "transformer")
     vae.save_pretrained(folder / "vae")
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
