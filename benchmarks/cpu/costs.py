@@ -18,10 +18,11 @@ from typing import Any
 
 from benchmarks.cpu.contestants import engine_of
 from benchmarks.cpu.models import bundle_of
-from benchmarks.cpu.turns import clock_of, conditions, in_turn, save, times_as_fast
+from benchmarks.cpu.turns import clock_of, conditions, in_turn, save, timed_by, times_as_fast
 from lssgen.bench.cases import Case, Effort
 from lssgen.bench.guarantee import costs_of
 from lssgen.bench.measure import measure
+from lssgen.bench.results import CaseResult
 from lssgen.bundle import Bundle
 from lssgen.engines.demand import branch_counts
 from lssgen.plan import stage_flops
@@ -105,14 +106,20 @@ QUESTIONS: Mapping[str, Question] = {
 
 def costs_at(bundle: Bundle, name: str, question: Question, threads: int) -> TimeCosts:
     """The costs of a run's parts, as the bench stores them."""
-    cases = [
+    with timed_by(threads):
+        cases = measured_at(bundle, name, question, threads)
+    return costs_of(cases, bundle.manifest.facts, max(branch_counts(bundle.manifest)))
+
+
+def measured_at(bundle: Bundle, name: str, question: Question, threads: int) -> list[CaseResult]:
+    """Runs of one stage at some sizes, with their parts."""
+    return [
         measure(
             bundle, partial(engine_of, name, threads),
             Case(name=str(side), options={**question.base, **alone(side, min(question.measured_at))}), Effort(runs=7),
         )
         for side in question.measured_at
     ]  # fmt: skip
-    return costs_of(cases, bundle.manifest.facts, max(branch_counts(bundle.manifest)))
 
 
 def rows_of(bundle: Bundle, name: str, question: Question, args: argparse.Namespace) -> list[dict[str, Any]]:

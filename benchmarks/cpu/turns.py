@@ -2,12 +2,14 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
 from typing import Any, Literal, TypeVar
+from unittest.mock import patch
 
 from lssgen.bench.environment import environment
 
@@ -68,6 +70,23 @@ def times_as_fast(times: Mapping[K, Times], name: K, reference: K, clock: Clock)
 def clock_of(threads: int) -> Clock:
     """What counts: with one thread the processor's time, which neighbours hardly change; with several the clock."""
     return "cpu" if threads == 1 else "wall"
+
+
+TIMED = (
+    "lssgen.engines.base", "lssgen.bench.measure", "lssgen.bench.meter", "lssgen.runtime.sampler",
+    "lssgen.runtime.pipeline",
+)  # fmt: skip
+"""Modules that take the times of a run's parts."""
+
+
+@contextmanager
+def timed_by(threads: int) -> Generator[None]:
+    """Within it, lssgen's own times of a run's parts are those of the clock that counts."""
+    with ExitStack() as stack:
+        if clock_of(threads) == "cpu":
+            for name in TIMED:
+                stack.enter_context(patch(f"{name}.perf_counter", process_time))
+        yield
 
 
 def conditions(threads: int) -> dict[str, object]:
