@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lssgen.bundle import Bundle
-from lssgen.engines.base import Binding, Buffer, HostMark, Mark, check_buffers, check_part, see_graph
+from lssgen.engines.base import Binding, Buffer, GraphEngine, HostMark, Mark, check_buffers, check_part, see_graph
 from lssgen.engines.cuda import Device
 from lssgen.engines.demand import Demand
 from lssgen.engines.memory import in_turn_bytes, megabytes, stays
@@ -25,7 +25,7 @@ from lssgen.errors import BackendError, BuildError, EngineError, ShapeError
 from lssgen.machine import at_most_cpus, free_memory
 from lssgen.manifest import Graph
 from lssgen.ort import ort
-from lssgen.ports import Array, Port
+from lssgen.ports import Array
 
 _LOG = logging.getLogger("lssgen")
 
@@ -101,7 +101,7 @@ class OrtBuffer:
         return self.value.numpy().reshape(-1)[first : first + count].copy()
 
 
-class OrtEngine:
+class OrtEngine(GraphEngine):
     """A graph of a bundle, and its session from `wake` to `sleep`; `lssgen.engines.base.Engine`.
 
     Args:
@@ -112,27 +112,15 @@ class OrtEngine:
     """
 
     def __init__(self, backend: "OrtBackend", name: str, path: Path, graph: Graph) -> None:
-        self._backend = backend
-        self._name = name
-        self._path = path
+        super().__init__(name, graph)
         self._graph = graph
+        self._backend = backend
+        self._path = path
         self._session: ort.InferenceSession | None = None
         # Weak: bindings hold the engine, and live as long as their workspace.
         self._bindings: weakref.WeakSet[_OrtBinding] = weakref.WeakSet()
         self._closed = False
         self.stays = False
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def inputs(self) -> tuple[Port, ...]:
-        return self._graph.inputs
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        return self._graph.outputs
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Binding:
         self._see_open("bound")

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from lssgen.engines.base import Backend
 from lssgen.engines.options import EngineOptions
@@ -20,21 +20,31 @@ class Place:
         options: Class of its options, as "module:name"; importing it needs no library.
         extra: Extra that pip must install for it.
         gpu: True where it runs on a GPU.
+        reference: Name of the engine that computes the same plainly on the same kind of device; "" for that one itself.
     """
 
     function: str
     options: str
     extra: str
     gpu: bool = False
+    reference: str = ""
 
 
 ENGINES = {
     "onnxruntime": Place("onnxruntime:open_cpu", "options:OrtOptions", "onnxruntime"),
-    "openvino": Place("cpu.openvino:open_openvino", "options:OvOptions", "openvino"),
-    "auto": Place("cpu.auto:open_auto", "options:OrtOptions", "onnxruntime"),
+    "openvino": Place("cpu.openvino:open_openvino", "options:OvOptions", "openvino", reference="onnxruntime"),
+    "auto": Place("cpu.auto:open_auto", "options:OrtOptions", "onnxruntime", reference="onnxruntime"),
     "onnxruntime-cuda": Place("onnxruntime:open_cuda", "options:OrtCudaOptions", "onnxruntime-gpu", gpu=True),
-    "tensorrt": Place("trt.backend:open_tensorrt", "trt.options:TrtOptions", "tensorrt", gpu=True),
-    "tensorrt-rtx": Place("trt.backend:open_tensorrt_rtx", "trt.options:TrtOptions", "tensorrt-rtx", gpu=True),
+    "tensorrt": Place(
+        "trt.backend:open_tensorrt", "trt.options:TrtOptions", "tensorrt", gpu=True, reference="onnxruntime-cuda"
+    ),
+    "tensorrt-rtx": Place(
+        "trt.backend:open_tensorrt_rtx",
+        "trt.options:TrtOptions",
+        "tensorrt-rtx",
+        gpu=True,
+        reference="onnxruntime-cuda",
+    ),
 }
 
 
@@ -102,6 +112,16 @@ def options_from_words(name: str, words: EngineOptions) -> Any:
             advice = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
             raise BackendError(f"engine {name!r} has no option {word!r}; {advice}")
     return made(**words)
+
+
+def words_of(name: str, words: EngineOptions) -> EngineOptions:
+    """Of some words, those that a backend has: for one that runs beside another, which has more.
+
+    Raises:
+        BackendError: No such backend.
+    """
+    known = {one.name for one in fields(options_class(name))}
+    return cast(EngineOptions, {word: value for word, value in words.items() if word in known})
 
 
 def _named(place: str) -> Any:

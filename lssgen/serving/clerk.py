@@ -13,6 +13,7 @@ from typing import cast
 from lssgen.engines.demand import Size
 from lssgen.errors import LssgenError, RefusedError
 from lssgen.plan import Plan
+from lssgen.runtime.advice import Advice
 from lssgen.runtime.asking import asked_run, unheard
 from lssgen.runtime.noise import check_seed
 from lssgen.runtime.options import Options, Request
@@ -165,6 +166,8 @@ class Clerk:
         self._see(asked)
         see_prompt(asked.prompt)
         options = self._seeded(asked)
+        # A draft is the first of several stages: who asks for one asks for stages.
+        advice = Advice(options) if asked.draft else model.advice(options)
         starts: dict[int, Start | None] = {}
 
         def make(words: Options) -> Request:
@@ -174,7 +177,7 @@ class Clerk:
             return request
 
         deadline = inf if asked.deadline_ms is None else monotonic() + asked.deadline_ms / 1e3
-        chosen, fastest = self._chosen(asked, model, options, make, deadline)
+        chosen, fastest = self._chosen(asked, model, advice.options, make, deadline)
         request = chosen.request
         self._see_size(request, asked, model)
         check_seed(request.seed + asked.n - 1)
@@ -188,7 +191,7 @@ class Clerk:
             alone=self.forecast.alone(model, plan, asked.n, previews=asked.previews),
             fastest=fastest,
             deadline=deadline,
-            notes=self._notes(asked, model, chosen),
+            notes=(*self._notes(asked, model, chosen), *advice.notes),
         )
 
     def _notes(self, asked: ImageRequest, model: Model, chosen: Candidate) -> tuple[str, ...]:
