@@ -135,6 +135,9 @@ class Api:
         if job.error is not None:
             raise job.error
         asked = request.query_params.get("response_format")
+        if asked not in (None, "url", "b64_json"):
+            message = f"response_format is {asked[:64]!r}; choose url or b64_json"
+            raise HttpError("invalid_value", message, param="response_format")
         as_url = asked == "url" if asked else bool(job.order and job.order.respond == "url")
         return json_answer(await images_answer(self.reception, job, base=self._base(request), as_url=as_url))
 
