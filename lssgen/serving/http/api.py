@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from lssgen.serving.http import logs
-from lssgen.serving.http.answers import images_answer, job_status, sse, told_event
+from lssgen.serving.http.answers import images_answer, job_status, told_event
 from lssgen.serving.http.bodies import Bodies, form_of
 from lssgen.serving.http.fields import (
     Common,
@@ -31,7 +31,7 @@ from lssgen.serving.http.metrics import CONTENT_TYPE, Metrics
 from lssgen.serving.http.orders import Asked, asked_edit
 from lssgen.serving.http.reception import Reception
 from lssgen.serving.http.refusals import HttpError
-from lssgen.serving.http.responses import EventStream, error_answer, first_of, json_answer
+from lssgen.serving.http.responses import EventStream, error_answer, first_of, json_answer, sse
 from lssgen.serving.http.settings import HttpSettings
 from lssgen.serving.http.tracing import Tracer
 from lssgen.serving.status import ModelInfo

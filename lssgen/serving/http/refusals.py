@@ -118,6 +118,11 @@ class HttpError(Exception):
         return said
 
 
+def stopping() -> HttpError:
+    """What is told where the server takes nothing more, or does not end what it took."""
+    return HttpError("stopping", "the server is stopping; ask again in a moment", retry_after_ms=2000)
+
+
 FROM_THE_ROOM: Mapping[str, str] = {
     "invalid_value": "invalid_value",
     "unknown_model": "model_not_found",
