@@ -268,7 +268,10 @@ class Pump:
         data = await self._encoded(picture.image, order, parameters_of(picture, job.ticket.request))
         name = ""
         if job.stored:
-            name = await asyncio.get_running_loop().run_in_executor(self.encoders, self.keep, data, order.form)
+            try:
+                name = await asyncio.get_running_loop().run_in_executor(self.encoders, self.keep, data, order.form)
+            except OSError as error:
+                raise HttpError("internal_error", f"a picture cannot be kept: {error.strerror}") from error
         width, height = picture.image.size
         held = None if name else data
         painted = Painted(index=event.index, data=held, name=name, seed=picture.seed, width=width, height=height)

@@ -123,5 +123,7 @@ def test_what_cannot_be_stored_is_painted_no_further(
         (tmp_path / "pictures").rmdir()
         (tmp_path / "pictures").write_bytes(b"")  # as a disk that takes nothing more
         job = site.http.post("/v1/jobs", json={"prompt": "a fox", "n": 4}).json()["id"]
-        assert ended(site, job)["status"] == "failed"
+        now = ended(site, job)
+        assert now["status"] == "failed"
+        assert now["error"]["message"].startswith("a picture cannot be kept")
         assert cancelled.is_set()
