@@ -150,7 +150,7 @@ class Admission:
         try:
             model.require(job.demand)
         except LssgenError as error:
-            code = "too_large" if isinstance(error, BackendError) and model.loaded else "broken_model"
+            code = "no_memory" if isinstance(error, BackendError) and model.loaded else "broken_model"
             refusal = RefusedError(f"{model.name} cannot be made ready for this request: {error}", code=code)
             refusal.__cause__ = error
             self.end(job, refusal)

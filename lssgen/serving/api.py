@@ -13,7 +13,7 @@ HTTP, Ray and Triton are built on these three files and nothing below them.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from PIL import Image
@@ -26,7 +26,8 @@ RefusalCode = Literal[
     "invalid_value",  # a word, number, size, schedule, prompt or picture that cannot be used
     "unknown_model",
     "unknown_draft",  # never made, forgotten, or gone after its time
-    "too_large",  # more pixels, steps or pictures than this server takes, or more memory than it has
+    "too_large",  # more pixels, steps or pictures than this server takes
+    "no_memory",  # more memory than it has
     "deadline_impossible",  # no schedule fits; `fastest_ms` says what would
     "deadline_passed",  # it was taken, and its time ran out
     "queue_full",  # try again after `retry_after_s`
@@ -75,6 +76,10 @@ class ImageRequest:
     previews: bool = False
     estimate_every: int = 0
     draft: bool = False
+
+    def without_pictures(self) -> "ImageRequest":
+        """The same without the pictures that came with it, which are as large as their owner has them."""
+        return replace(self, init_image=None, mask_image=None, conditions={})
 
 
 # --- Events -----------------------------------------------------------------------------------------------------------

@@ -312,7 +312,7 @@ class Clerk:
             raise _refusal(
                 f"a picture of {request.plan.width_px} x {request.plan.height_px} px takes {need / 1e6:.0f} MB with "
                 f"{model.name}'s weights; this server has {self._budget / 1e6:.0f} MB: ask for a smaller picture",
-                "too_large",
+                "no_memory",
                 "size",
             )
 

@@ -210,7 +210,7 @@ class Desk:
             return
         try:
             self._observe(seen)
-        except Exception:
+        except BaseException:  # SystemExit too would end the scheduler's thread
             _LOG.exception("the observer of this server failed; it is told nothing more")
             self._observe = None
 

@@ -1,6 +1,7 @@
 """The life of a server: its thread, which warms up, works and may break, and the phases that it goes through."""
 
 import logging
+import os
 from collections.abc import Sequence
 from threading import Condition, Thread, current_thread
 
@@ -52,6 +53,7 @@ class Life:
         self._sizes = sizes
         self._phase: Phase = "starting"
         self._fault: LssgenError | None = None
+        self._process = 0
         self._changed = Condition()
         self._watch = Watch(lambda: scheduler.busy_since, options.stuck_seconds, self._is_stuck, self._is_free)
         self._thread = Thread(target=self._work, name="lssgen-scheduler", daemon=True)
@@ -68,6 +70,7 @@ class Life:
 
     def start(self) -> None:
         """Begin, in a thread of its own."""
+        self._process = os.getpid()
         self._thread.start()
         self._watch.start()
 
@@ -85,6 +88,9 @@ class Life:
 
     def refusal(self) -> RefusedError | None:
         """Why nothing is taken now; None: it is."""
+        if self._process != os.getpid():  # a fork has no thread but the one that forked
+            message = "this process was forked from the server's; open one of its own, or fork before"
+            return RefusedError(message, code="device_stuck")
         if self._phase in ("draining", "closed"):
             return RefusedError("this server stops, and takes no more requests", code="draining")
         if self._phase in ("stuck", "broken"):
@@ -93,7 +99,12 @@ class Life:
         return None
 
     def drain(self, timeout: float | None) -> bool:
-        """Take no more, and wait for what was taken; whether all of it has ended in time."""
+        """Take no more, and wait for what was taken; whether all of it has ended in time.
+
+        Raises:
+            EngineError: The thread itself asks.
+        """
+        self.see_elsewhere("drained")
         if self.live:
             self._enter("draining")
         return self._desk.wait_empty(timeout)
@@ -109,8 +120,7 @@ class Life:
         """
         if self._phase == "closed":
             return False
-        if current_thread() is self._thread:
-            raise EngineError("a server cannot be closed by a listener, whom it waits for; close it in another thread")
+        self.see_elsewhere("closed")
         if wait:
             self.drain(None)
         stuck = self._phase == "stuck"
@@ -122,6 +132,18 @@ class Life:
         self._desk.fail_all(CancelledError("the server was closed"))
         return not stuck
 
+    def see_elsewhere(self, done: str) -> None:
+        """Refuse to wait in the thread that is waited for.
+
+        Args:
+            done: What the server cannot be there: "closed".
+
+        Raises:
+            EngineError: The thread itself asks.
+        """
+        if current_thread() is self._thread:
+            raise EngineError(f"a server cannot be {done} by a listener, whom it waits for; do it in another thread")
+
     # --- The thread ---
 
     def _work(self) -> None:
@@ -132,7 +154,7 @@ class Life:
             self._scheduler.run()
         except LssgenError as error:
             self._break(error)
-        except Exception as error:
+        except BaseException as error:  # whatever it is, nobody may wait for a thread that has ended
             _LOG.exception("the scheduler met a mistake of lssgen's")
             self._break(EngineError(f"the server met a mistake of its own: {type(error).__name__}: {error}"))
         finally:

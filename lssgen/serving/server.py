@@ -161,8 +161,10 @@ class Server:
         """Submit and wait.
 
         Raises:
-            RefusedError, EngineError, BundleError: As `submit` and `Ticket.result`.
+            RefusedError, EngineError, BundleError: As `submit` and `Ticket.result`; the second also where a listener
+                calls it.
         """
+        self._life.see_elsewhere("waited for")
         return self.submit(ImageRequest(prompt=prompt, n=n, model=model, options=options)).result()
 
     def refine(
@@ -273,7 +275,7 @@ class Server:
         lengths = model.words.lengths(request, asked.prompt)
         ticket = Ticket(
             id=secrets.token_hex(16),
-            asked=asked,
+            asked=asked.without_pictures(),
             request=request,
             model=model.name,
             notes=order.notes,

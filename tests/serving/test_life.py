@@ -1,6 +1,8 @@
 """A server's life: warm, cancelled within a step, drained, closed, stuck, broken; and every request ends once."""
 
+import asyncio
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from rooms import Follower, ask, bundle_of, denoise, fake_server, kinds, networks
 
 import lssgen
@@ -381,3 +384,70 @@ def test_bundles_that_are_not_there_are_refused_at_the_door(tmp_path: Path) -> N
         Server(tmp_path / "nothing")
     with pytest.raises(BundleError, match="no bundle was given"):
         Server([])
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, asyncio.CancelledError, GeneratorExit])
+def test_whatever_a_listener_or_an_observer_raises_the_next_request_is_painted(
+    tmp_path: Path, kind: type[BaseException]
+) -> None:
+    def fails(event: Event) -> None:
+        if isinstance(event, PictureDone):
+            raise kind
+
+    def observe(_: Any) -> None:
+        raise kind
+
+    with fake_server(tmp_path, observe=observe) as server:
+        assert server.submit(ask(), fails).result(10).pictures
+        assert server.submit(ask()).result(10).pictures
+
+
+@pytest.mark.parametrize("wait", ["drain", "paint"])
+def test_a_listener_that_would_wait_for_its_own_thread_is_told_so(tmp_path: Path, wait: str) -> None:
+    refused: list[str] = []
+
+    def waits(event: Event) -> None:
+        if isinstance(event, PictureDone):
+            try:
+                server.drain() if wait == "drain" else server.paint("a fox")
+            except EngineError as error:
+                refused.append(str(error))
+
+    with fake_server(tmp_path) as server:
+        assert server.submit(ask(), waits).result(10).pictures
+        assert server.submit(ask()).result(10).pictures
+    assert "by a listener, whom it waits for" in refused[0]
+
+
+FORKED = """
+import os, sys
+from pathlib import Path
+from rooms import ask, fake_server
+from lssgen.errors import RefusedError
+
+with fake_server(Path(sys.argv[1])) as server:
+    assert server.submit(ask()).result(10).pictures
+    if not (child := os.fork()):
+        try:
+            server.submit(ask()).result(10)
+        except RefusedError as error:
+            os._exit(7 if "forked" in str(error) else 8)
+        os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert server.submit(ask()).result(10).pictures
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_of_the_process_is_refused_and_does_not_hang(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FORKED, str(tmp_path)]
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=paths, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_ticket_does_not_hold_the_pictures_that_came(tmp_path: Path) -> None:
+    with fake_server(tmp_path) as server:
+        ticket = server.submit(ask(init_image=Image.new("RGB", (64, 64))))
+        assert ticket.result(10).pictures
+    assert ticket.asked.init_image is None

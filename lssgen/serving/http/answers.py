@@ -3,8 +3,6 @@
 import base64
 from typing import Any
 
-import msgspec
-
 from lssgen.serving.http.jobs import Job, Painted, Partial, Told
 from lssgen.serving.http.reception import Reception
 
@@ -114,8 +112,3 @@ def _state(job: Job) -> str:
 
 def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def sse(name: str, data: dict[str, Any]) -> bytes:
-    """A server-sent event."""
-    return b"event: %s\ndata: %s\n\n" % (name.encode(), msgspec.json.encode(data))

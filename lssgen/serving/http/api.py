@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from lssgen.serving.http import logs
-from lssgen.serving.http.answers import images_answer, job_status, sse, told_event
+from lssgen.serving.http.answers import images_answer, job_status, told_event
 from lssgen.serving.http.bodies import Bodies, form_of
 from lssgen.serving.http.fields import (
     Common,
@@ -31,7 +31,7 @@ from lssgen.serving.http.metrics import CONTENT_TYPE, Metrics
 from lssgen.serving.http.orders import Asked, asked_edit
 from lssgen.serving.http.reception import Reception
 from lssgen.serving.http.refusals import HttpError
-from lssgen.serving.http.responses import EventStream, error_answer, first_of, json_answer
+from lssgen.serving.http.responses import EventStream, error_answer, first_of, json_answer, sse
 from lssgen.serving.http.settings import HttpSettings
 from lssgen.serving.http.tracing import Tracer
 from lssgen.serving.status import ModelInfo
@@ -135,6 +135,9 @@ class Api:
         if job.error is not None:
             raise job.error
         asked = request.query_params.get("response_format")
+        if asked not in (None, "url", "b64_json"):
+            message = f"response_format is {asked[:64]!r}; choose url or b64_json"
+            raise HttpError("invalid_value", message, param="response_format")
         as_url = asked == "url" if asked else bool(job.order and job.order.respond == "url")
         return json_answer(await images_answer(self.reception, job, base=self._base(request), as_url=as_url))
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Unpack
@@ -88,7 +89,10 @@ def app_of(
         tracer=tracer,
         keeps=keeps,
     )
-    return build_app(api, abort=connections.abort) if connections else build_app(api)
+    if connections is None:
+        return build_app(api)
+    time_left = partial(connections.time_left, settings.drain_seconds)
+    return build_app(api, abort=connections.abort, time_left=time_left)
 
 
 def serve(

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from PIL import Image
@@ -89,7 +89,8 @@ class Job:
         kept: True where it goes on without anybody who waits.
         stored: True where its pictures are put into the store.
         idempotency, digest: Key that it came with, and what it asked for.
-        ticket: Ticket of the engine room; None of one that ended before the server was started.
+        ticket: Ticket of the engine room, until it has ended.
+        last: Last step that was done for it, once it has ended.
         state: End of it; "open" before that.
         ended: Unix time of its end.
         error: Why it did not end well.
@@ -112,6 +113,7 @@ class Job:
     idempotency: str = ""
     digest: str = ""
     ticket: Ticket | None = None
+    last: Progress | None = None
     state: JobState = "open"
     ended: float = 0.0
     error: HttpError | None = None
@@ -137,7 +139,7 @@ class Job:
     @property
     def progress(self) -> Progress | None:
         """The last step that the device has done for it."""
-        return self.ticket.progress if self.ticket else None
+        return self.ticket.progress if self.ticket else self.last
 
     def queued(self) -> Queued | None:
         """Where it waits; None once it is painted, or over."""
@@ -167,6 +169,16 @@ class Job:
         """Let it have ended; nobody who waits is woken yet."""
         self.state, self.error, self.ended = state, error, time.time()
 
+    def let_go(self) -> None:
+        """Keep no more of it than is told once it has ended: a ticket has every picture that it ever told of."""
+        if self.ticket is not None:
+            self.answer = {"model": self.ticket.model, "notes": list(self.ticket.notes), **self.answer}
+            self.last, self.ticket = self.ticket.progress, None
+
+    def let_previews_go(self) -> None:
+        """Keep the places of its previews, not what they show."""
+        self.told = [replace(one, data=b"") if isinstance(one, Partial) else one for one in self.told]
+
     def changed(self) -> None:
         """Wake those who wait."""
         before, self._changed = self._changed, asyncio.Event()
@@ -183,7 +195,8 @@ class Job:
         while True:
             while seen < len(self.told):
                 seen += 1
-                yield self.told[seen - 1]
+                if self.told[seen - 1].data != b"":  # a preview that was let go of
+                    yield self.told[seen - 1]
             if not self.open:
                 return
             changed = self._changed
@@ -215,8 +228,10 @@ class Pump:
                 job.changed()
         except Exception as error:
             _LOG.exception("request %s failed", job.id)
+            if job.ticket is not None:  # what is painted by now would be heard by nobody
+                job.ticket.cancel()
             job.end("failed", refusal_of(error))
-            job.cancel()
+        job.let_go()
         await self.ended(job)
         job.changed()
 
@@ -253,7 +268,10 @@ class Pump:
         data = await self._encoded(picture.image, order, parameters_of(picture, job.ticket.request))
         name = ""
         if job.stored:
-            name = await asyncio.get_running_loop().run_in_executor(self.encoders, self.keep, data, order.form)
+            try:
+                name = await asyncio.get_running_loop().run_in_executor(self.encoders, self.keep, data, order.form)
+            except OSError as error:
+                raise HttpError("internal_error", f"a picture cannot be kept: {error.strerror}") from error
         width, height = picture.image.size
         held = None if name else data
         painted = Painted(index=event.index, data=held, name=name, seed=picture.seed, width=width, height=height)

@@ -9,6 +9,9 @@ from lssgen.serving.http.jobs import Job
 from lssgen.serving.http.keys import Client
 from lssgen.serving.http.refusals import HttpError
 
+PREVIEWS_S = 60.0
+"""Seconds after its end for which a job's previews are kept, in memory, for those who still read them."""
+
 MOST_REMEMBERED = 100_000
 """Jobs that are gone, which are told from those that never were."""
 
@@ -74,7 +77,11 @@ class Known:
 
     def sweep(self) -> None:
         """Let go of what is too old."""
-        too_old = time.time() - self._seconds
+        now = time.time()
+        too_old = now - self._seconds
+        for job in self._jobs.values():
+            if not job.open and job.ended < now - PREVIEWS_S:
+                job.let_previews_go()
         for job in [job for job in self._jobs.values() if not job.open and job.ended < too_old]:
             self.let_go(job)
         for place, (_, task) in list(self._keys.items()):

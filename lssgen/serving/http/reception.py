@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,9 @@ GRACE_S = 15.0
 """Seconds for which a request with an idempotency key goes on after its client left, for the client's next try."""
 
 SWEEP_EVERY_S = 1.0
+
+MOST_DECODED = 4
+"""Requests whose pictures are in memory decoded, of up to 100 MB each; the others that came with pictures wait."""
 
 
 class Reception:
@@ -71,6 +75,7 @@ class Reception:
         pump = Pump(encoders=self._encoders, keep=self.store.put, ended=self._ended)
         self._submitter = Submitter(pump, self._threads)
         self._refiner = Refiner(room, self._submitter, self._ended)
+        self._decoded = asyncio.Semaphore(MOST_DECODED)
         self._resuming: asyncio.Task[None] | None = None
 
     @property
@@ -130,6 +135,10 @@ class Reception:
         self, asked: Asked, client: Client, *, kept: bool, idempotency: str = "", digest: str = "", draft: str = ""
     ) -> Job:
         self._submitter.see_open()
+        async with self._decoded if asked.images else nullcontext():
+            return await self._begun(asked, client, kept, idempotency, digest, draft)
+
+    async def _begun(self, asked: Asked, client: Client, kept: bool, idempotency: str, digest: str, draft: str) -> Job:
         order = await self._reader.understood(asked)
         job = Job(
             id=secrets.token_hex(16),
@@ -144,6 +153,7 @@ class Reception:
         )
         await self._to_the_room(job, draft)
         _see_size(job)
+        job.order = order.without_pictures()
         if kept:
             self._known.add(job)
             try:
@@ -244,6 +254,7 @@ class Reception:
         order = await self._reader.understood(asked)
         begin_again(job, order)
         if await self._submitter.patiently(job, lambda: self._to_the_room(job)):
+            job.order = order.without_pictures()
             await self._archive.begin(job, record, order.asked)
         elif not job.open:  # it was cancelled while it waited
             await self._archive.end(job)

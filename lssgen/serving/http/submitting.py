@@ -10,7 +10,7 @@ from lssgen.errors import RefusedError
 from lssgen.serving.api import Event, Hear, Progress
 from lssgen.serving.http.jobs import Job, Pump, failure
 from lssgen.serving.http.limits import Meter
-from lssgen.serving.http.refusals import HttpError
+from lssgen.serving.http.refusals import HttpError, stopping
 from lssgen.serving.ticket import Ticket
 
 FULL_S = 0.1
@@ -47,7 +47,7 @@ class Submitter:
             HttpError: The server stops, or was full a moment ago.
         """
         if self.closing:
-            raise HttpError("stopping", "the server is stopping; ask again in a moment", retry_after_ms=2000)
+            raise stopping()
         if self._full is not None and time.monotonic() < self._full_until:
             raise self._full
 

@@ -251,7 +251,8 @@ def test_extensions_reach_the_room_in_diffusers_words(client: openai.OpenAI, roo
     ("refusal", "status", "code", "posts"),
     [
         (RefusedError("full", code="queue_full", retry_after_s=0.001), 429, "queue_full", 3),
-        (RefusedError("does not fit", code="too_large"), 503, "will_not_fit", 1),
+        (RefusedError("does not fit", code="no_memory"), 503, "will_not_fit", 1),
+        (RefusedError("too many", code="too_large"), 400, "too_large", 1),
         (RefusedError("too late", code="deadline_passed"), 504, "deadline_passed", 1),
         (RefusedError("no time", code="deadline_impossible", fastest_ms=900), 400, "deadline_impossible", 1),
         (RefusedError("stuck", code="device_stuck"), 503, "device_stuck", 1),
