@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "ranges bundles/sd3 --engine onnxruntime-cuda --steps 20",
     "quantise bundles/sd3 --format fp8 --for tensorrt-rtx --target sm89",
-    "sigma bundles/sd3 --images ~/photographs",
 )
 ACTIONS = ("ranges", "quantise", "adopt", "sigma")
 MADE_FOR = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
