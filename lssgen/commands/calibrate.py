@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "ranges bundles/sd3 --engine onnxruntime-cuda --steps 20",
     "quantise bundles/sd3 --format fp8 --for tensorrt-rtx --target sm89",
-    "sigma bundles/sd3 --images ~/photographs",
 )
 ACTIONS = ("ranges", "quantise", "adopt", "sigma")
 MADE_FOR = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
@@ -165,10 +164,12 @@ def _quantise(args: argparse.Namespace, words: EngineOptions) -> None:
     from lssgen.calibration.config import QuantiseConfig
     from lssgen.calibration.formats import FORMATS
     from lssgen.calibration.quantise import QuantiseJob, quantise
+    from lssgen.calibration.ranges import see_unquantised
     from lssgen.calibration.statistics import read_statistics
 
     config = QuantiseConfig(**given(args, QuantiseConfig))
     bundle = _opened(args)
+    see_unquantised(bundle)  # before its ranges are missed, which it cannot have
     made_for: str = getattr(args, "made_for", MADE_FOR[0])
     statistics = config.statistics or _beside(bundle, ".ranges.safetensors")
     needs = FORMATS[config.format].activations

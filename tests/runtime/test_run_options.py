@@ -22,6 +22,7 @@ from lssgen.testing import FakeBackend
 def test_options_mirror_request_and_plan_options() -> None:
     declared = {name: get_type_hints(record)[name] for record in (Request, PlanOptions) for name in flags_of(record)}
     declared["skip_layers"] = bool | SkipLayerGuidance
+    declared["start_sigma"] = float | Literal["auto"]
     declared["scheduler"] = str | SchedulerChoice | None
     declared["start_sigma"] = float | Literal["auto"]
     assert get_type_hints(Options) == declared

@@ -1,0 +1,40 @@
+"""What was measured decides for a server's requests as it does for a run alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rooms import alone, ask, bundle_of, networks
+
+from lssgen.bundle import Bundle
+from lssgen.measured import Guarantee, Measured, Ratio, place_of, write_measured
+from lssgen.serving import Server
+from lssgen.testing import FakeBackend
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """A bundle whose stages take longer than one stage, on an engine that takes longer than its reference."""
+    made, backend = bundle_of(tmp_path / "toy", networks()), FakeBackend(networks())
+    slow = Ratio(ratio=1.3, lower=1.2, upper=1.4, pairs=12)
+    known = Guarantee(width=64, height=64, staged_over_single=slow, engine_over_reference=slow, reference="plain")
+    place = place_of(backend.name, backend.describe())
+    write_measured(made, place, Measured(written="2026-11-26", guarantees=(known,)))
+    return made
+
+
+def test_a_server_uses_one_stage_where_a_run_alone_does_and_says_so(bundle: Bundle) -> None:
+    with Server(bundle.folder, engine=FakeBackend(networks()), verify="never") as server:
+        quote = server.quote(ask())
+        assert len(quote.request.plan.stages) == 1
+        assert [note for note in quote.notes if "one stage: at 64 x 64 px it was measured to be faster" in note]
+        assert [note for note in quote.notes if "slower on this machine than plain" in note]
+        (picture,) = server.submit(ask()).result().pictures
+        with alone(server) as pipeline:
+            np.testing.assert_array_equal(picture.image, pipeline("a red circle", **ask().options).images[0])
+
+
+def test_who_asks_a_server_for_stages_or_for_a_draft_is_heard(bundle: Bundle) -> None:
+    with Server(bundle.folder, engine=FakeBackend(networks()), verify="never") as server:
+        for asked in (ask(draft=True), ask(start_sigma=0.5)):
+            assert len(server.quote(asked).request.plan.stages) == 2
