@@ -143,6 +143,11 @@ def test_auto_is_the_level_that_was_measured_as_a_share_of_noise() -> None:
     assert (options.start_sigma, options.start_rule) == (0.4, "sigma")
 
 
+def test_where_nothing_needs_covering_the_last_step_is_left() -> None:
+    facts = flow_facts("even", replace(DEFAULTS, covering_sigmas={"latent": 0.0}))
+    assert len(planned(facts, scaling_space="latent", start_sigma="auto").stages[1].steps) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
