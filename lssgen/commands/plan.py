@@ -87,13 +87,14 @@ def as_table(facts: ModelFacts, options: PlanOptions, plan: Plan) -> str:
     """The plan for people."""
     speedup = predicted_speedup(plan, facts)
     total = sum(stage_flops(stage, facts) for stage in plan.stages)
-    rows = [("stage", "pixels", "tokens", "steps", "of", "sigma", "noise", "TFLOP", "cost")]
+    rows = [("stage", "pixels", "tokens", "steps", "cached", "of", "sigma", "noise", "TFLOP", "cost")]
     rows += [
         # Shares of one stage at full size, whose arithmetic is total * speedup: together they are 1 / speedup.
         (str(number), *_row(stage, facts, plan.cell_px), f"{stage_flops(stage, facts) / total / speedup:.0%}")
         for number, stage in enumerate(plan.stages, start=1)
     ]
-    rows.append(("", "", "", str(plan.evaluations), "", "", "", f"{total / 1e12:.4g}", f"{1 / speedup:.0%}"))
+    cached = sum(stage.cached_steps for stage in plan.stages)
+    rows.append(("", "", "", str(plan.evaluations), str(cached), "", "", "", f"{total / 1e12:.4g}", f"{1 / speedup:.0%}"))
     chosen = chosen_facts(facts, options)
     own = sampling_of(chosen).name
     lines = [
@@ -116,6 +117,7 @@ def _row(stage: Stage, facts: ModelFacts, cell_px: int) -> tuple[str, ...]:
         f"{stage.width * cell_px} x {stage.height * cell_px}",
         str(tokens),
         str(len(stage.steps)),
+        str(stage.cached_steps),
         str(stage.schedule_steps),
         f"{stage.steps[0].sigma:.4f} to {stage.steps[-1].sigma:.4f}",
         f"{stage.noise:.4f}",

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from lssgen.choices import choice, refuse_outside
 from lssgen.errors import PlanError
+from lssgen.plan.caching import MASKS, NO_CACHE
 from lssgen.plan.facts import Defaults, ScalingSpace
 from lssgen.plan.sampling import OWN_SOLVER
 from lssgen.plan.scheduler_choice import SchedulerChoice, SigmaSchedule, TimestepSpacing
@@ -119,6 +120,8 @@ class PlanOptions:
         sigma_schedule: Spacing of sigmas; "own" for the scheduler's, "default" for that of the timesteps.
         eta: Share of fresh noise in every DDIM step, in [0, 1].
         skip_layers: Skip-layer guidance; None turns it off.
+        cached_steps: Steps whose estimate is extrapolated and not evaluated: "off", a name out of
+            `lssgen.plan.caching.MASKS`, or a word of f (evaluated) and c (cached) for every stage, with commas between.
         sigmas: Own noise levels for flow models, falling, in (0, 1], before the schedule's shift; their number
             replaces `num_inference_steps`. A stage with fewer steps takes as many levels, evenly spaced along the list.
         start_rule: "published": a threshold on the timestep for flow, a share of the steps for diffusion models.
@@ -217,6 +220,13 @@ class PlanOptions:
         help="a third branch with some layers left out; so does any of the next four",
         group=_SKIPPING,
         unset="off",
+    )
+    cached_steps: str = choice(
+        NO_CACHE,
+        help=f"steps that extrapolate the network's output and do not call it: {', '.join(MASKS)}, or f (evaluated) "
+        "and c (cached) for every step, a word a stage, as in fffcfcf,ffcff",
+        metavar="MASK",
+        group=_SOLVER,
     )
     sigmas: tuple[float, ...] = choice(
         (),

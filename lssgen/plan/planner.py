@@ -1,11 +1,13 @@
 """From a model's facts and a user's options to the table of a run."""
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
 
 from lssgen.errors import PlanError
+from lssgen.plan.caching import MASKS, NO_CACHE, stage_masks, with_cached
 from lssgen.plan.diffusion import beta_evaluations, edm_evaluations, highest_sigma, most_steps, start_noise
 from lssgen.plan.facts import ModelFacts
 from lssgen.plan.flow import flow_evaluations, shift_for
@@ -52,7 +54,7 @@ def make_plan(facts: ModelFacts, options: PlanOptions) -> Plan:
     _check(run)
     sizes = stage_sizes(facts, options)
     entered = sizes if options.strength > options.start_sigma else sizes[-1:]
-    stages = tuple(_stage(run, size, first=index == 0) for index, size in enumerate(entered))
+    stages = _cached(run, tuple(_stage(run, size, first=index == 0) for index, size in enumerate(entered)))
     # Unshortened, since shortening is among what the staged run saves.
     alone = _stage(run, replace(sizes[-1], steps=_most_steps(run)), first=True)
     return Plan(
@@ -111,6 +113,35 @@ def _check(run: _Run) -> None:
         raise PlanError(
             f"{facts.name} has no guidance branches, so layers cannot be skipped in one; turn skip_layers off"
         )
+    if options.cached_steps != NO_CACHE and run.sampling.solver.evaluations > 1:
+        raise PlanError(
+            f"cached_steps is {options.cached_steps[:40]}, but {run.solver} evaluates the network twice in a step; "
+            "choose another solver, or turn caching off"
+        )
+
+
+def _cached(run: _Run, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """The stages, with the steps done in others' rows that the options say are cached."""
+    if run.options.cached_steps == NO_CACHE:
+        return stages
+    px = run.facts.cell_px
+    places = [(len(one.steps), f"the stage of {one.width * px} x {one.height * px} px") for one in stages]
+    masks = stage_masks(run.options.cached_steps, places)
+    found = tuple(map(_with_cached, stages, masks))
+    for stage, mask, (_, where) in zip(found, masks, places, strict=True):
+        # Masks with a name give way; one that was spelt out is not what was asked for.
+        if run.options.cached_steps not in MASKS and stage.cached_steps < sum(mask):
+            raise PlanError(
+                f"cached_steps caches a step of {where} where the guidance branches have just changed; steps are "
+                "extrapolated from two with their own branches, so make those f, or leave skip-layer guidance off"
+            )
+    return found
+
+
+def _with_cached(stage: Stage, cached: tuple[bool, ...]) -> Stage:
+    steps = with_cached(stage.steps, cached)
+    ends = accumulate(1 + len(step.cached) for step in steps)
+    return replace(stage, steps=steps, levels=tuple(stage.levels[end - 1] for end in ends))
 
 
 def _stage(run: _Run, size: StageSize, *, first: bool) -> Stage:

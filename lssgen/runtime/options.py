@@ -53,6 +53,7 @@ class Options(TypedDict, total=False):
     timestep_spacing: TimestepSpacing
     sigma_schedule: SigmaSchedule
     eta: float
+    cached_steps: str
     sigmas: tuple[float, ...]
     start_rule: StartRule
     injection: Injection
