@@ -70,7 +70,7 @@ class Step:
         if len(blend) != 1 + history:
             raise PlanError(
                 f"this step blends {len(self.blend)} estimates, but the exported step graph keeps {1 + history}; "
-                "choose a solver with a shorter memory (docs/schedulers.md), or export again"
+                "choose a solver with a shorter memory (docs/schedulers.md), turn cached_steps off, or export again"
             )
         # None and 0 are one to the graph; they differ in whether the runtime draws.
         numbers = (self.label, self.c_in, self.h_x, self.h_f, self.keep, self.noise or 0.0, *blend)
