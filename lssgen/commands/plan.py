@@ -94,7 +94,8 @@ def as_table(facts: ModelFacts, options: PlanOptions, plan: Plan) -> str:
         for number, stage in enumerate(plan.stages, start=1)
     ]
     cached = sum(stage.cached_steps for stage in plan.stages)
-    rows.append(("", "", "", str(plan.evaluations), str(cached), "", "", "", f"{total / 1e12:.4g}", f"{1 / speedup:.0%}"))
+    sums = (str(plan.evaluations), str(cached), "", "", "", f"{total / 1e12:.4g}", f"{1 / speedup:.0%}")
+    rows.append(("", "", "", *sums))
     chosen = chosen_facts(facts, options)
     own = sampling_of(chosen).name
     lines = [

@@ -1,10 +1,11 @@
 """Steps that take no evaluation: their estimate is extrapolated from earlier ones, as numbers in the plan.
 
 A cached step uses, in the place of an estimate of its own, the line through the last two that were evaluated, at its
-own timestep: Taylor's first order, of whatever the solver remembers (the network's output, or the clean picture). That
-is a weighted sum of estimates that the step graph carries anyway, and a step is affine in the latent and in estimates.
-So a cached step needs no call at all: it is done in the row of the evaluated step before it, and where a later step
-looks back on it, it looks back on the two estimates that it was made of. Nothing but numbers is left for a runtime.
+own timestep: Taylor's first order, of whatever the solver remembers (the network's output, or the clean picture); or,
+of order 0, the last one as it is. That is a weighted sum of estimates that the step graph carries anyway, and a step is
+affine in the latent and in estimates. So a cached step needs no call at all: it is done in the row of the evaluated
+step before it, and where a later step looks back on it, it looks back on the estimates that it was made of. Nothing but
+numbers is left for a runtime.
 
 Source: Liu et al. 2025, arXiv 2503.06923 (TaylorSeer, there inside the network); the masks are those of cache-dit.
 """
@@ -98,7 +99,7 @@ def _spelt(word: str, steps: int, where: str) -> tuple[bool, ...]:
     return cached
 
 
-def with_cached(steps: Sequence[Step], cached: Sequence[bool]) -> tuple[Step, ...]:
+def with_cached(steps: Sequence[Step], cached: Sequence[bool], order: int = 1) -> tuple[Step, ...]:
     """The rows of a stage with some steps done in the rows before them.
 
     A step that draws noise, and cached steps behind it that do, draw once: a sum of Gaussian numbers is one.
@@ -106,7 +107,8 @@ def with_cached(steps: Sequence[Step], cached: Sequence[bool]) -> tuple[Step, ..
     Args:
         steps: A row for every step.
         cached: True for those that are not to be evaluated. A step at which the guidance branches or their weights are
-            not what they were at the two evaluations that it would be made of is evaluated all the same.
+            not what they were at the two evaluations before it is evaluated all the same.
+        order: Order of the extrapolation, 0 or 1.
 
     Returns:
         A row for every evaluation, at least as many as `cached` has False.
@@ -115,7 +117,7 @@ def with_cached(steps: Sequence[Step], cached: Sequence[bool]) -> tuple[Step, ..
     full: list[int] = []
     groups: list[list[int]] = []
     for index, step in enumerate(steps):
-        made_of = _line(steps, full, step) if cached[index] else None
+        made_of = _line(steps, full, step, order) if cached[index] else None
         if made_of is None:
             full.append(index)
             groups.append([index])
@@ -126,14 +128,14 @@ def with_cached(steps: Sequence[Step], cached: Sequence[bool]) -> tuple[Step, ..
     return tuple(_row([steps[index] for index in group], group, estimates, full) for group in groups)
 
 
-def _line(steps: Sequence[Step], full: Sequence[int], at: Step) -> Combination | None:
+def _line(steps: Sequence[Step], full: Sequence[int], at: Step, order: int) -> Combination | None:
     """A cached step's estimate; None where there are no two points for a line."""
     near = full[-1]
     # PNDM evaluates one timestep twice.
     far = next((one for one in reversed(full[:-1]) if steps[one].label != steps[near].label), None)
     if far is None or not steps[near].guidance == steps[far].guidance == at.guidance:
         return None
-    ahead = (at.label - steps[near].label) / (steps[near].label - steps[far].label)
+    ahead = order * (at.label - steps[near].label) / (steps[near].label - steps[far].label)
     return {near: 1 + ahead, far: -ahead}
 
 

@@ -107,6 +107,8 @@ class PlanOptions:
         min_resolution: Shortest side in pixels that a first stage may have.
         shorten: Give stages smaller than the base size fewer steps.
         base_height, base_width: Size in pixels at which a stage gets all steps.
+        stage_steps: Length of every stage's full schedule, smallest first, in place of what `num_inference_steps` and
+            `shorten` give; empty: what they give.
         scaling_space: Way of a latent to the next size.
         strength: Distance that a run goes away from the picture it starts from, in (0, 1]: where its first stage
             starts, in the terms of `start_sigma`. Up to `start_sigma` the picture enters at the last stage, above it
@@ -122,6 +124,7 @@ class PlanOptions:
         skip_layers: Skip-layer guidance; None turns it off.
         cached_steps: Steps whose estimate is extrapolated and not evaluated: "off", a name out of
             `lssgen.plan.caching.MASKS`, or a word of f (evaluated) and c (cached) for every stage, with commas between.
+        cache_order: Order of that extrapolation: 1 for the line through the last two estimates, 0 for the last one.
         sigmas: Own noise levels for flow models, falling, in (0, 1], before the schedule's shift; their number
             replaces `num_inference_steps`. A stage with fewer steps takes as many levels, evenly spaced along the list.
         start_rule: "published": a threshold on the timestep for flow, a share of the steps for diffusion models.
@@ -165,6 +168,15 @@ class PlanOptions:
     )
     base_width: int = choice(
         help="width at which a stage gets all steps", metavar="PX", **_SIDE, group=_STAGES, unset=_MODEL
+    )
+    stage_steps: tuple[int, ...] = choice(
+        (),
+        help="steps of every stage's full schedule, smallest first, in place of what --steps and --shorten give",
+        metavar="N,...",
+        least=1,
+        most=MOST_STEPS,
+        group=_STAGES,
+        unset="what they give",
     )
     scaling_space: ScalingSpace = choice(
         help="how a latent gets to the next size",
@@ -226,6 +238,15 @@ class PlanOptions:
         help=f"steps that extrapolate the network's output and do not call it: {', '.join(MASKS)}, or f (evaluated) "
         "and c (cached) for every step, a word a stage, as in fffcfcf,ffcff",
         metavar="MASK",
+        group=_SOLVER,
+    )
+    cache_order: int = choice(
+        1,
+        help="order of that extrapolation: 1 along a line, better where few steps are cached; 0 as it was, better "
+        "where many are",
+        metavar="0|1",
+        least=0,
+        most=1,
         group=_SOLVER,
     )
     sigmas: tuple[float, ...] = choice(

@@ -127,7 +127,7 @@ def _cached(run: _Run, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     px = run.facts.cell_px
     places = [(len(one.steps), f"the stage of {one.width * px} x {one.height * px} px") for one in stages]
     masks = stage_masks(run.options.cached_steps, places)
-    found = tuple(map(_with_cached, stages, masks))
+    found = tuple(_with_cached(stage, mask, run.options.cache_order) for stage, mask in zip(stages, masks, strict=True))
     for stage, mask, (_, where) in zip(found, masks, places, strict=True):
         # Masks with a name give way; one that was spelt out is not what was asked for.
         if run.options.cached_steps not in MASKS and stage.cached_steps < sum(mask):
@@ -138,8 +138,8 @@ def _cached(run: _Run, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     return found
 
 
-def _with_cached(stage: Stage, cached: tuple[bool, ...]) -> Stage:
-    steps = with_cached(stage.steps, cached)
+def _with_cached(stage: Stage, cached: tuple[bool, ...], order: int) -> Stage:
+    steps = with_cached(stage.steps, cached, order)
     ends = accumulate(1 + len(step.cached) for step in steps)
     return replace(stage, steps=steps, levels=tuple(stage.levels[end - 1] for end in ends))
 

@@ -46,6 +46,7 @@ class Options(TypedDict, total=False):
     shorten: bool
     base_height: int
     base_width: int
+    stage_steps: tuple[int, ...]
     scaling_space: ScalingSpace
     skip_layers: bool | SkipLayerGuidance
     solver: str
@@ -54,6 +55,7 @@ class Options(TypedDict, total=False):
     sigma_schedule: SigmaSchedule
     eta: float
     cached_steps: str
+    cache_order: int
     sigmas: tuple[float, ...]
     start_rule: StartRule
     injection: Injection

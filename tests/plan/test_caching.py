@@ -27,7 +27,7 @@ def network(x: np.ndarray, step: Step) -> np.ndarray:
     return np.tanh(0.6 * x) + 0.05 * np.cos(0.01 * step.label)
 
 
-def one_by_one(steps: Sequence[Step], cached: Sequence[bool], x: np.ndarray) -> np.ndarray:
+def one_by_one(steps: Sequence[Step], cached: Sequence[bool], order: int, x: np.ndarray) -> np.ndarray:
     """The same in the plainest way: every step for itself, every estimate kept, those of cached steps extrapolated."""
     estimates: list[np.ndarray] = []
     evaluated: list[int] = []
@@ -36,7 +36,7 @@ def one_by_one(steps: Sequence[Step], cached: Sequence[bool], x: np.ndarray) -> 
             near = evaluated[-1]
             far = [one for one in evaluated if steps[one].label != steps[near].label][-1]
             slope = (estimates[near] - estimates[far]) / (steps[near].label - steps[far].label)
-            estimates.append(estimates[near] + slope * (step.label - steps[near].label))
+            estimates.append(estimates[near] + order * slope * (step.label - steps[near].label))
         else:
             estimates.append(step.h_x * x + step.h_f * network(step.c_in * x, step))
             evaluated.append(index)
@@ -50,8 +50,14 @@ def masks(steps: int) -> st.SearchStrategy[tuple[bool, ...]]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(alias=st.sampled_from(PUBLISHED), number=st.integers(0, 20), steps=st.integers(6, 30), data=st.data())
-def test_rows_with_cached_steps_compute_what_the_steps_compute_one_by_one(alias, number, steps, data) -> None:
+@given(
+    alias=st.sampled_from(PUBLISHED),
+    number=st.integers(0, 20),
+    steps=st.integers(6, 30),
+    order=st.sampled_from([0, 1]),
+    data=st.data(),
+)
+def test_rows_with_cached_steps_compute_what_the_steps_compute_one_by_one(alias, number, steps, order, data) -> None:
     facts = alias.facts()
     names = [name for name in solver_names(facts) if SOLVERS[name].evaluations == 1]
     name = names[number % len(names)]
@@ -65,12 +71,12 @@ def test_rows_with_cached_steps_compute_what_the_steps_compute_one_by_one(alias,
     cached = data.draw(masks(len(stage.steps)))
     if name == "pndm":
         cached = (*(False,) * 3, *cached[3:])  # its second timestep comes twice, so a line needs a third evaluation
-    rows = with_cached(stage.steps, cached)
+    rows = with_cached(stage.steps, cached, order)
     assert len(rows) == cached.count(False)
     assert sum(len(row.cached) for row in rows) == cached.count(True)
     start = np.random.default_rng(0).standard_normal(8)
     quiet = [replace(row, noise=None) for row in rows]
-    wanted = one_by_one(stage.steps, cached, start)
+    wanted = one_by_one(stage.steps, cached, order, start)
     # float64 both ways; sums in another order, of weights up to about 1e4 where solvers undo earlier moves.
     np.testing.assert_allclose(run_steps(tuple(quiet), start, network), wanted, rtol=1e-7, atol=1e-7)
 
