@@ -29,23 +29,25 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "ranges bundles/sd3 --engine onnxruntime-cuda --steps 20",
     "quantise bundles/sd3 --format fp8 --for tensorrt-rtx --target sm89",
+    "schedule bundles/sd3 --engine onnxruntime-cuda --tries 40",
 )
-ACTIONS = ("ranges", "quantise", "adopt")
+ACTIONS = ("ranges", "quantise", "adopt", "schedule")
 MADE_FOR = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
 _LOG = logging.getLogger("lssgen")
 
 
 def build_parser(prog: str = "lssgen-calibrate") -> Parser:
-    from lssgen.calibration.config import AdoptConfig, QuantiseConfig, RangesConfig
+    from lssgen.calibration.config import AdoptConfig, QuantiseConfig, RangesConfig, ScheduleConfig
 
-    parser = Parser("calibrate", prog, "{ranges,quantise,adopt} BUNDLE [OPTION ...]", EXAMPLES)
+    parser = Parser("calibrate", prog, "{ranges,quantise,adopt,schedule} BUNDLE [OPTION ...]", EXAMPLES)
     parser.description = "\n".join(
         (
             str(parser.description),
             "ranges: run prompts and note what goes into the network's products; kill it and run it again, it goes on.",
             "quantise: a new bundle in few bits, compared with the old one and timed before it counts.",
             "adopt: a new bundle with a step that ModelOpt, NNCF or Olive has quantised.",
+            "schedule: search the schedules that are worth having, by time and quality; goes on where it was stopped.",
         )
     )
     parser.add_argument("action", type=one_of(ACTIONS), metavar="ACTION", help="what to do; required")
@@ -57,7 +59,8 @@ def build_parser(prog: str = "lssgen-calibrate") -> Parser:
         "--output",
         type=Path,
         metavar="PATH",
-        help="what to write; default: beside the bundle, <bundle>.ranges.safetensors or <bundle>-<format>",
+        help="what to write; default: beside the bundle, <bundle>.ranges.safetensors, <bundle>-<format> or "
+        "<bundle>.schedules.jsonl",
     )
     parser.group("quantise").add_argument(
         "--for",
@@ -67,7 +70,7 @@ def build_parser(prog: str = "lssgen-calibrate") -> Parser:
         default=argparse.SUPPRESS,
         help=f"engine that it is made for; default: {MADE_FOR[0]}",
     )
-    for record in (RangesConfig, QuantiseConfig, AdoptConfig):
+    for record in (RangesConfig, QuantiseConfig, AdoptConfig, ScheduleConfig):
         add_flags(parser, record)
     add_engine_options(parser, default="onnxruntime", note="where the runs happen")
     add_plan_options(parser)
@@ -80,14 +83,14 @@ def main(argv: Sequence[str] | None = None, prog: str = "lssgen-calibrate") -> i
     args = parser.parse_args(argv)
     _refuse_misplaced(parser, args)
     words = engine_words(parser, args)
-    work = {"ranges": _ranges, "quantise": _quantise, "adopt": _adopt}[args.action]
+    work = {"ranges": _ranges, "quantise": _quantise, "adopt": _adopt, "schedule": _schedule}[args.action]
     with warnings_as_lines():
         return run(prog, lambda: _with_libraries(lambda: work(args, words)))
 
 
 def _refuse_misplaced(parser: Parser, args: argparse.Namespace) -> None:
     """End the command where a flag belongs to another action."""
-    from lssgen.calibration.config import AdoptConfig, QuantiseConfig
+    from lssgen.calibration.config import AdoptConfig, QuantiseConfig, ScheduleConfig
     from lssgen.choices import flags_of
 
     gate = {"compare", "psnr", "cosine", "force"}
@@ -95,6 +98,7 @@ def _refuse_misplaced(parser: Parser, args: argparse.Namespace) -> None:
         "ranges": {"limit", "seed"},
         "quantise": {*flags_of(QuantiseConfig), "made_for"},
         "adopt": {*flags_of(AdoptConfig), *gate, "made_for"},
+        "schedule": {*flags_of(ScheduleConfig), "limit", "seed"},
     }
     others = set[str]().union(*own.values()) - own[args.action]
     if misplaced := sorted(others & set(vars(args))):
@@ -177,6 +181,36 @@ def _quantise(args: argparse.Namespace, words: EngineOptions) -> None:
         )
     )
     _say(made)
+
+
+def _schedule(args: argparse.Namespace, words: EngineOptions) -> None:
+    from lssgen.calibration.config import SCHEDULE_PROMPTS, RangesConfig, ScheduleConfig
+    from lssgen.calibration.judges import judge_of
+    from lssgen.calibration.prompts import read_prompts
+    from lssgen.calibration.schedules import SearchJob, markdown, search_schedules, write_plot
+
+    config = ScheduleConfig(**given(args, ScheduleConfig))
+    runs = RangesConfig(**given(args, RangesConfig))
+    judge = judge_of(config.judge)
+    prompts = read_prompts(runs.prompts, runs.limit or SCHEDULE_PROMPTS)
+    bundle = _opened(args)
+    output: Path = args.output or _beside(bundle, ".schedules.jsonl")
+    found = search_schedules(
+        SearchJob(
+            bundle=bundle,
+            backend=open_backend(args.engine, **words),
+            prompts=prompts,
+            judge=judge,
+            output=output,
+            seed=runs.seed,
+            tries=config.tries,
+            options=_plan(args),
+            install=config.install,
+        )
+    )
+    print(markdown(found, judge.name))
+    write_plot(found, judge.name, output.with_suffix(".png"))
+    print(f"results and plot: {output}, {output.with_suffix('.png')}")
 
 
 def _adopt(args: argparse.Namespace, words: EngineOptions) -> None:

@@ -3,18 +3,21 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any, cast
 
 import msgspec
 
 from lssgen.bundle import Bundle, read_bundle
 from lssgen.commands.common import run
+from lssgen.commands.flags import add_flags, given
 from lssgen.commands.parser import Parser
 from lssgen.commands.plan_options import add_plan_options, given_plan_options
+from lssgen.errors import PlanError
 from lssgen.measured import all_measured
 from lssgen.models.aliases import ALIASES, facts_of_model
 from lssgen.paths import find_bundle
 from lssgen.plan import ModelFacts, Plan, PlanOptions, Stage, make_plan, predicted_speedup, stage_flops
+from lssgen.plan.budget import Budget
 from lssgen.plan.planner import chosen_facts
 from lssgen.plan.sampling import described, sampling_of, solver_names
 from lssgen.plan.timing import predicted_ms, predicted_time_ratio
@@ -35,6 +38,12 @@ def build_parser(prog: str = "lssgen-plan") -> Parser:
     )
     parser.add_argument("--json", action="store_true", help="print the whole plan, every step included, as JSON")
     add_plan_options(parser)
+    add_flags(parser, Budget)
+    parser.group("time").add_argument(
+        "--place",
+        metavar="TEXT",
+        help="engine and machine whose times count, or how their words begin; default: the only one that was measured",
+    )
     return parser
 
 
@@ -46,7 +55,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "lssgen-plan") -> int:
 def _print(args: argparse.Namespace) -> None:
     bundle = None if args.bundle is None else read_bundle(find_bundle(args.bundle))
     facts = facts_of_model(args.model) if bundle is None else bundle.manifest.facts
-    options = PlanOptions.from_defaults(facts.defaults, **given_plan_options(args))
+    words = given_plan_options(args)
+    if wishes := given(args, Budget):
+        words = _within(bundle, args.place, {**words, **wishes})
+    options = PlanOptions.from_defaults(facts.defaults, **words)
     plan = make_plan(facts, options)
     if args.json:
         sys.stdout.buffer.write(as_json(facts, options, plan))
@@ -56,10 +68,28 @@ def _print(args: argparse.Namespace) -> None:
         print("\n".join(as_measured(bundle, options, plan)), end="")
 
 
+def _within(bundle: Bundle | None, place: str | None, asked: dict[str, Any]) -> dict[str, Any]:
+    """The words of the best schedule that a budget leaves, by times that were measured somewhere.
+
+    Raises:
+        PlanError: It is not clear where, or no schedule is so fast.
+    """
+    from lssgen.runtime.advice import advised_at  # knows pictures, which plans do without
+
+    if bundle is None:
+        raise PlanError("--budget-ms and --speedup go by measured times, which a bundle has; give --bundle")
+    places = {name: found for name, found in all_measured(bundle).items() if found.costs is not None}
+    fitting = [name for name in places if name.startswith(place or "")]
+    if len(fitting) != 1:
+        said = "; ".join(places) or f"none; run: lssgen bench guarantee {bundle.folder}"
+        raise PlanError(f"{len(fitting)} places of measured times fit; say with --place which of: {said}")
+    return cast(dict[str, Any], advised_at(bundle, fitting[0], places[fitting[0]], cast(Any, asked)))
+
+
 def as_measured(bundle: Bundle, options: PlanOptions, plan: Plan) -> list[str]:
     """What `lssgen bench guarantee` has measured of the bundle, applied to this plan: a line an engine and machine."""
     facts = bundle.manifest.facts
-    single = make_plan(facts, replace(options, start_sigma=1.0))
+    single = make_plan(facts, options.in_one_stage())
     return [
         f"Predicted from times of {place}: {predicted_ms(plan, facts, measured.costs):.0f} ms a picture, "
         f"{predicted_time_ratio(plan, single, facts, measured.costs):.2f} times as fast as one stage, all included\n"

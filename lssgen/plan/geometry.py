@@ -42,7 +42,8 @@ def stage_sizes(facts: ModelFacts, options: PlanOptions) -> tuple[StageSize, ...
     sizes = _sizes(facts, options)
     if options.stage_steps and len(options.stage_steps) != len(sizes):
         raise PlanError(
-            f"stage_steps has {len(options.stage_steps)} numbers, but the run has {len(sizes)} stages; give one for each"
+            f"stage_steps has {len(options.stage_steps)} numbers, but the run has {len(sizes)} stages; give one for "
+            "each"
         )
     for size in sizes:
         if size.steps < 1:
@@ -58,9 +59,10 @@ def _sizes(facts: ModelFacts, options: PlanOptions) -> tuple[StageSize, ...]:
     unit = _unit(facts, options)
     height, width = _fitting(options.height, unit) // facts.cell_px, _fitting(options.width, unit) // facts.cell_px
     cells = [(height >> halvings, width >> halvings) for halvings in reversed(range(_doublings(options) + 1))]
-    steps = options.stage_steps or [_steps(size, facts.cell_px, options) for size in cells]
-    # Other numbers of steps than stages are refused by whoever asks for a plan; here they are in nobody's way.
-    return tuple(StageSize(*size, each) for size, each in zip(cells, [*steps, *[1] * len(cells)], strict=False))
+    said = options.stage_steps
+    # Numbers of steps for more or fewer stages are refused by `stage_sizes`, and do not matter to a size's faults.
+    steps = said if len(said) == len(cells) else [_steps(size, facts.cell_px, options) for size in cells]
+    return tuple(StageSize(*size, each) for size, each in zip(cells, steps, strict=True))
 
 
 def _fault(facts: ModelFacts, options: PlanOptions) -> str:

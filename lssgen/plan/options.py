@@ -1,6 +1,6 @@
 """Everything a user may choose about a run, resolved: no value here is decided elsewhere."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -319,6 +319,10 @@ class PlanOptions:
                 f"custom sigmas must fall from level to level and lie above 0, at {LEAST_SIGMA:g} or more, and "
                 f"at most at 1; got {shown}"
             )
+
+    def in_one_stage(self) -> "PlanOptions":
+        """The same run in one stage with all its steps evaluated: what stages and cached steps are compared with."""
+        return replace(self, start_sigma=1.0, stage_steps=(), cached_steps=NO_CACHE)
 
     @property
     def requested_steps(self) -> int:

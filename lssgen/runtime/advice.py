@@ -1,27 +1,39 @@
-"""What was measured decides between stages and one stage, where the caller does not."""
+"""What was measured decides where the caller does not: between stages and one stage, and what fits a time."""
 
 import logging
 
 from lssgen.bundle import Bundle
 from lssgen.engines.base import Backend
-from lssgen.measured import place_of, read_measured
-from lssgen.runtime.options import Options, request_from_options
+from lssgen.measured import Measured, place_of, read_measured
+from lssgen.runtime.budget import parted, within_budget
+from lssgen.runtime.options import Asked, Options, request_from_options
 
 _LOG = logging.getLogger("lssgen")
 
 
-def advised(bundle: Bundle, backend: Backend, options: Options) -> Options:
-    """The options, with one stage where the caller names no `start_sigma` and one stage was measured to be faster.
+def advised(bundle: Bundle, backend: Backend, asked: Asked) -> Options:
+    """The options, with one stage where the caller chooses none and one stage was measured to be faster, and with the
+    best schedule that fits the time that the caller gives.
 
     Only what `lssgen bench guarantee` has written for this engine on this machine counts.
 
     Raises:
-        PlanError: The run cannot be carried out as asked.
+        PlanError: The run cannot be carried out as asked, or not in that time.
     """
-    if options.get("start_sigma") is not None:
-        return options
-    measured = read_measured(bundle, place_of(backend.name, backend.describe()))
-    if measured is None or not measured.guarantees:
+    place = place_of(backend.name, backend.describe())
+    return advised_at(bundle, place, read_measured(bundle, place), asked)
+
+
+def advised_at(bundle: Bundle, place: str, measured: Measured | None, asked: Asked) -> Options:
+    """The same for an engine on a machine, by its words and what was measured there."""
+    options, budget = parted(asked)
+    # First: a budget then chooses among schedules that are not slower than they need be.
+    options = _not_slower(bundle, measured, options)
+    return options if budget is None else within_budget(bundle, place, measured, options, budget)
+
+
+def _not_slower(bundle: Bundle, measured: Measured | None, options: Options) -> Options:
+    if measured is None or not measured.guarantees or _chooses_stages(options):
         return options
     plan = request_from_options(bundle, options).plan
     known = measured.at(plan.height_px, plan.width_px)
@@ -35,3 +47,12 @@ def advised(bundle: Bundle, backend: Backend, options: Options) -> Options:
         known.staged_over_single,
     )
     return {**options, "start_sigma": 1.0}
+
+
+def _chooses_stages(options: Options) -> bool:
+    """Whether the caller says a word that fits so many stages and no others."""
+    return (
+        options.get("start_sigma") is not None
+        or bool(options.get("stage_steps"))
+        or "," in (options.get("cached_steps") or "")
+    )

@@ -63,6 +63,16 @@ class Options(TypedDict, total=False):
     pndm: PndmStart
 
 
+class Asked(Options, total=False):
+    """What a pipeline may be asked: words of a run, and a time that chooses some of them.
+
+    `lssgen.plan.budget.Budget` explains the two.
+    """
+
+    budget_ms: float | None
+    speedup: float | None
+
+
 MOST_PICTURES = 100_000
 """Pictures of a run; more are several runs."""
 

@@ -11,8 +11,8 @@ from test_life import Gate
 
 from lssgen.errors import RefusedError
 from lssgen.plan.facts import NetworkCost
+from lssgen.runtime.candidates import Candidate, best_within
 from lssgen.serving import ImageRequest, Server
-from lssgen.serving.schedule import Candidate, best_within
 from lssgen.serving.times import Call, StepTimes, remember, remembered
 
 MS = 1e-3
@@ -145,7 +145,7 @@ def test_what_was_not_measured_is_estimated_by_arithmetic(
 def test_the_longest_schedule_that_fits_is_chosen_and_the_one_that_was_asked_for_if_it_fits(
     seconds: list[float | None], budget: float
 ) -> None:
-    found: list[Any] = [Candidate(cast(Any, number), time, "") for number, time in enumerate(seconds)]
+    found: list[Any] = [Candidate(cast(Any, number), time) for number, time in enumerate(seconds)]
     chosen, fastest = best_within(iter(found), budget)
     times = [time or 0.0 for time in seconds]
     assert (fastest.seconds or 0.0) == min(times)

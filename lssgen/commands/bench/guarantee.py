@@ -7,6 +7,7 @@ from lssgen.bench.cases import Case, Effort
 from lssgen.bench.guarantee import costs_of, guarantee, measured_now
 from lssgen.bench.measure import measure
 from lssgen.bench.results import CaseResult
+from lssgen.bundle import Bundle
 from lssgen.commands.bench.explain import guarantees
 from lssgen.commands.bench.shared import add_bundle, bundle_of, opener, run_options
 from lssgen.commands.parser import Parser
@@ -16,11 +17,14 @@ from lssgen.engines.registry import open_backend
 from lssgen.errors import BenchError
 from lssgen.measured import MEASURED, Guarantee, place_of, write_measured
 from lssgen.runtime import Pipeline
+from lssgen.runtime.options import request_from_options
 
 EXAMPLES = ("demo --engine openvino", "bundles/sd3 --sizes 512,1024 --pairs 20")
 
 _LOG = logging.getLogger("lssgen")
 _REFERENCE = "onnxruntime"
+_TRANSITION = "transition_"
+_FEW = Effort(runs=5, warmup=1)
 
 
 def build_parser(prog: str) -> Parser:
@@ -39,6 +43,17 @@ def build_parser(prog: str) -> Parser:
     )
     parser.add_argument("--forget", action="store_true", help="remove what was measured from the bundle, and end")
     return parser
+
+
+def _other_ways(bundle: Bundle, case: Case) -> list[Case]:
+    """The same run with every other way to the next size that the bundle has; none where it has one stage."""
+    plan = request_from_options(bundle, case.run_options).plan
+    spaces = [name.removeprefix(_TRANSITION) for name in bundle.manifest.graphs if name.startswith(_TRANSITION)]
+    return [
+        Case(name=f"{case.name}, {space}", options={**case.options, "scaling_space": space})
+        for space in spaces
+        if len(plan.stages) > 1 and space != plan.scaling_space
+    ]
 
 
 def work(args: argparse.Namespace) -> int:
@@ -60,7 +75,8 @@ def work(args: argparse.Namespace) -> int:
     for size in sizes:
         own = {**options, "height": size[0], "width": size[1], "start_sigma": sigma}
         case = Case(name=f"{size[1]}x{size[0]}", options=own)
-        cases.append(measure(bundle, opened, case, Effort(runs=5, warmup=1), prompt=args.prompt))
+        cases.append(measure(bundle, opened, case, _FEW, prompt=args.prompt))
+        cases += [measure(bundle, opened, other, _FEW, prompt=args.prompt) for other in _other_ways(bundle, case)]
         with Pipeline(bundle, opened()) as pipeline, Pipeline(bundle, open_backend(_REFERENCE)) as reference:
             other = None if args.engine == _REFERENCE else reference
             made = guarantee(pipeline, size, own, reference=other, pairs=args.pairs, prompt=args.prompt)
