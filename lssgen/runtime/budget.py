@@ -65,7 +65,7 @@ def within_budget(bundle: Bundle, place: str, measured: Measured | None, options
     best, fastest = best_within(found, most / 1e3)
     if best is None:
         raise PlanError(
-            f"{budget} leaves {most:.0f} ms, but the fastest schedule {_source(searched is not None)} takes "
+            f"a picture in {most:.0f} ms is asked for ({budget}), but the fastest schedule {_source(searched is not None)} takes "
             f"{1e3 * (fastest.seconds or 0):.0f} ms here ({_words(fastest)}); give it more time, or ask for a smaller "
             "picture"
         )

@@ -55,7 +55,7 @@ def candidates(
         make: Plans a run.
         options: Words of the caller.
         seconds: Estimates a run.
-        least: Steps of the full schedule to leave.
+        least: Steps of the full schedule that a guess leaves; what was searched has a quality to go by.
         search: What was searched for the size of a run.
 
     Raises:
@@ -71,8 +71,7 @@ def candidates(
             request = make(cast(Options, {**options, **words}))
         except LssgenError:  # with fewer steps a stage may get none
             continue
-        few = request.plan_options.requested_steps < min(least, asked.plan_options.requested_steps)
-        if request.plan != asked.plan and not few:
+        if request.plan != asked.plan:
             yield Candidate(request, seconds(request), words, quality)
 
 

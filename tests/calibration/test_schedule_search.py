@@ -27,7 +27,7 @@ from lssgen.runtime.options import Options
 from lssgen.schedules import SCHEDULES, front, read_searches
 
 FREE = Line(fixed=0.0, per=(0.0,))
-COSTS = TimeCosts(run=1.0, step=Line(fixed=0.0, per=(1e6, 0.0)), stage=FREE, transition=FREE, decode=FREE)
+COSTS = TimeCosts(run=1.0, step=Line(fixed=0.0, per=(1e9, 0.0)), stage=FREE, transition=FREE, decode=FREE)
 """A machine on which a step takes a millisecond a latent cell and branch."""
 
 FIXED = Options(scaling_space="latent", num_inference_steps=8)

@@ -22,7 +22,7 @@ from lssgen.runtime import Pipeline
 from lssgen.schedules import SCHEDULES, Search, Tried, read_searches, write_search
 
 FREE = Line(fixed=0.0, per=(0.0,))
-COSTS = TimeCosts(run=0.0, step=Line(fixed=0.0, per=(1e6, 0.0)), stage=FREE, transition=FREE, decode=FREE)
+COSTS = TimeCosts(run=0.0, step=Line(fixed=0.0, per=(1e9, 0.0)), stage=FREE, transition=FREE, decode=FREE)
 """A machine on which a step takes a millisecond a latent cell and branch: 64 px in one stage take 6 x 2 x 64 = 768."""
 
 SINGLE_MS = 768.0
@@ -101,7 +101,7 @@ def test_words_that_the_caller_said_stay_in_a_budget(bundle: Bundle) -> None:
 @pytest.mark.parametrize("asked", [{"budget_ms": 20}, {"speedup": 40}, {"budget_ms": 900, "speedup": 40}])
 def test_a_budget_that_nobody_can_meet_is_refused_with_the_fastest(bundle: Bundle, asked: dict[str, Any]) -> None:
     write_search(bundle, SEARCH)
-    with pytest.raises(PlanError, match=r"leaves (20|19) ms, but the fastest schedule in schedules.json takes 1\d\d ms"):
+    with pytest.raises(PlanError, match=r"in (20|19) ms .*, but the fastest schedule in schedules.json takes 192 ms"):
         planned(bundle, **asked)
     fastest = ms(bundle, planned(bundle, start_sigma=0.5, num_inference_steps=2))
     assert ms(bundle, planned(bundle, budget_ms=fastest * 1.001)) == fastest
@@ -124,7 +124,9 @@ def test_without_a_search_a_schedule_is_guessed_and_the_search_named(
 
 
 def test_without_measured_times_a_budget_is_refused_with_what_to_run(toy: Path) -> None:
-    with pytest.raises(PlanError, match="needs the times of steps, .* has none of idle .*; run: lssgen bench guarantee"):
+    with pytest.raises(
+        PlanError, match="needs the times of steps, .* has none of idle .*; run: lssgen bench guarantee"
+    ):
         planned(read_bundle(toy), budget_ms=500)
 
 
@@ -134,8 +136,8 @@ def test_a_budget_never_chooses_stages_where_one_stage_was_measured_to_be_faster
     measure(bundle, slower)
     assert len(planned(bundle, budget_ms=600).stages) == 1
     with pytest.raises(PlanError, match="the fastest schedule in schedules.json takes 512 ms"):
-        planned(bundle, budget_ms=300)
-    assert len(planned(bundle, budget_ms=300, start_sigma=0.5).stages) == 2  # who asks is heard
+        planned(bundle, budget_ms=400)
+    assert len(planned(bundle, budget_ms=400, start_sigma=0.5).stages) == 2  # who asks is heard
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 9, "manifest_sha256": "x"}'])
