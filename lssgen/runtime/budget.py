@@ -64,9 +64,10 @@ def within_budget(bundle: Bundle, place: str, measured: Measured | None, options
     )
     best, fastest = best_within(found, most / 1e3)
     if best is None:
+        source = f"in {SCHEDULES}" if searched else "that this may choose"
         raise PlanError(
-            f"a picture in {most:.0f} ms is asked for ({budget}), but the fastest schedule {_source(searched is not None)} takes "
-            f"{1e3 * (fastest.seconds or 0):.0f} ms here ({_words(fastest)}); give it more time, or ask for a smaller "
+            f"a picture in {most:.0f} ms is asked for ({budget}), but the fastest schedule {source} "
+            f"takes {1e3 * (fastest.seconds or 0):.0f} ms here ({_words(fastest)}); give it more time, or ask for a smaller "
             "picture"
         )
     _LOG.info("%s: %s, predicted %.0f ms%s", budget, _words(best), 1e3 * (best.seconds or 0), _quality(best))
@@ -80,10 +81,6 @@ def _costs(bundle: Bundle, place: str, measured: Measured | None, budget: Budget
             f"guarantee {bundle.folder} --engine {place.split()[0]}"
         )
     return measured.costs
-
-
-def _source(searched: bool) -> str:
-    return f"in {SCHEDULES}" if searched else "that this may choose"
 
 
 def _words(candidate: Candidate) -> str:

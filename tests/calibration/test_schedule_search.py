@@ -96,7 +96,7 @@ def test_what_was_found_is_in_the_bundle_and_in_the_table_and_the_plot(job: Sear
     assert len(read_searches(job.bundle)[0].tried) == 2  # of one size, the last search counts
 
 
-class Stopped(Exception):
+class StopError(Exception):
     """What a user's Ctrl-C is, for a test."""
 
 
@@ -106,7 +106,7 @@ def stopping(after: int) -> Callable[[str, Image.Image, Image.Image], float]:
 
     def judge(*given: Any) -> float:
         if not left[0]:
-            raise Stopped
+            raise StopError
         left[0] -= 1
         return evaluations(*given)
 
@@ -117,7 +117,7 @@ def stopping(after: int) -> Callable[[str, Image.Image, Image.Image], float]:
 def test_a_search_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(job: SearchJob, torn: bytes) -> None:
     whole = search_schedules(replace(job, output=job.output.with_name("whole.jsonl")))
     (job.bundle.folder / SCHEDULES).unlink()
-    with pytest.raises(Stopped):
+    with pytest.raises(StopError):
         search_schedules(replace(job, judge=replace(ALIKE, judge=stopping(9))))
     assert read_searches(job.bundle) == ()
     lines = job.output.read_bytes()
@@ -183,7 +183,7 @@ def test_a_damaged_file_of_results_is_refused_by_its_line(
 
 
 def test_a_bundle_without_measured_times_is_told_what_to_run(toy: Path, job: SearchJob) -> None:
-    with pytest.raises(CalibrationError, match="has no measured times of onnxruntime .*; run: lssgen bench guarantee"):
+    with pytest.raises(CalibrationError, match=r"has no measured times of onnxruntime .*; run: lssgen bench guarantee"):
         search_schedules(replace(job, bundle=read_bundle(toy)))
 
 

@@ -1,4 +1,4 @@
-"""Steps that take no evaluation, carried out: as many calls as the plan says, and what the steps one by one would give."""
+"""Steps that take no evaluation, carried out: calls, progress, previews, batches, inpainting and the exact gate."""
 
 from pathlib import Path
 from typing import Any
