@@ -21,6 +21,7 @@ class Flag:
         group: Title of the group it is listed in.
         unset: Words for what is so where nothing is given, for a default that does not say it itself, such as None.
         least, most: Smallest and largest number that makes sense; `refuse_outside` and the parser hold values to them.
+        words: Words that may stand in the place of a number.
         repeated: True where the flag may be given several times, each time with one entry of the field's tuple.
     """
 
@@ -32,6 +33,7 @@ class Flag:
     unset: str = ""
     least: float | None = None
     most: float | None = None
+    words: tuple[str, ...] = ()
     repeated: bool = False
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from lssgen.plan.facts import ModelFacts
+from lssgen.plan.transitions import MixValue
 from lssgen.ports import Port
 
 FORMAT = 2
@@ -66,7 +67,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
 
 
 class Latent(msgspec.Struct, frozen=True, kw_only=True, tag="latent"):
-    """The clean latent of the stage before; (batch, C, height, width)."""
+    """What the stage before ends with, (batch, C, height, width): a clean latent, or the noisy state that is kept."""
 
 
 class Noise(msgspec.Struct, frozen=True, kw_only=True, tag="noise"):
@@ -85,7 +86,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, tag="row"):
 
 
 class Mix(msgspec.Struct, frozen=True, kw_only=True, tag="mix"):
-    """Weights of the enlarged latent and of the noise in a transition, (batch, 2)."""
+    """Weights of a transition, (batch, len(values)).
+
+    Attributes:
+        values: Names of its entries, see `lssgen.plan.table.Stage`: "image", of the enlarged clean latent, and "noise";
+            where a noisy state is kept "gain", of the enlarged state, "noise", of the noise in new frequencies, and
+            "low_noise", of fresh noise in those that the state has.
+    """
+
+    values: tuple[MixValue, ...] = ("image", "noise")
 
 
 class GuidanceWeights(msgspec.Struct, frozen=True, kw_only=True, tag="guidance_weights"):
@@ -365,7 +374,7 @@ class Manifest:
 
         text               (batch, tokens) ids            -> one output per text-conditioning input of "step"
         step               inputs as its feeds say        -> the outputs that its states name
-        transition_<space> inputs as its feeds say        -> next_latent   (space: resnet, latent or pixel)
+        transition_<space> inputs as its feeds say        -> next_latent   (space: resnet, latent, ...)
         decode             latent                         -> picture (batch, height, width, 3) uint8
         encode             picture, posterior_noise       -> latent   (no noise: an autoencoder without a posterior)
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 from lssgen.bundle import Bundle
 from lssgen.errors import LssgenError
 from lssgen.plan.caching import MASKS, NO_CACHE
-from lssgen.runtime.options import Options, Request, request_from_options
+from lssgen.runtime.options import Options, Request, refuse_unknown, request_from_options
 
 Point = tuple[int, ...]
 """A place in the table: the index of a value, axis by axis."""
@@ -91,10 +91,11 @@ class Table:
         plain: The run as it would be without a search.
 
     Raises:
-        LssgenError: That run cannot be carried out.
+        LssgenError: That run cannot be carried out, or an axis has a word that no run has.
     """
 
     def __init__(self, bundle: Bundle, fixed: Options, axes: Sequence[Axis] = AXES) -> None:
+        refuse_unknown(axis.word for axis in axes)
         self.plain = request_from_options(bundle, fixed)
         self._bundle = bundle
         self._fixed: dict[str, Any] = {word: value for word, value in fixed.items() if value is not None}

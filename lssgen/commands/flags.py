@@ -9,7 +9,18 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from lssgen.choices import Flag, flags_of
 from lssgen.commands.parser import Parser
-from lssgen.commands.values import Reader, integer, number, one_of, reads_itself, rows_first, several, size, within
+from lssgen.commands.values import (
+    Reader,
+    integer,
+    number,
+    number_or,
+    one_of,
+    reads_itself,
+    rows_first,
+    several,
+    size,
+    within,
+)
 
 _READERS: Mapping[Any, tuple[Reader, str]] = {
     int: (integer, "N"),
@@ -130,6 +141,8 @@ def _reader(hint: Any, flag: Flag) -> tuple[Reader, str]:
 
 
 def _plain_reader(hint: Any, flag: Flag) -> tuple[Reader, str]:
+    if flag.words:
+        return number_or(flag.words), "X"
     if hint in _READERS:
         return _READERS[hint]
     if get_origin(hint) is Literal:

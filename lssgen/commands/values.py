@@ -37,6 +37,19 @@ def number(text: str) -> float:
     return value
 
 
+def number_or(words: Iterable[str]) -> Reader:
+    """A number, or one of some words."""
+    known = tuple(words)
+
+    def read(text: str) -> float | str:
+        try:
+            return text if text in known else number(text)
+        except ArgumentTypeError as error:
+            raise ArgumentTypeError(f"{error}; nor is it {' or '.join(known)}") from None
+
+    return read
+
+
 def size(text: str) -> tuple[int, int]:
     """(width, height) of "1280x768", or of "1024", which is both."""
     sides = text.lower().split("x")

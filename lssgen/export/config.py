@@ -10,7 +10,7 @@ from typing import Literal
 from lssgen.choices import choice, refuse_outside
 from lssgen.errors import ExportError, ModelError
 from lssgen.manifest import Precision
-from lssgen.plan.facts import ModelFacts
+from lssgen.plan.facts import ModelFacts, ScalingSpace
 from lssgen.plan.geometry import nearest_sizes
 from lssgen.plan.options import MOST_SIDE_PX, PlanOptions
 from lssgen.plan.planner import make_plan
@@ -100,6 +100,9 @@ class ExportConfig:
         convert_latents: Take latents to the normalisation that the upsampler was trained with, and back: for a model
             whose VAE is that of another model with other means and deviations (Playground, of SDXL). LSSGen, as
             published, does not.
+        transitions: Ways from stage to stage, "resnet" only where there is an upsampler. Those through pixels hold the
+            autoencoder once more each.
+        sr: Super-resolution network, an ONNX file that doubles pictures; with it the bundle has the transition "sr".
         skip_layers: Give the step graph gates for skip-layer guidance.
         layers_to_skip: Layers that this guidance leaves out; empty: those that the model's authors do.
         t5: Keep the T5 encoder, where the family can do without.
@@ -162,6 +165,18 @@ class ExportConfig:
         help="take latents to the normalisation that the upsampler was trained with, and back: for a model that has "
         "the VAE of another one, normalised otherwise (Playground with an SDXL upsampler)",
     )
+    transitions: tuple[ScalingSpace, ...] = choice(
+        ("resnet", "latent", "pixel", "dct"),
+        help="ways from stage to stage that the bundle can go, of resnet, latent, pixel, dct and selflift",
+        metavar="NAME,...",
+    )
+    sr: Path | None = choice(
+        None,
+        help="super-resolution network for transitions by it: ONNX, (batch, 3, height, width) in 0 to 1, of which it "
+        "makes twice the size",
+        metavar="FILE",
+        unset="none; no such transitions",
+    )
     skip_layers: bool = False
     layers_to_skip: tuple[int, ...] = ()
     t5: bool = choice(True, help="keep the T5 encoder, where the family can do without (SD3)")
@@ -203,6 +218,13 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         refuse_outside(self, ExportError)
+        if "sr" in self.transitions and self.sr is None:
+            raise ExportError("transitions by super-resolution need the network: give its ONNX file with --sr")
+
+    @property
+    def spaces(self) -> tuple[ScalingSpace, ...]:
+        """Ways from stage to stage that are asked for, each once."""
+        return tuple(dict.fromkeys((*self.transitions, *(("sr",) if self.sr is not None else ()))))
 
 
 def default_resolutions(facts: ModelFacts) -> tuple[Resolution, ...]:

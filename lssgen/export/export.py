@@ -1,5 +1,6 @@
 """From a checkpoint to a bundle."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module, metadata
 from pathlib import Path
@@ -14,6 +15,7 @@ from lssgen.export.config import ExportConfig, PredictionType, Resolution, check
 from lssgen.export.hub import Model, find_model, see_prediction
 from lssgen.export.inspection import see_classes, see_weights
 from lssgen.export.store import Store, open_store
+from lssgen.export.super_resolution import read_network
 from lssgen.export.tokenizers import convert_tokenizer
 from lssgen.export.upsampler import MISSING, Chosen, choose_upsampler
 from lssgen.export.vae import with_vae
@@ -23,7 +25,7 @@ from lssgen.manifest import Graph, Manifest, Source, Tokens
 from lssgen.models.aliases import with_scheduler
 from lssgen.models.families import facts_from_configs
 from lssgen.models.nets.recipe import Blueprint, Recipe, Wishes
-from lssgen.models.nets.transition import transition_recipes
+from lssgen.models.nets.transition import Ways, transition_recipes
 from lssgen.plan.facts import ModelFacts, ScalingSpace
 from lssgen.plan.sampling import described, with_choice
 from lssgen.progress import followed
@@ -141,9 +143,8 @@ def design(config: ExportConfig) -> Design:
         history=model.family.history,
     )
     chosen = choose_upsampler(model, facts.channels, config.upsampler, convert=config.convert_latents)
-    if chosen is None:
-        facts = _without_resnet(facts)
-    else:
+    facts = _with_spaces(facts, [space for space in config.spaces if space != "resnet" or chosen is not None])
+    if chosen is not None:
         model = replace(model, checkpoint=model.checkpoint.with_part("upsampler", chosen.folder))
     embeddings = [replace(one, path=embedding_here(one.path)) for one in config.embeddings]
     # Before the LoRAs: their fit is seen in shapes, and a taught table is longer.
@@ -170,8 +171,7 @@ def design(config: ExportConfig) -> Design:
                 components,
                 facts.scaling_spaces,
                 facts.channels,
-                chosen.record.converted_to if chosen else None,
-                latents=model.latents,
+                _ways(config, model, chosen),
                 overflows=any(recipe.overflows for recipe in blueprint.recipes if recipe.name == "decode"),
             ),
         ),
@@ -232,9 +232,28 @@ def _facts(model: Model, text_length: int, prediction: PredictionType | None) ->
     return facts_from_configs(model.family, amended, model.defaults, name=model.name, max_sequence_length=text_length)
 
 
-def _without_resnet(facts: ModelFacts) -> ModelFacts:
-    spaces: tuple[ScalingSpace, ...] = tuple(space for space in facts.scaling_spaces if space != "resnet")
-    return replace(facts, scaling_spaces=spaces, defaults=replace(facts.defaults, scaling_space=spaces[0]))
+def _with_spaces(facts: ModelFacts, spaces: Sequence[ScalingSpace]) -> ModelFacts:
+    """The model with some ways from stage to stage; the first is its default, where it has not its own any more."""
+    fitting = tuple(space for space in spaces if space in facts.scaling_spaces)
+    if not fitting:
+        raise ExportError(
+            f"none of the transitions {', '.join(spaces) or 'asked for'} can be made for {facts.name}: resnet needs an "
+            "upsampler; latent and dct need nothing"
+        )
+    own = facts.defaults.scaling_space
+    default = own if own in fitting else fitting[0]
+    return replace(facts, scaling_spaces=fitting, defaults=replace(facts.defaults, scaling_space=default))
+
+
+def _ways(config: ExportConfig, model: Model, chosen: Chosen | None) -> Ways:
+    """What the graphs between stages are made with."""
+    network = None if config.sr is None else read_network(config.sr)
+    return Ways(
+        latents=model.latents,
+        convert_to=chosen.record.converted_to if chosen else None,
+        enlarge=None if network is None else network.enlarge,
+        enlarge_sha256="" if network is None else network.sha256,
+    )
 
 
 def _see_layers(model: Model, layers: tuple[int, ...], gates: int) -> None:

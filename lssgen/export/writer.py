@@ -29,6 +29,7 @@ from lssgen.export.passes.names import name_nodes
 from lssgen.export.passes.norms import match_norm_scales
 from lssgen.export.passes.optimise import optimise
 from lssgen.export.passes.transposes import fold_transposes
+from lssgen.export.super_resolution import grafted, translations
 from lssgen.export.weights import Weights, fitting, tensors_of
 from lssgen.ports import Port
 
@@ -101,6 +102,7 @@ def write_graph(
     weights = weights.fit(module)
     module.eval()
     model = _traced(module, inputs, outputs, axes, path.stem)
+    grafted(model, module, OPSET)
     free = _free_parameters(model, module, weights)
     with _quiet():
         optimise(model)
@@ -139,6 +141,7 @@ def _traced(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[s
                 _exported(module, tuple(inputs.values()), [axes[port] for port in inputs]),
                 dynamo=True,
                 opset_version=OPSET,
+                custom_translation_table=translations(),
                 optimize=False,  # `optimise` follows: the exporter's own look at weights, and take minutes for SD3
                 verbose=False,
                 input_names=list(inputs),

@@ -12,7 +12,7 @@ from lssgen.errors import ModelError, UnknownModelError
 from lssgen.models.costs import Config, cogview_cost, flux_cost, mmdit_cost, unet_cost
 from lssgen.models.distilled import distilled_by_configs
 from lssgen.models.positions import FLUX_POSITIONS
-from lssgen.plan.facts import Defaults, ModelFacts, NetworkCost, ScalingSpace
+from lssgen.plan.facts import SPACES, Defaults, ModelFacts, NetworkCost, ScalingSpace
 
 Configs = Mapping[str, Config]
 """JSON of a checkpoint by component: "transformer" or "unet", "vae", "scheduler", "text_encoder", ..."""
@@ -65,7 +65,7 @@ class Family:
     grid: Literal["range", "even", "labels"] = "range"
     start: Literal["timestep", "fraction"]
     oversize: Literal["refuse", "floor"] = "refuse"
-    scaling_spaces: tuple[ScalingSpace, ...] = ("resnet", "latent", "pixel")
+    scaling_spaces: tuple[ScalingSpace, ...] = SPACES
     scheduler_fixed: Mapping[str, object] = field(default_factory=dict[str, object])
     history: int
     max_sequence_length: int = 0

@@ -12,11 +12,11 @@ Source: Liu et al. 2025, arXiv 2503.06923 (TaylorSeer, there inside the network)
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import accumulate, chain
 from math import hypot
 
 from lssgen.errors import PlanError
-from lssgen.plan.table import Step
+from lssgen.plan.table import Stage, Step
 
 NO_CACHE = "off"
 """Mask of a run in which every step is evaluated."""
@@ -60,6 +60,39 @@ MASKS: Mapping[str, Mask] = {
     "ultra": Mask(((4, 2), (1, 5), (1, 6), (1, 7), (1, 0))),
 }
 """Masks by the names that cache-dit gave them, for 28 steps: 18, 15, 11 and 8 of them are evaluated."""
+
+
+def cached_stages(stages: Sequence[Stage], text: str, order: int, cell_px: int) -> tuple[Stage, ...]:
+    """The stages of a run, with cached steps done in the rows before them.
+
+    Args:
+        stages: Stages whose steps are all evaluated, smallest first.
+        text: What `PlanOptions.cached_steps` says.
+        order: Order of the extrapolation, 0 or 1.
+        cell_px: Pixels along one side of a latent cell, for messages.
+
+    Raises:
+        PlanError: The mask does not fit.
+    """
+    if text == NO_CACHE:
+        return tuple(stages)
+    places = [f"the stage of {stage.width * cell_px} x {stage.height * cell_px} px" for stage in stages]
+    masks = stage_masks(text, [(len(stage.steps), where) for stage, where in zip(stages, places, strict=True)])
+    found = tuple(_cached(stage, mask, order) for stage, mask in zip(stages, masks, strict=True))
+    for stage, mask, where in zip(found, masks, places, strict=True):
+        # Masks with a name give way; one that was spelt out is not what was asked for.
+        if text not in MASKS and stage.cached_steps < sum(mask):
+            raise PlanError(
+                f"cached_steps caches a step of {where} where the guidance branches have just changed; steps are "
+                "extrapolated from two with their own branches, so make those f, or leave skip-layer guidance off"
+            )
+    return found
+
+
+def _cached(stage: Stage, cached: Sequence[bool], order: int) -> Stage:
+    steps = with_cached(stage.steps, cached, order)
+    ends = accumulate(1 + len(step.cached) for step in steps)
+    return replace(stage, steps=steps, levels=tuple(stage.levels[end - 1] for end in ends))
 
 
 def stage_masks(text: str, stages: Sequence[tuple[int, str]]) -> tuple[tuple[bool, ...], ...]:

@@ -1,10 +1,13 @@
 """What the plan must know about a model: plain data, written by export into the bundle and by hand into the records."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-ScalingSpace = Literal["resnet", "latent", "pixel"]
+ScalingSpace = Literal["resnet", "latent", "pixel", "dct", "selflift", "sr"]
+"""Way of a latent to the next size: a name in `lssgen.plan.transitions.TRANSITIONS`."""
+
+SPACES: tuple[ScalingSpace, ...] = get_args(ScalingSpace)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +23,8 @@ class Defaults:
         shorten: Give smaller stages fewer steps (`shorten_intermediate_steps`).
         base_height, base_width: Size at which a stage gets the full number of steps.
         scaling_space: Way of a latent to the next size; "latent" where there is no trained upsampler.
+        covering_sigmas: Lowest noise levels that cover what a transition gets wrong, by transition, as
+            `lssgen calibrate sigma` found them; what a `start_sigma` of "auto" stands for.
     """
 
     height: int
@@ -32,6 +37,7 @@ class Defaults:
     base_height: int = 1024
     base_width: int = 1024
     scaling_space: ScalingSpace = "resnet"
+    covering_sigmas: Mapping[ScalingSpace, float] = field(default_factory=dict[ScalingSpace, float])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +90,7 @@ class ModelFacts:
     scheduler_config: Mapping[str, object]
     start: Literal["timestep", "fraction"]
     guidance: Literal["branches", "embedded", "none"] = "branches"
-    scaling_spaces: tuple[ScalingSpace, ...] = ("resnet", "latent", "pixel")
+    scaling_spaces: tuple[ScalingSpace, ...] = SPACES
     defaults: Defaults
     cost: NetworkCost
     longest_side: int = 0

@@ -1,7 +1,9 @@
 """Everything a user may choose about a run, resolved: no value here is decided elsewhere."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from lssgen.choices import choice, refuse_outside
@@ -10,11 +12,14 @@ from lssgen.plan.caching import MASKS, NO_CACHE
 from lssgen.plan.facts import Defaults, ScalingSpace
 from lssgen.plan.sampling import OWN_SOLVER
 from lssgen.plan.scheduler_choice import SchedulerChoice, SigmaSchedule, TimestepSpacing
+from lssgen.plan.transitions import TRANSITIONS, HandOff
 
 SkipWindow = Literal["published", "stage", "first"]
 StartRule = Literal["published", "sigma"]
 Injection = Literal["label", "sigma"]
 PndmStart = Literal["published", "aligned"]
+AUTO = "auto"
+"""Word for a noise level that is worked out: `PlanOptions.hand_off`, and `start_sigma` before it is resolved."""
 
 MOST_STEPS = 10_000
 """A plan has a row for every step, and no model knows more than 1000 levels."""
@@ -110,6 +115,10 @@ class PlanOptions:
         stage_steps: Length of every stage's full schedule, smallest first, in place of what `num_inference_steps` and
             `shorten` give; empty: what they give.
         scaling_space: Way of a latent to the next size.
+        hand_off: Noise share, noise / (image + noise) for data of unit size, at which every stage but the last is left,
+            in [0, 1). "auto": the highest of which the next stage's noise covers all that is left out. "own": the
+            transition's: 0, the published behaviour, for those that take over a clean latent, "auto" for those that
+            keep the noisy state.
         strength: Distance that a run goes away from the picture it starts from, in (0, 1]: where its first stage
             starts, in the terms of `start_sigma`. Up to `start_sigma` the picture enters at the last stage, above it
             at the first. 1 starts from pure noise.
@@ -157,7 +166,12 @@ class PlanOptions:
         help="strength of guidance; 1 or less: none", metavar="G", group=_PICTURE, unset=_MODEL, **_STRENGTH
     )
     start_sigma: float = choice(
-        help="where later stages start, above 0; 1: a single stage", metavar="S", group=_STAGES, unset=_MODEL
+        help="where later stages start, above 0; 1: a single stage; auto: the lowest level that covers what the "
+        "transition gets wrong, as lssgen calibrate sigma measured it",
+        metavar="S|auto",
+        words=(AUTO,),
+        group=_STAGES,
+        unset=f"{_MODEL}; sr: {TRANSITIONS['sr'].start_sigma}",
     )
     min_resolution: int = choice(
         help="shortest side a first stage may have", metavar="PX", **_SIDE, group=_STAGES, unset=_MODEL
@@ -182,6 +196,15 @@ class PlanOptions:
         help="how a latent gets to the next size",
         group=_STAGES,
         unset="resnet, or latent where there is no trained upsampler",
+    )
+    hand_off: HandOff = choice(
+        "own",
+        help="noise share at which every stage but the last is left: 0, at its end; auto, as early as the next one's "
+        "noise covers what is left out; or a number",
+        metavar="S|auto",
+        words=("own", AUTO),
+        group=_STAGES,
+        unset="own: 0 where a clean latent is taken over, auto where the noisy state is kept (dct)",
     )
     strength: float = choice(
         1.0,
@@ -277,11 +300,23 @@ class PlanOptions:
     def from_defaults(cls, defaults: Defaults, **given: Any) -> "PlanOptions":
         """The defaults, with what the user gave in their place.
 
-        A value of None counts as not given; skip_layers may be True, for its own defaults, or False, and scheduler the
-        text that `SchedulerChoice.from_text` reads.
+        A value of None counts as not given; skip_layers may be True, for its own defaults, or False, scheduler the text
+        that `SchedulerChoice.from_text` reads, and start_sigma "auto". A level that was measured, or that belongs to a
+        transition, is a share of noise: with it, start_rule is "sigma" unless it is given.
+
+        Raises:
+            PlanError: A value outside its range, or "auto" where nothing was measured.
         """
         values: dict[str, Any] = {name: getattr(defaults, name) for name in Defaults.__dataclass_fields__}
+        covering = values.pop("covering_sigmas")
         values.update((name, value) for name, value in given.items() if value is not None)
+        space = TRANSITIONS.get(values["scaling_space"])
+        if given.get("start_sigma") is None and space is not None and space.start_sigma is not None:
+            values |= {"start_sigma": space.start_sigma, "start_rule": values.get("start_rule", "sigma")}
+        elif isinstance(asked := values["start_sigma"], str):
+            # What was measured is a share of noise, which a share of the steps is not.
+            known = _covering(asked, values["scaling_space"], covering)
+            values |= {"start_sigma": known, "start_rule": values.get("start_rule", "sigma")}
         if isinstance(asked := values.get("skip_layers"), bool):
             values["skip_layers"] = SkipLayerGuidance() if asked else None
         if isinstance(named := values.get("scheduler"), str):
@@ -306,6 +341,7 @@ class PlanOptions:
         if not 0 <= self.eta <= 1:
             raise PlanError(f"eta is {self.eta:g}; it must lie in 0 to 1")
         _one_of("scaling_space", self.scaling_space, get_args(ScalingSpace))
+        _see_hand_off(self.hand_off)
         _one_of("timestep_spacing", self.timestep_spacing, get_args(TimestepSpacing))
         _one_of("sigma_schedule", self.sigma_schedule, get_args(SigmaSchedule))
         _one_of("start_rule", self.start_rule, get_args(StartRule))
@@ -328,6 +364,26 @@ class PlanOptions:
     def requested_steps(self) -> int:
         """Number of steps of the full schedule: of `sigmas` where they are given, else `num_inference_steps`."""
         return len(self.sigmas) or self.num_inference_steps
+
+
+def _covering(asked: str, space: ScalingSpace, known: Mapping[ScalingSpace, float]) -> float:
+    """The noise level that a word stands for."""
+    if asked != AUTO:
+        raise PlanError(f"start_sigma is {asked!r}; it must be a number above 0 and at most 1, or {AUTO}")
+    if space not in known:
+        measured = f", only for {', '.join(known)}" if known else ""
+        raise PlanError(
+            f"start_sigma is {AUTO}, but nothing was measured for transitions by {space!r}{measured}: run "
+            "lssgen-calibrate sigma on the bundle, or give a number (published value 0.75)"
+        )
+    return known[space]
+
+
+def _see_hand_off(asked: object) -> None:
+    if isinstance(asked, str):
+        _one_of("hand_off", asked, ("own", AUTO))
+    elif isinstance(asked, bool) or not isinstance(asked, Real) or not 0 <= float(asked) < 1:
+        raise PlanError(f"hand_off is {str(asked)[:40]}; it must be 0 or more and below 1, or {AUTO}")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

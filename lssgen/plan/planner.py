@@ -1,23 +1,26 @@
 """From a model's facts and a user's options to the table of a run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Literal
 
 import numpy as np
 
 from lssgen.errors import PlanError
-from lssgen.plan.caching import MASKS, NO_CACHE, stage_masks, with_cached
+from lssgen.plan.caching import NO_CACHE, cached_stages
 from lssgen.plan.diffusion import beta_evaluations, edm_evaluations, highest_sigma, most_steps, start_noise
 from lssgen.plan.facts import ModelFacts
 from lssgen.plan.flow import flow_evaluations, shift_for
 from lssgen.plan.geometry import StageSize, size_notes, stage_sizes
-from lssgen.plan.levels import Evaluation
+from lssgen.plan.leaving import Rows
+from lssgen.plan.levels import Evaluation, Level
 from lssgen.plan.options import PlanOptions, SkipLayerGuidance
 from lssgen.plan.sampling import sampling_of, with_choice
 from lssgen.plan.schedules import BetaSchedule, EdmSchedule, FlowSchedule, Sampling, Schedule
+from lssgen.plan.shares import level_at, share_of
 from lssgen.plan.solvers import Course
 from lssgen.plan.table import Plan, Stage, Step
+from lssgen.plan.transitions import TRANSITIONS, Transition, covered_share, kept_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,10 @@ class _Run:
     @property
     def schedule(self) -> Schedule:
         return self.sampling.schedule
+
+    @property
+    def transition(self) -> Transition:
+        return TRANSITIONS[self.options.scaling_space]
 
 
 def make_plan(facts: ModelFacts, options: PlanOptions) -> Plan:
@@ -54,9 +61,9 @@ def make_plan(facts: ModelFacts, options: PlanOptions) -> Plan:
     _check(run)
     sizes = stage_sizes(facts, options)
     entered = sizes if options.strength > options.start_sigma else sizes[-1:]
-    stages = _cached(run, tuple(_stage(run, size, first=index == 0) for index, size in enumerate(entered)))
+    stages = cached_stages(_stages(run, entered), options.cached_steps, options.cache_order, facts.cell_px)
     # Unshortened, since shortening is among what the staged run saves.
-    alone = _stage(run, replace(sizes[-1], steps=_most_steps(run)), first=True)
+    alone = _stage(run, replace(sizes[-1], steps=_most_steps(run)), first=True, leave=0.0)
     return Plan(
         stages=stages,
         cell_px=facts.cell_px,
@@ -120,31 +127,41 @@ def _check(run: _Run) -> None:
         )
 
 
-def _cached(run: _Run, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """The stages, with the steps done in others' rows that the options say are cached."""
-    if run.options.cached_steps == NO_CACHE:
-        return stages
-    px = run.facts.cell_px
-    places = [(len(one.steps), f"the stage of {one.width * px} x {one.height * px} px") for one in stages]
-    masks = stage_masks(run.options.cached_steps, places)
-    found = tuple(_with_cached(stage, mask, run.options.cache_order) for stage, mask in zip(stages, masks, strict=True))
-    for stage, mask, (_, where) in zip(found, masks, places, strict=True):
-        # Masks with a name give way; one that was spelt out is not what was asked for.
-        if run.options.cached_steps not in MASKS and stage.cached_steps < sum(mask):
-            raise PlanError(
-                f"cached_steps caches a step of {where} where the guidance branches have just changed; steps are "
-                "extrapolated from two with their own branches, so make those f, or leave skip-layer guidance off"
-            )
-    return found
+def _stages(run: _Run, sizes: Sequence[StageSize]) -> tuple[Stage, ...]:
+    """All stages, worked out from the last to the first: where one is left depends on how the next one starts."""
+    found: list[Stage] = []
+    for index in reversed(range(len(sizes))):
+        leave = _leave(run, found[0]) if found else 0.0
+        stage = _stage(run, sizes[index], first=index == 0, leave=leave)
+        if found and run.transition.takes == "state":
+            found[0] = _keeping(stage, found[0])
+        found.insert(0, stage)
+    return tuple(found)
 
 
-def _with_cached(stage: Stage, cached: tuple[bool, ...], order: int) -> Stage:
-    steps = with_cached(stage.steps, cached, order)
-    ends = accumulate(1 + len(step.cached) for step in steps)
-    return replace(stage, steps=steps, levels=tuple(stage.levels[end - 1] for end in ends))
+def _leave(run: _Run, following: Stage) -> float:
+    """Noise share at which a stage is left, by how noisy the one after it starts."""
+    asked = run.options.hand_off
+    asked = run.transition.hand_off if asked == "own" else asked
+    start = share_of(run.schedule, Level(following.image, following.noise, 0.0))
+    covered = covered_share(start)
+    if isinstance(asked, str):
+        return covered
+    if run.transition.takes == "state" and asked > covered:
+        raise PlanError(
+            f"hand_off is {asked:g}, but a stage that starts at a noise share of {start:.4g} holds a state of "
+            f"{covered:.4g} at most: lower it, raise start_sigma, or leave it at auto"
+        )
+    return asked
 
 
-def _stage(run: _Run, size: StageSize, *, first: bool) -> Stage:
+def _keeping(left: Stage, stage: Stage) -> Stage:
+    """A stage that goes on from the noisy state that the one before leaves."""
+    gain, low_noise = kept_weights(left.levels[-1], (stage.image, stage.noise))
+    return replace(stage, gain=gain, low_noise=low_noise)
+
+
+def _stage(run: _Run, size: StageSize, *, first: bool, leave: float) -> Stage:
     evaluations = _evaluations(run, size)
     cut: tuple[Evaluation, ...] = ()
     whole = first and run.options.strength == 1
@@ -153,15 +170,19 @@ def _stage(run: _Run, size: StageSize, *, first: bool) -> Stage:
     else:
         start = _start(run, evaluations, size, "strength" if first else "start_sigma")
         cut, evaluations = evaluations[:start], evaluations[start:]
-        image, noise = _mix(run, evaluations[0])
+        mix = _mix(run, evaluations[0], factor=1.0 if first else run.transition.noise_factor)
+        image, noise = mix.image, mix.noise
     if run.solver == "pndm" and run.options.pndm == "aligned" and not whole and len(evaluations) > 1:
         # PNDM's warm-up needs its second timestep twice; the full schedule's repetition was cut off with its beginning.
         evaluations = (*evaluations[:2], *evaluations[1:])
     evaluations = run.sampling.solver.expanded(evaluations)
+    rows = Rows.of(_rows(run, evaluations, cut), evaluations, cut)
+    if leave:
+        rows = _left(run, rows, size, leave)
     steps = tuple(
         replace(step, guidance=_guidance(run, index, size, first=first))
         # The index counts rows: a solver that evaluates twice in a step has its window in evaluations.
-        for index, step in enumerate(_rows(run, evaluations, cut))
+        for index, step in enumerate(rows.steps)
     )
     return Stage(
         height=size.height,
@@ -170,8 +191,26 @@ def _stage(run: _Run, size: StageSize, *, first: bool) -> Stage:
         schedule_steps=size.steps,
         image=image,
         noise=noise,
-        levels=tuple((evaluation.to.image, evaluation.to.noise) for evaluation in evaluations),
+        gain=image,
+        levels=rows.levels,
     )
+
+
+def _left(run: _Run, rows: Rows, size: StageSize, leave: float) -> Rows:
+    """The rows of a stage that is left early.
+
+    Raises:
+        PlanError: It starts no noisier than it is left.
+    """
+    top = share_of(run.schedule, rows.top)
+    starts = rows.starts_above(leave, run.schedule, run.sampling.solver.evaluations)
+    if not starts:
+        raise PlanError(
+            f"hand_off is {leave:.4g}, but the stage of {_px(run, size)} starts at a noise share of {top:.4g} and "
+            "would paint nothing: lower it"
+        )
+    last = starts[-1]
+    return rows.kept(last + run.sampling.solver.evaluations) if run.transition.takes == "state" else rows.jumping(last)
 
 
 def _evaluations(run: _Run, size: StageSize) -> tuple[Evaluation, ...]:
@@ -218,10 +257,7 @@ def _start(
 
 def _noise_shares(run: _Run, evaluations: tuple[Evaluation, ...]) -> list[float]:
     """Noise over noise and picture at each evaluation, in [0, 1]: what sigma is for flow, for every kind of level."""
-    # EDM's pictures have a standard deviation of sigma_data, all others one of about 1.
-    data = run.schedule.sigma_data if isinstance(run.schedule, EdmSchedule) else 1.0
-    levels = [evaluation.level for evaluation in evaluations]
-    return [level.noise / (level.image * data + level.noise) for level in levels]
+    return [share_of(run.schedule, evaluation.level) for evaluation in evaluations]
 
 
 def _start_by_steps(run: _Run, size: StageSize, option: str, wanted: float) -> int:
@@ -248,14 +284,20 @@ def _noisy_by_label(run: _Run, evaluations: tuple[Evaluation, ...], wanted: floa
     return [bool(np.float32(evaluation.label) >= threshold) for evaluation in evaluations]
 
 
-def _mix(run: _Run, evaluation: Evaluation) -> tuple[float, float]:
-    """Weights of the upsampled picture and of fresh noise at the start of a later stage."""
+def _mix(run: _Run, evaluation: Evaluation, *, factor: float) -> Level:
+    """Weights of the picture and of fresh noise at the start of a later stage.
+
+    Args:
+        evaluation: The stage's first.
+        factor: Noise share of the start, over that at which the solver starts.
+    """
     by_label = run.options.injection == "label" and run.options.start_rule == "published"
+    level = evaluation.level
     # A grid of the scheduler's own has labels that are cut to whole numbers: its levels are known better than by them.
     if isinstance(run.schedule, FlowSchedule) and by_label and not run.schedule.grid:
         noise = float(np.float32(evaluation.label) / np.float32(run.schedule.train_steps))
-        return 1 - noise, noise
-    return evaluation.level.image, evaluation.level.noise
+        level = Level(1 - noise, noise, noise)
+    return level if factor == 1 else level_at(run.schedule, factor * share_of(run.schedule, level), like=level)
 
 
 def _rows(run: _Run, evaluations: tuple[Evaluation, ...], cut: tuple[Evaluation, ...]) -> tuple[Step, ...]:

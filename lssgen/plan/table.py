@@ -10,6 +10,7 @@ estimates h_1, h_2, ... that earlier steps of the same stage left behind (newest
 Everything is computed in float64 and handed to the engine as one float32 row.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 
@@ -17,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lssgen.errors import PlanError
+from lssgen.plan.facts import ScalingSpace
+from lssgen.plan.transitions import TRANSITIONS, MixValue
 
 ROW = ("label", "c_in", "h_x", "h_f", "keep", "noise", "blend")
 """Columns of a step's row; `blend` stands for 1 + history columns, newest first."""
@@ -83,13 +86,15 @@ class Stage:
 
     The stage starts from x = image * z + noise * e, where z is the clean latent of the stage before, brought to
     this size, and e is fresh Gaussian noise. The first stage's z is the picture that the run starts from; where there
-    is none, its `image` is 0.
+    is none, its `image` is 0. Where the noisy state of the stage before is kept, part of e is the noise in it.
 
     Attributes:
         height, width: Latent size in cells.
-        steps: Steps in order, down to a clean latent.
+        steps: Steps in order, down to a clean latent or, in a stage that is left early, to what is taken over.
         schedule_steps: Length of the stage's full schedule, before its noisiest part was cut off.
-        image, noise: Weights of the transition.
+        image, noise: Weights of the picture and of the noise in the stage's first latent.
+        gain, low_noise: Where a transition keeps the noisy state of the stage before: the factor on it, and the weight
+            of fresh noise in the frequencies that it has. Else image, and 0.
         levels: (image, noise) weights in the latent that each step leaves; inpainting mixes what it keeps at these.
 
     Raises:
@@ -102,6 +107,8 @@ class Stage:
     schedule_steps: int
     image: float = 0.0
     noise: float = 1.0
+    gain: float = 0.0
+    low_noise: float = 0.0
     levels: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
@@ -113,6 +120,31 @@ class Stage:
                     f"step {index} of a {self.width} x {self.height} stage blends {len(step.blend)} estimates, but "
                     f"only {1 + index} exist by then: history does not cross stages"
                 )
+
+    def mix(self, values: Sequence[MixValue]) -> tuple[float, ...]:
+        """Weights of the transition into it, by their names."""
+        return tuple(getattr(self, value) for value in values)
+
+    def estimate(
+        self, turn: int, before: NDArray[np.float32], after: NDArray[np.float32], fresh: NDArray[np.float32] | None
+    ) -> NDArray[np.float32] | None:
+        """The clean latent that a step moved towards; None where it cannot be told.
+
+        Before the step x = a z + s e, after it x' = b z + t e, but for fresh noise: two equations for z.
+
+        Args:
+            turn: Number of the step.
+            before, after: The latent.
+            fresh: Noise that the step drew; None: none.
+        """
+        a, s = self.levels[turn - 1] if turn else (self.image, self.noise)
+        b, t = self.levels[turn]
+        drawn = self.steps[turn].noise or 0.0
+        t = max(t * t - drawn * drawn, 0.0) ** 0.5
+        if abs(t * a - s * b) < 1e-6:
+            return None
+        left = after if fresh is None else after - np.float32(drawn) * fresh
+        return ((t * before - s * left) / (t * a - s * b)).astype(np.float32)
 
     @property
     def history(self) -> int:
@@ -132,7 +164,7 @@ class Plan:
     Attributes:
         stages: Stages, smallest first; each is twice as large as the one before in both axes.
         cell_px: Pixels along one side of a latent cell.
-        scaling_space: Way of a latent to the next size: "resnet", "latent" or "pixel".
+        scaling_space: Way of a latent to the next size, a name in `lssgen.plan.transitions.TRANSITIONS`.
         notes: Sentences that the user should read (a floored size, a quirk that applies).
         single_stage_passes: Network passes, guidance branches counted, of the same run in one stage at the full size
             with all steps; what `predicted_speedup` compares with.
@@ -140,7 +172,7 @@ class Plan:
 
     stages: tuple[Stage, ...]
     cell_px: int
-    scaling_space: str = "resnet"
+    scaling_space: ScalingSpace = "resnet"
     notes: tuple[str, ...] = field(default=())
     single_stage_passes: int = 0
 
@@ -151,6 +183,10 @@ class Plan:
     @property
     def width_px(self) -> int:
         return self.stages[-1].width * self.cell_px
+
+    def keeps_state(self, index: int) -> bool:
+        """Whether a stage ends with a noisy state, which the next one takes over."""
+        return index < len(self.stages) - 1 and TRANSITIONS[self.scaling_space].takes == "state"
 
     @property
     def evaluations(self) -> int:

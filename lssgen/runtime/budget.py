@@ -10,7 +10,7 @@ from lssgen.plan import Plan, make_plan
 from lssgen.plan.budget import Budget
 from lssgen.plan.timing import TimeCosts, predicted_ms
 from lssgen.runtime.candidates import Candidate, best_within, candidates
-from lssgen.runtime.options import Asked, Options, Request, request_from_options
+from lssgen.runtime.options import Asked, Options, request_from_options
 from lssgen.schedules import SCHEDULES, search_at
 
 _LOG = logging.getLogger("lssgen")
@@ -43,32 +43,31 @@ def within_budget(bundle: Bundle, place: str, measured: Measured | None, options
     Raises:
         PlanError: Nothing was measured there, or no schedule is so fast; names the fastest.
     """
-    costs = _costs(bundle, place, measured, budget)
-    facts = bundle.manifest.facts
+    costs, facts = _costs(bundle, place, measured, budget), bundle.manifest.facts
     asked = request_from_options(bundle, options)
+    searched = search_at(bundle, asked.plan.height_px, asked.plan.width_px)
     single = make_plan(facts, asked.plan_options.in_one_stage())
     most = budget.milliseconds(predicted_ms(single, facts, costs))
-    searched = search_at(bundle, asked.plan.height_px, asked.plan.width_px)
-    if searched is None:
-        _LOG.warning(
-            "no schedules of %d x %d px were searched for this bundle, so that this one is a guess of unknown quality; "
-            "run: lssgen calibrate schedule %s --size %dx%d",
-            *(asked.plan.width_px, asked.plan.height_px, bundle.folder, asked.plan.width_px, asked.plan.height_px),
-        )
-
-    def seconds(request: Request) -> float:
-        return predicted_ms(request.plan, facts, costs) / 1e3
-
     found = candidates(
-        lambda words: request_from_options(bundle, words), options, seconds, LEAST_STEPS, lambda _: searched
+        lambda words: request_from_options(bundle, words),
+        options,
+        lambda request: predicted_ms(request.plan, facts, costs) / 1e3,
+        LEAST_STEPS,
+        lambda _: searched,
     )
     best, fastest = best_within(found, most / 1e3)
     if best is None:
         source = f"in {SCHEDULES}" if searched else "that this may choose"
         raise PlanError(
-            f"a picture in {most:.0f} ms is asked for ({budget}), but the fastest schedule {source} "
-            f"takes {1e3 * (fastest.seconds or 0):.0f} ms here ({_words(fastest)}); give it more time, or ask for a smaller "
+            f"a picture in {most:.0f} ms is asked for ({budget}), but the fastest schedule {source} takes "
+            f"{1e3 * (fastest.seconds or 0):.0f} ms here ({_words(fastest)}); give it more time, or ask for a smaller "
             "picture"
+        )
+    if searched is None and best.words:
+        _LOG.warning(
+            "no schedules of %d x %d px were searched for this bundle, so that this one is a guess of unknown quality; "
+            "run: lssgen calibrate schedule %s --size %dx%d",
+            *(asked.plan.width_px, asked.plan.height_px, bundle.folder, asked.plan.width_px, asked.plan.height_px),
         )
     _LOG.info("%s: %s, predicted %.0f ms%s", budget, _words(best), 1e3 * (best.seconds or 0), _quality(best))
     return cast(Options, {**options, **best.words})

@@ -41,7 +41,8 @@ class Listeners:
 
     Attributes:
         step: Called when a step is done, with the indices of its stage and of itself, and the number of steps.
-        stage: Called when a stage that is not the last is done, with its index and its (batch, C, h, w) latents.
+        stage: Called when a stage that is not the last is done, with its index and its (batch, C, h, w) latents; where
+            it ends with a noisy state, with what that moved towards.
     """
 
     step: Callable[[int, int, int], None] = _silent
@@ -219,8 +220,18 @@ class _Run:
             clock.total = perf_counter() - began
             times.append(clock)
             if index < len(self._plan.stages) - 1:
-                self._hear.stage(index, latents)
+                self._hear.stage(index, self._shown(index, latents))
         return latents, times
+
+    def _shown(self, index: int, latents: Floats) -> Floats:
+        """Latents to show of a stage that has ended: its own, or where these are noisy, what they moved towards."""
+        if not self._plan.keeps_state(index):
+            return latents
+        stage = self._plan.stages[index]
+        last = len(stage.steps) - 1
+        drawn = self._space.noise(index).read() if stage.steps[last].noise else None
+        found = stage.estimate(last, self._space.latent(index, last).read(), latents, drawn)
+        return latents if found is None else found
 
     def _enter(self, index: int, stage: Stage) -> Floats:
         """Make the stage's first latent; returns the noise in it."""
@@ -235,7 +246,7 @@ class _Run:
         # After the stage's own noise: the published order, in which one generator draws for the whole run.
         if self._space.draws_posterior:
             self._space.noise(index, "posterior").write(self._draw(index))
-        mix = self._each((stage.image, stage.noise))
+        mix = self._each(self._space.mix(stage))
         self._space.transition(index, len(self._plan.stages[index - 1].steps), mix)()
         return noise
 

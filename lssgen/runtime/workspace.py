@@ -36,6 +36,7 @@ from lssgen.manifest import (
     State,
     Text,
 )
+from lssgen.plan.table import Stage
 from lssgen.ports import Array, Port
 
 Branches = tuple[str, ...]
@@ -78,7 +79,7 @@ class Geometry:
         sizes: (height, width) of every stage in latent cells, smallest first.
         batch: Number of pictures at a time.
         text: Shape of every output of the text graph, for one picture and one branch.
-        scaling_space: "resnet", "latent" or "pixel".
+        scaling_space: Name of the transition.
         told: Sizes for networks that are conditioned on them.
         apart: Words that keep runs apart that go on at the same time; () where runs take turns.
     """
@@ -144,6 +145,11 @@ class Workspace:
     def draws_posterior(self) -> bool:
         """Whether a transition draws from a VAE's posterior."""
         return self._transition is not None and Noise(of="posterior") in self._transition.feeds.values()
+
+    def mix(self, stage: Stage) -> tuple[float, ...]:
+        """Weights of the transition into a stage, as its graph takes them."""
+        (feed,) = (feed for feed in self._way.feeds.values() if isinstance(feed, Mix))
+        return stage.mix(feed.values)
 
     def begin_stage(self, stage: int, branches: Branches) -> None:
         """Clear what the stage's first step must not find: weights of its history are 0 there, but 0 * NaN is NaN."""
@@ -253,11 +259,9 @@ class Workspace:
         """From the last latent of the stage before, which took `turns` steps, to this stage's first.
 
         Args:
-            mix: (batch, 2) weights of the enlarged latent and of the noise.
+            mix: (batch, n) weights, for every picture those of `mix`.
         """
-        if self._transition is None:
-            raise BundleError(f"the bundle has no graph transition_{self.geometry.scaling_space}; export it again")
-        graph = self._transition
+        graph = self._way
         (port,) = (port for port in graph.inputs if isinstance(graph.feeds[port.name], Mix))
         # Before the binding is asked for, which finds this buffer by its key.
         self._made(("mix",), port, stage, ()).write(mix)
@@ -291,6 +295,13 @@ class Workspace:
         if known is None or known[0] is not engine:
             known = self._bindings[graph, place] = (engine, engine.bind(buffers()))
         return known[1]
+
+    @property
+    def _way(self) -> Graph:
+        """The transition's graph."""
+        if self._transition is None:
+            raise BundleError(f"the bundle has no graph transition_{self.geometry.scaling_space}; export it again")
+        return self._transition
 
     def _step_buffers(self, stage: int, turn: int, branches: Branches) -> dict[str, Buffer]:
         found: dict[str, Buffer] = {}

@@ -30,12 +30,13 @@ class Finisher:
         self._desk = desk
         self._drafts = drafts
 
-    def stage(self, piece: Piece, latent: Floats, painter: Painter) -> bool:
+    def stage(self, piece: Piece, latent: Floats, shown: Floats, painter: Painter) -> bool:
         """A picture has ended a stage; whether it goes on to the next.
 
         Args:
             piece: The picture.
             latent: (C, h, w) that the stage left.
+            shown: The clean latent to paint a picture from: the same, or where that is noisy an estimate.
             painter: Decodes.
 
         Raises:
@@ -57,10 +58,10 @@ class Finisher:
             self._finish(piece, latent, painter)
             return False
         if job.draft:
-            self._keep(piece, latent, painter)
+            self._keep(piece, latent, shown, painter)
             return False
         if job.ticket.asked.previews:
-            self._show(piece, painter, "stage", latent)
+            self._show(piece, painter, "stage", shown)
         piece.next_stage(latent)
         return True
 
@@ -83,10 +84,10 @@ class Finisher:
         if len(job.pictures) == len(job.pieces):
             self._desk.end(job)
 
-    def _keep(self, piece: Piece, latent: Floats, painter: Painter) -> None:
+    def _keep(self, piece: Piece, latent: Floats, shown: Floats, painter: Painter) -> None:
         """A draft ends here, and can go on from what it keeps."""
         job = piece.job
-        image = Image.fromarray(self._timed(piece, "preview", lambda: painter.decode(piece, latent)))
+        image = Image.fromarray(self._timed(piece, "preview", lambda: painter.decode(piece, shown)))
         job.pixels += piece.size_px[0] * piece.size_px[1]
         self._done(piece, latent, image)
         piece.next_stage(latent)

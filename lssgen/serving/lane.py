@@ -126,24 +126,16 @@ class Lane:
         return self._on.space.take_latent(0, self._on.turn, self.rows.index(piece))
 
     def estimate(self, piece: Piece) -> Floats | None:
-        """(C, h, w) clean latent that a picture's last step moved towards; None where it cannot be told.
-
-        Before the step x = a z + s e, after it x' = b z + t e, but for fresh noise: two equations for z.
-        """
-        stage, last = piece.table.stage, piece.turn - 1
-        (a, s) = stage.levels[last - 1] if last else (stage.image, stage.noise)
-        (b, t) = stage.levels[last]
-        fresh = stage.steps[last].noise or 0.0
-        t = max(t * t - fresh * fresh, 0.0) ** 0.5
-        if piece.stage == 0 and not last and piece.job.origin is None:
-            a = b if s == 1.0 and b == 0 else a  # pure noise: what little there is of a picture is in its level
-        if abs(t * a - s * b) < 1e-6:
-            return None
+        """(C, h, w) clean latent that a picture's last step moved towards; None where it cannot be told."""
         row, on = self.rows.index(piece), self._on
         before, after = (on.space.take_latent(0, turn, row) for turn in (on.turn - 1, on.turn))
-        if fresh and piece.drawn is not None:
-            after = after - np.float32(fresh) * piece.drawn
-        return ((t * before - s * after) / (t * a - s * b)).astype(np.float32)
+        return piece.table.stage.estimate(piece.turn - 1, before, after, piece.drawn)
+
+    def shown(self, piece: Piece) -> Floats:
+        """(C, h, w) latent to paint a picture from that has ended its stage: its own, or where that is noisy, what its
+        last step moved towards."""
+        found = self.estimate(piece) if piece.job.plan.keeps_state(piece.stage) else None
+        return self.latent(piece) if found is None else found
 
     def let_go(self) -> None:
         """Forget the buffers."""

@@ -124,9 +124,9 @@ class Painter:
         if space.draws_posterior:
             space.noise(1, "posterior").write(_filled([self._draw(piece, space) for piece in pieces], batch))
         space.latent(0, 0).write(_filled([_latent(piece) for piece in pieces], batch))
-        mix = np.zeros((batch, 2), np.float32)
-        mix[: len(pieces)] = [(piece.table.stage.image, piece.table.stage.noise) for piece in pieces]
-        space.transition(1, 0, mix)()
+        space.transition(
+            1, 0, _filled([np.asarray(space.mix(piece.table.stage), np.float32) for piece in pieces], batch)
+        )()
         enlarged = space.latent(1, 0).read()
         for piece, noise, latent in zip(pieces, noises, enlarged, strict=False):
             self._entered(piece, noise, latent.copy())

@@ -266,16 +266,16 @@ class Scheduler:
         ended = [piece for piece in here if piece.ends_stage and self.lanes.of(piece) is lane]
         for piece in ended:
             if self.lanes.of(piece) is lane:  # another picture of its request may have ended it
-                latent = lane.latent(piece)
+                latents = lane.latent(piece), lane.shown(piece)
                 self.lanes.leave(piece)
-                self._guarded(piece.job, lambda piece=piece, latent=latent: self._ended(piece, latent, painter))
+                self._guarded(piece.job, lambda piece=piece, latents=latents: self._ended(piece, *latents, painter))
         for piece in here:
             if self.lanes.of(piece) is lane and piece.changes:
                 self.lanes.park(piece)
                 self._admission.add(piece)
 
-    def _ended(self, piece: Piece, latent: Floats, painter: Painter) -> None:
-        if self._finisher.stage(piece, latent, painter):
+    def _ended(self, piece: Piece, latent: Floats, shown: Floats, painter: Painter) -> None:
+        if self._finisher.stage(piece, latent, shown, painter):
             self._admission.add(piece)
 
     def _guarded(self, job: Job, work: Callable[[], None]) -> None:

@@ -135,10 +135,23 @@ def test_costs_predict_a_run_that_they_were_not_measured_at(demo: Bundle) -> Non
     assert predicted_time_ratio(staged, single, facts, free) == pytest.approx(predicted_speedup(staged, facts))
 
 
+def test_every_way_to_the_next_size_has_its_own_cost(demo: Bundle) -> None:
+    facts = demo.manifest.facts
+    free, dear = (Line(fixed=fixed, per=(0.0,)) for fixed in (0.0, 7.0))
+    step = Line(fixed=0.0, per=(0.0, 0.0))
+    costs = TimeCosts(run=0.0, step=step, stage=free, transition=free, decode=free, transitions={"pixel": dear})
+    plans = [
+        make_plan(facts, PlanOptions.from_defaults(facts.defaults, scaling_space=space))
+        for space in ("latent", "pixel")
+    ]
+    assert [predicted_ms(plan, facts, costs) for plan in plans] == [0.0, 7.0]
+
+
 def test_costs_come_from_measured_cases_and_survive_the_disk(bundle: Bundle) -> None:
     case = measure(bundle, IdleBackend, Case(name="x", options={"scaling_space": "latent"}), Effort(runs=3), prompt="a")
     costs = costs_of([case], bundle.manifest.facts, 2)
     assert costs.step.at(1.0, 0.0) > 0
+    assert set(costs.transitions) == {"latent"}
     write_measured(bundle, "here", measured_now(costs, []))
     known = read_measured(bundle, "here")
     assert isinstance(known, Measured)

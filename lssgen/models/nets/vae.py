@@ -91,6 +91,14 @@ class Vae(nn.Module):
         sample = mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * posterior_noise
         return self.space.from_vae(sample)
 
+    def read_mean(self, picture: Tensor) -> Tensor:
+        """Picture (batch, 3, height, width) -> the mean of its posterior, in model space."""
+        dtype = next(self.vae.parameters()).dtype
+        found = self.vae.encode(picture.to(dtype), return_dict=False)[0]
+        # A tiny autoencoder gives the latent itself.
+        mean = found if isinstance(found, Tensor) else found.parameters.chunk(2, 1)[0]
+        return self.space.from_vae(mean.float())
+
 
 class Decode(Vae):
     """Latents to pictures as every viewer shows them: 0 to 255, halves rounded to even."""

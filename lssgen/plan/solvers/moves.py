@@ -5,11 +5,11 @@ affine combination of the present one and of the estimates, because the move tha
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Literal
 
-from lssgen.plan.levels import Evaluation
+from lssgen.plan.levels import Evaluation, Level
 from lssgen.plan.table import Step
 
 
@@ -63,6 +63,12 @@ def step(evaluation: Evaluation, move: Move, *, of: Estimate = "output", noise: 
         blend=move.estimates or (0.0,),
         noise=noise,
     )
+
+
+def clean_step(evaluation: Evaluation) -> Step:
+    """The row that ends a stage at what is seen in its latent: the clean latent that the network estimates."""
+    to = replace(evaluation, to=Level(1.0, 0.0, 0.0))
+    return step(to, Move(0.0, (1.0,)), of="image")
 
 
 def _view(evaluation: Evaluation, of: Estimate) -> tuple[float, float]:
