@@ -11,7 +11,7 @@ from lssgen.plan.budget import Budget
 from lssgen.plan.timing import TimeCosts, predicted_ms
 from lssgen.runtime.candidates import Candidate, best_within, candidates
 from lssgen.runtime.options import Asked, Options, request_from_options
-from lssgen.schedules import SCHEDULES, search_at
+from lssgen.schedules import search_at
 
 _LOG = logging.getLogger("lssgen")
 
@@ -57,9 +57,8 @@ def within_budget(bundle: Bundle, place: str, measured: Measured | None, options
     )
     best, fastest = best_within(found, most / 1e3)
     if best is None:
-        source = f"in {SCHEDULES}" if searched else "that this may choose"
         raise PlanError(
-            f"a picture in {most:.0f} ms is asked for ({budget}), but the fastest schedule {source} takes "
+            f"a picture in {most:.0f} ms is asked for ({budget}), but the fastest schedule takes "
             f"{1e3 * (fastest.seconds or 0):.0f} ms here ({_words(fastest)}); give it more time, or ask for a smaller "
             "picture"
         )
