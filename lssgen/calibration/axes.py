@@ -71,7 +71,8 @@ AXES: tuple[Axis, ...] = (
     Axis("min_resolution", _first_stages),
     Axis("num_inference_steps", _steps),
     Axis("stage_steps", _always(1.0, 0.75, 0.5, 0.35), _small_steps),
-    Axis("start_sigma", _sigmas),
+    # One stage says that it is one, for callers who ask for that.
+    Axis("start_sigma", _sigmas, lambda sigma, run: sigma if len(run.plan.stages) > 1 else 1.0),
     Axis("scaling_space", _spaces),
     Axis("cached_steps", _always(NO_CACHE, *MASKS)),
     Axis("cache_order", _always(1, 0)),

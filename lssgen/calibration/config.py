@@ -124,7 +124,7 @@ class ScheduleConfig:
     Attributes:
         tries: Number of schedules to try.
         judge: Name of a judge, see `lssgen.calibration.judges`, or "module:function".
-        install: Write what was found into the bundle.
+        install: True where what was found is written into the bundle.
 
     Raises:
         CalibrationError: A number out of its range.

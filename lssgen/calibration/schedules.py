@@ -40,16 +40,16 @@ class SearchJob:
     """What to search.
 
     Attributes:
-        bundle: What paints.
+        bundle: Bundle that paints.
         backend: Place where it runs, with measured costs in the bundle.
         prompts: Prompts that every schedule paints.
-        judge: Says how good the pictures are.
+        judge: Judge of the pictures.
         output: File of the results.
         seed: Seed of the first prompt.
         tries: Number of schedules to try.
         options: Words of all runs.
-        axes: What schedules differ by.
-        install: Write what was found into the bundle.
+        axes: Axes that schedules differ by.
+        install: True where what was found is written into the bundle.
     """
 
     bundle: Bundle

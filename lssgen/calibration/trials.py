@@ -44,7 +44,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         words: Words of its runs, besides those that all have.
-        quality: What the judge said, picture by picture.
+        quality: Numbers of the judge, picture by picture.
         seconds: Time of every picture, loading apart.
     """
 

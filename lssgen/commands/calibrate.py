@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from lssgen.engines.base import Backend
 
 EXAMPLES = (
-    "ranges bundles/sd3 --engine onnxruntime-cuda --steps 20",
     "quantise bundles/sd3 --format fp8 --for tensorrt-rtx --target sm89",
     "schedule bundles/sd3 --engine onnxruntime-cuda --tries 40",
 )

@@ -14,7 +14,7 @@ class Budget:
 
     Attributes:
         budget_ms: Milliseconds of one picture, text and decoder included, loading apart.
-        speedup: How many times as fast as one stage with all steps.
+        speedup: Number of times that it is as fast as one stage with all steps.
 
     Raises:
         PlanError: A number out of its range.

@@ -23,7 +23,7 @@ def parted(asked: Asked) -> tuple[Options, Budget | None]:
     """The words of a run, and its budget; None where there is none.
 
     Raises:
-        PlanError: The budget is no number in its range.
+        PlanError: The budget is not a number in its range.
     """
     words: dict[str, Any] = dict(asked)
     said = {name: words.pop(name, None) for name in Budget.__dataclass_fields__}

@@ -73,6 +73,7 @@ def test_a_search_begins_with_one_stage_and_the_run_as_it_is_and_finds_faster_on
     single, staged = found[:2]
     assert single.tried.steps == (8,)
     assert single.tried.quality == 0  # it is what all are compared with
+    assert single.tried.words["start_sigma"] == 1
     assert len(staged.tried.steps) == 2
     best = best_of(found)
     assert best[-1] is single
