@@ -7,6 +7,7 @@ from typing import Any, cast
 from lssgen.bundle import Bundle
 from lssgen.errors import LssgenError
 from lssgen.plan.caching import MASKS, NO_CACHE
+from lssgen.plan.options import AUTO
 from lssgen.runtime.options import Options, Request, refuse_unknown, request_from_options
 
 Point = tuple[int, ...]
@@ -54,8 +55,9 @@ def _spaces(bundle: Bundle, plain: Request) -> list[str]:
     return sorted(made, key=lambda space: (space != own, space)) or [own]
 
 
-def _sigmas(_: Bundle, plain: Request) -> list[float]:
-    return sorted({0.3, 0.4, 0.5, 0.6, 0.75, 0.85, plain.plan_options.start_sigma} - {1.0})
+def _sigmas(bundle: Bundle, plain: Request) -> list[Any]:
+    levels = sorted({0.3, 0.4, 0.5, 0.6, 0.75, 0.85, plain.plan_options.start_sigma} - {1.0})
+    return [*levels, AUTO] if bundle.manifest.facts.defaults.covering_sigmas else [*levels]
 
 
 def _always(*values: Any) -> Callable[[Bundle, Request], Sequence[Any]]:
@@ -74,6 +76,7 @@ AXES: tuple[Axis, ...] = (
     # One stage says that it is one, for callers who ask for that.
     Axis("start_sigma", _sigmas, lambda sigma, run: sigma if len(run.plan.stages) > 1 else 1.0),
     Axis("scaling_space", _spaces),
+    Axis("hand_off", _always(0.0, "auto")),
     Axis("cached_steps", _always(NO_CACHE, *MASKS)),
     Axis("cache_order", _always(1, 0)),
 )

@@ -1,20 +1,14 @@
 """How good pictures are, in a number: a table of judges, and whatever function a user names."""
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from lssgen.errors import CalibrationError
-from lssgen.plan import Plan
-from lssgen.runtime.noise import NoiseStream
-
-Pixels = NDArray[np.uint8]
-Floats = NDArray[np.float32]
 
 MOST_DB = 100.0
 """Peak signal to noise of pictures that are equal."""
@@ -28,8 +22,8 @@ class Judge:
         name: Name, and unit of its numbers.
         judge: Function of the prompt, the picture, and the picture that one stage with all steps paints from the same
             noise.
-        compares: True where it looks at that other picture. The noise of all stages is then that of the one stage,
-            added up block by block: other noise would be another picture, however good the schedule.
+        compares: True where it looks at that other picture. The noise of all stages is then one field, that of the one
+            stage (`noise_field`): other noise would be another picture, however good the schedule.
     """
 
     name: str
@@ -66,18 +60,3 @@ def judge_of(name: str) -> Judge:
     except (ImportError, AttributeError, ValueError) as error:
         raise CalibrationError(f"judge {name[:60]!r} cannot be loaded ({error}); {advice}") from error
     return Judge(name=name, judge=lambda prompt, picture, _: float(found(prompt, picture)))
-
-
-def one_noise(seed: int, plan: Plan, channels: int) -> Sequence[Floats]:
-    """(1, C, h, w) noise of every stage of a run: that of the last stage, added up over what a cell covers.
-
-    A sum of k x k standard normal numbers over k is one again, so each is legal noise of its stage.
-    """
-    last = plan.stages[-1]
-    whole = NoiseStream(seed).draw((channels, last.height, last.width))
-    found: list[Floats] = []
-    for stage in plan.stages:
-        ratio = last.height // stage.height
-        blocks = whole.reshape(channels, stage.height, ratio, stage.width, ratio)
-        found.append((blocks.sum((2, 4)) / np.float32(ratio))[None].astype(np.float32))
-    return found

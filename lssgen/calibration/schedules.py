@@ -20,7 +20,7 @@ from PIL import Image
 from lssgen.bundle import MANIFEST, Bundle, sha256_of
 from lssgen.calibration.alone import written_alone
 from lssgen.calibration.axes import AXES, Axis, Point, Table
-from lssgen.calibration.judges import Judge, one_noise
+from lssgen.calibration.judges import Judge
 from lssgen.calibration.trials import About, Trial, Trials, key_of
 from lssgen.engines.base import Backend
 from lssgen.errors import CalibrationError
@@ -28,7 +28,7 @@ from lssgen.measured import place_of, read_measured
 from lssgen.plan import Plan
 from lssgen.plan.timing import TimeCosts, predicted_ms
 from lssgen.progress import followed
-from lssgen.runtime.options import Options, Request
+from lssgen.runtime.options import Options
 from lssgen.runtime.pipeline import Pipeline
 from lssgen.schedules import Search, Tried, front, write_search
 
@@ -147,7 +147,7 @@ def _searched(job: SearchJob, table: Table, costs: TimeCosts, trials: Trials, pa
             continue
         trial = trials.done.get(key_of(words))
         if trial is None:
-            trial = painter.tried(words, run, len(found))
+            trial = painter.tried(words, len(found))
             trials.add(trial)
         tried = Tried(
             words=dict(words),
@@ -204,9 +204,9 @@ class _Painter:
     @cached_property
     def _wanted(self) -> list[Image.Image]:
         """Its pictures, where the judge compares with them."""
-        return [self._painted(number, self._single, self.reference)[0] for number in range(len(self._job.prompts))]
+        return [self._painted(number, self._single)[0] for number in range(len(self._job.prompts))]
 
-    def tried(self, words: Mapping[str, Any], run: Request, done: int) -> Trial:
+    def tried(self, words: Mapping[str, Any], done: int) -> Trial:
         """Paint all prompts by a schedule; `done` were tried before."""
         job, count = self._job, len(self._job.prompts)
         quality: list[float] = []
@@ -214,18 +214,16 @@ class _Painter:
         for number, prompt in enumerate(job.prompts):
             where = f"schedule {done + 1} of up to {job.tries}, picture {number + 1} of {count}"
             self._tell((done + number / count) / job.tries, where)
-            picture, took = self._painted(number, cast(Options, {**job.options, **words}), run.plan)
+            picture, took = self._painted(number, cast(Options, {**job.options, **words}))
             wanted = self._wanted[number] if job.judge.compares else picture
             quality.append(job.judge.judge(prompt, picture, wanted))
             seconds.append(took)
         return Trial(words=dict(words), quality=tuple(quality), seconds=tuple(seconds))
 
-    def _painted(self, number: int, options: Options, plan: Plan) -> tuple[Image.Image, float]:
-        seed = self._job.seed + number
-        channels = self._job.bundle.manifest.facts.channels
-        noise = one_noise(seed, plan, channels) if self._job.judge.compares else ()
-        words: dict[str, Any] = {**options, "seed": seed, "num_images": 1, "batch": 1}
-        result = self._pipeline(self._job.prompts[number], noise=noise, **words)
+    def _painted(self, number: int, options: Options) -> tuple[Image.Image, float]:
+        field: dict[str, Any] = {"noise_field": "picture"} if self._job.judge.compares else {}
+        own = {"seed": self._job.seed + number, "num_images": 1, "batch": 1}
+        result = self._pipeline(self._job.prompts[number], **{**field, **options, **own})
         return result.images[0], result.times[0].total - result.times[0].load
 
 

@@ -3,7 +3,8 @@
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,14 +24,16 @@ from lssgen.runtime.options import Options
 from lssgen.verification import see_whole
 
 if TYPE_CHECKING:
+    from lssgen.calibration.levels import Space
+    from lssgen.calibration.levels_config import SigmaConfig
     from lssgen.calibration.quantise import Gate
     from lssgen.engines.base import Backend
 
 EXAMPLES = (
     "quantise bundles/sd3 --format fp8 --for tensorrt-rtx --target sm89",
-    "schedule bundles/sd3 --engine onnxruntime-cuda --tries 40",
+    "sigma bundles/sd3 --images ~/photographs",
 )
-ACTIONS = ("ranges", "quantise", "adopt", "schedule")
+ACTIONS = ("ranges", "quantise", "adopt", "sigma", "schedule")
 MADE_FOR = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
 _LOG = logging.getLogger("lssgen")
@@ -38,20 +41,25 @@ _LOG = logging.getLogger("lssgen")
 
 def build_parser(prog: str = "lssgen-calibrate") -> Parser:
     from lssgen.calibration.config import AdoptConfig, QuantiseConfig, RangesConfig, ScheduleConfig
+    from lssgen.calibration.levels_config import SigmaConfig
 
-    parser = Parser("calibrate", prog, "{ranges,quantise,adopt,schedule} BUNDLE [OPTION ...]", EXAMPLES)
+    parser = Parser("calibrate", prog, "{ranges,quantise,adopt,sigma,schedule} BUNDLE [OPTION ...]", EXAMPLES)
     parser.description = "\n".join(
         (
             str(parser.description),
             "ranges: run prompts and note what goes into the network's products; kill it and run it again, it goes on.",
             "quantise: a new bundle in few bits, compared with the old one and timed before it counts.",
             "adopt: a new bundle with a step that ModelOpt, NNCF or Olive has quantised.",
+            "sigma: from photographs, the noise levels from which on stages may start; into the bundle, or of a --vae.",
             "schedule: search the schedules that are worth having, by time and quality; goes on where it was stopped.",
         )
     )
     parser.add_argument("action", type=one_of(ACTIONS), metavar="ACTION", help="what to do; required")
     parser.add_argument(
-        "bundle", metavar="BUNDLE", help="folder of a bundle, or name of one below LSSGEN_HOME; required"
+        "bundle",
+        nargs="?",
+        metavar="BUNDLE",
+        help="folder of a bundle, or name of one below LSSGEN_HOME; required, but for sigma --vae",
     )
     parser.add_argument(
         "-o",
@@ -59,7 +67,7 @@ def build_parser(prog: str = "lssgen-calibrate") -> Parser:
         type=Path,
         metavar="PATH",
         help="what to write; default: beside the bundle, <bundle>.ranges.safetensors, <bundle>-<format> or "
-        "<bundle>.schedules.jsonl",
+        "<bundle>.sigma.json or <bundle>.schedules.jsonl",
     )
     parser.group("quantise").add_argument(
         "--for",
@@ -69,7 +77,7 @@ def build_parser(prog: str = "lssgen-calibrate") -> Parser:
         default=argparse.SUPPRESS,
         help=f"engine that it is made for; default: {MADE_FOR[0]}",
     )
-    for record in (RangesConfig, QuantiseConfig, AdoptConfig, ScheduleConfig):
+    for record in (RangesConfig, QuantiseConfig, AdoptConfig, SigmaConfig, ScheduleConfig):
         add_flags(parser, record)
     add_engine_options(parser, default="onnxruntime", note="where the runs happen")
     add_plan_options(parser)
@@ -81,8 +89,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "lssgen-calibrate") -> i
     parser = build_parser(prog)
     args = parser.parse_args(argv)
     _refuse_misplaced(parser, args)
+    if args.bundle is None and not (args.action == "sigma" and getattr(args, "vae", None)):
+        parser.error("BUNDLE is required" + ", or a --vae" * (args.action == "sigma"))
     words = engine_words(parser, args)
-    work = {"ranges": _ranges, "quantise": _quantise, "adopt": _adopt, "schedule": _schedule}[args.action]
+    actions = {"ranges": _ranges, "quantise": _quantise, "adopt": _adopt, "sigma": _sigma, "schedule": _schedule}
+    work = actions[args.action]
     with warnings_as_lines():
         return run(prog, lambda: _with_libraries(lambda: work(args, words)))
 
@@ -90,6 +101,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "lssgen-calibrate") -> i
 def _refuse_misplaced(parser: Parser, args: argparse.Namespace) -> None:
     """End the command where a flag belongs to another action."""
     from lssgen.calibration.config import AdoptConfig, QuantiseConfig, ScheduleConfig
+    from lssgen.calibration.levels_config import SigmaConfig
     from lssgen.choices import flags_of
 
     gate = {"compare", "psnr", "cosine", "force"}
@@ -97,6 +109,7 @@ def _refuse_misplaced(parser: Parser, args: argparse.Namespace) -> None:
         "ranges": {"limit", "seed"},
         "quantise": {*flags_of(QuantiseConfig), "made_for"},
         "adopt": {*flags_of(AdoptConfig), *gate, "made_for"},
+        "sigma": {*flags_of(SigmaConfig)},
         "schedule": {*flags_of(ScheduleConfig), "limit", "seed"},
     }
     others = set[str]().union(*own.values()) - own[args.action]
@@ -183,33 +196,56 @@ def _quantise(args: argparse.Namespace, words: EngineOptions) -> None:
 
 
 def _schedule(args: argparse.Namespace, words: EngineOptions) -> None:
-    from lssgen.calibration.config import SCHEDULE_PROMPTS, RangesConfig, ScheduleConfig
-    from lssgen.calibration.judges import judge_of
-    from lssgen.calibration.prompts import read_prompts
-    from lssgen.calibration.schedules import SearchJob, markdown, search_schedules, write_plot
+    from lssgen.commands.schedule_search import search
 
-    config = ScheduleConfig(**given(args, ScheduleConfig))
-    runs = RangesConfig(**given(args, RangesConfig))
-    judge = judge_of(config.judge)
-    prompts = read_prompts(runs.prompts, runs.limit or SCHEDULE_PROMPTS)
     bundle = _opened(args)
-    output: Path = args.output or _beside(bundle, ".schedules.jsonl")
-    found = search_schedules(
-        SearchJob(
-            bundle=bundle,
-            backend=open_backend(args.engine, **words),
-            prompts=prompts,
-            judge=judge,
-            output=output,
-            seed=runs.seed,
-            tries=config.tries,
-            options=_plan(args),
-            install=config.install,
-        )
-    )
-    print(markdown(found, judge.name))
-    write_plot(found, judge.name, output.with_suffix(".png"))
-    print(f"results and plot: {output}, {output.with_suffix('.png')}")
+    search(args, bundle, open_backend(args.engine, **words), args.output or _beside(bundle, ".schedules.jsonl"))
+
+
+def _sigma(args: argparse.Namespace, words: EngineOptions) -> None:
+    from lssgen.calibration.levels import LevelsJob, markdown, measure_levels, put_into, read_levels
+    from lssgen.calibration.levels_config import SigmaConfig
+
+    config = SigmaConfig(**given(args, SigmaConfig))
+    bundle = None if args.bundle is None else _opened(args)
+    if config.levels is not None:
+        found = read_levels(config.levels).at(config.quality)
+    else:
+        assert config.images is not None, "SigmaConfig asks for one of the two"
+        output: Path = args.output or _sigma_file(bundle, config.vae)
+        crop = config.crop or (1024 if bundle is None else max(map(min, bundle.manifest.resolutions)))
+        with closing(_space(bundle, config, lambda: open_backend(args.engine, **words), crop)) as space:
+            job = LevelsJob(
+                space=space,
+                images=config.images,
+                crop_px=crop,
+                most=config.pictures,
+                quality=config.quality,
+                output=output,
+                say=lambda line: print(line, file=sys.stderr, flush=True),
+            )
+            found = measure_levels(job)
+        print(f"noise levels: {output}", file=sys.stderr)
+    print(markdown(found))
+    if bundle is not None:
+        print(f"{put_into(bundle, found).folder}: --start-sigma auto starts at these")
+
+
+def _space(bundle: Bundle | None, config: "SigmaConfig", opened: Callable[[], "Backend"], crop: int) -> "Space":
+    """What is measured: a VAE, or else the bundle's own graphs."""
+    if config.vae is not None or bundle is None:
+        from lssgen.training.space import VaeSpace
+
+        return VaeSpace(str(config.vae), config.upsampler)
+    from lssgen.calibration.bundle_space import BundleSpace
+
+    if config.upsampler is not None:
+        raise CalibrationError("--upsampler goes with --vae: a bundle is measured with the one that it has")
+    return BundleSpace(bundle, opened(), crop)
+
+
+def _sigma_file(bundle: Bundle | None, vae: str | None) -> Path:
+    return Path(f"{Path(str(vae)).name}.sigma.json") if bundle is None else _beside(bundle, ".sigma.json")
 
 
 def _adopt(args: argparse.Namespace, words: EngineOptions) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import msgspec
@@ -18,6 +19,7 @@ from lssgen.models.aliases import ALIASES, facts_of_model
 from lssgen.paths import find_bundle
 from lssgen.plan import ModelFacts, Plan, PlanOptions, Stage, make_plan, predicted_speedup, stage_flops
 from lssgen.plan.budget import Budget
+from lssgen.plan.options import AUTO
 from lssgen.plan.planner import chosen_facts
 from lssgen.plan.sampling import described, sampling_of, solver_names
 from lssgen.plan.timing import predicted_ms, predicted_time_ratio
@@ -135,11 +137,38 @@ def as_table(facts: ModelFacts, options: PlanOptions, plan: Plan) -> str:
         *_aligned(rows),
         "",
         f"Predicted speed-up over one stage at full size: {speedup:.2f} (network arithmetic, all guidance branches)",
+        *_levels_said(facts, options, plan),
         f"Schedule: {described(chosen)}",
         f"Solvers that fit: {', '.join(solver_names(facts))}",
         *plan.notes,
     ]
     return "\n".join(lines)
+
+
+def _levels_said(facts: ModelFacts, options: PlanOptions, plan: Plan) -> list[str]:
+    """Where later stages start and earlier ones are left, beside what else they could."""
+    if len(plan.stages) == 1:
+        return []
+    space, published = plan.scaling_space, facts.defaults.start_sigma
+    known = facts.defaults.covering_sigmas.get(space)
+    auto = "not measured (lssgen calibrate sigma)" if known is None else f"{known:.3f}"
+    starts = f"Later stages start at {options.start_sigma:g}; published {published:g}; --start-sigma auto: {auto}"
+    return [starts, f"{_left_said(plan)}; {_hand_offs_said(facts, options)}"]
+
+
+def _left_said(plan: Plan) -> str:
+    ends = ", ".join(f"{stage.steps[-1].sigma:.4f}" for stage in plan.stages[:-1])
+    how = "with a noisy state" if plan.keeps_state(0) else "with a clean latent"
+    return f"Stages before the last end {how}, after evaluations down to {ends}"
+
+
+def _hand_offs_said(facts: ModelFacts, options: PlanOptions) -> str:
+    """The predicted speed-up for every usual place to leave a stage."""
+    speedups: list[str] = []
+    for hand_off in (0.0, AUTO):
+        other = make_plan(facts, replace(options, hand_off=hand_off))
+        speedups.append(f"--hand-off {hand_off or 0}: {predicted_speedup(other, facts):.2f}")
+    return "predicted speed-up with " + ", ".join(speedups)
 
 
 def _row(stage: Stage, facts: ModelFacts, cell_px: int) -> tuple[str, ...]:

@@ -5,17 +5,20 @@ operator is replaced by the network's own nodes and weights.
 """
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
-import onnxscript
 import torch
 from onnx_ir.passes import common as passes
 from onnxscript import version_converter
+from onnxscript.values import Opset
 from torch import Tensor, nn
 
 from lssgen.errors import ExportError, ProbeError
@@ -74,12 +77,18 @@ def _(picture: Tensor, network: str) -> Tensor:
     return picture.new_empty(batch, channels, 2 * height, 2 * width)
 
 
-_opened = cache(lambda network: session(Path(network), 0))
+@cache
+def _opened(network: str) -> Any:
+    return session(Path(network), 0)
 
 
-def translations() -> dict[object, object]:
+@cache
+def translations() -> Mapping[object, object]:
     """How torch's exporter writes the operator; see `torch.onnx.export`."""
-    operators = onnxscript.values.Opset(DOMAIN, 1)
+    # The exporter asks ONNX what any operator takes.
+    tensor = onnx.defs.OpSchema.FormalParameter("picture", "tensor(float)")
+    onnx.defs.register_schema(onnx.defs.OpSchema(OPERATOR, DOMAIN, 1, inputs=[tensor], outputs=[tensor]))
+    operators = Opset(DOMAIN, 1)
 
     def enlarge(picture: object, network: str) -> object:
         del network
@@ -145,9 +154,9 @@ def _sha256(path: Path) -> str:
     try:
         with open_regular(path) as file:
             digest = hashlib.sha256(file.read())
-        for name in sorted({tensor.location for tensor in _outside(_model(path))}):
+        for name in sorted({str(tensor.location) for tensor in _outside(_model(path))}):
             with open_regular(path.parent / name) as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+                digest.update(file.read())
     except OSError as error:
         raise ExportError(
             f"{path} cannot be read: {error}; give the ONNX file of a super-resolution network"
@@ -194,6 +203,8 @@ def grafted(model: ir.Model, module: nn.Module, opset: int) -> None:
 
 def _at_opset(path: Path, opset: int) -> ir.Model:
     model = _model(path)
+    # It remarks that it hands the work on to ONNX's own converter.
+    logging.getLogger(version_converter.__name__).setLevel(logging.ERROR)
     try:
         version_converter.convert_version(model, opset, fallback=True)
     except Exception as error:  # of the converter's many adapters
@@ -213,7 +224,9 @@ def _graft(model: ir.Model, node: ir.Node, network: ir.Model) -> None:
     graph = network.graph
     (picture,), (large,) = _ports(network)
     for value in graph.initializers.values():
-        value.const_value = ir.tensor(value.const_value.numpy(), name=value.name) if value.const_value else None
+        assert value.const_value is not None, "what a file holds as an initialiser has a value"
+        # Copied: the file's own memory may not be written, which torch warns of.
+        value.const_value = ir.tensor(np.array(value.const_value.numpy()), name=value.name)
     # Names of its own, so that none is taken for a weight of the checkpoint.
     for part in graph.all_nodes():
         part.name = f"sr.{part.name}"

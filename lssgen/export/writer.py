@@ -141,7 +141,7 @@ def _traced(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[s
                 _exported(module, tuple(inputs.values()), [axes[port] for port in inputs]),
                 dynamo=True,
                 opset_version=OPSET,
-                custom_translation_table=translations(),
+                custom_translation_table=dict(translations()),
                 optimize=False,  # `optimise` follows: the exporter's own look at weights, and take minutes for SD3
                 verbose=False,
                 input_names=list(inputs),

@@ -9,6 +9,9 @@ from lssgen.ports import Array, Port
 STEP: Mapping[int, float] = {0: 600.0, 1: 1.0, 3: 1.0, 4: 1.0, 6: -0.1}
 """A row of a plan in the middle of a run: label, c_in, h_f, keep and blend[0]; see `lssgen.plan.table`."""
 
+MIX = (0.25, 0.75, 0.5)
+"""Weights of a transition: of the latent, of the noise, and of the noise in the frequencies of a state that is kept."""
+
 CONSTANTS: Mapping[str, float] = {"guidance": 3.5, "guidance_rescale": 0.5}
 """Ports that hold one number of a usual size."""
 
@@ -87,7 +90,7 @@ def _sample(
             weights = [-1.0] * (shape[0] - 1) + [float(shape[0])]
             return np.array([weights] * shape[1], port.dtype).T.copy()
         case "mix", _:
-            return np.array([[0.25, 0.75]] * shape[0], port.dtype)
+            return np.array([MIX[: shape[1]]] * shape[0], port.dtype)
         case "layer_gates", _:
             # One layer of the last branch left out, as skip-layer guidance does: all ones would not show a gate that is
             # ignored.

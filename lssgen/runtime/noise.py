@@ -3,15 +3,23 @@
 One stream makes one picture. Everything random in the picture comes from its stream, in a fixed order: the noise of
 each stage, smallest first; after it the posterior noise of a transition through pixels; then one draw a step, where
 the solver draws. So a picture depends on its seed alone, not on the batch it was painted in.
+
+By that order, which is the published one, a seed means another noise with every number of stages. A field of the
+picture's, drawn once at its full size, means the same one: smaller stages begin with its lowest frequencies.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from math import prod
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lssgen.errors import PlanError
+
+Field = Literal["stage", "picture"]
+"""Noise that stages begin with: each with its own, or all with parts of one field of the picture's."""
 
 _BLOCK = 16
 """torch fills a tensor by Box-Muller in blocks of 16: eight radii, then eight angles."""
@@ -74,6 +82,61 @@ def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
     radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - halves[:, 0]))
     angle = np.float32(2 * np.pi) * halves[:, 1]
     return np.stack((radius * np.cos(angle), radius * np.sin(angle)), axis=1).reshape(-1)
+
+
+class StageNoise:
+    """The noise that the stages of one picture begin with.
+
+    Args:
+        stream: The picture's random numbers.
+        field: Where it comes from.
+        whole: (C, h, w) of the last stage.
+    """
+
+    def __init__(self, stream: NoiseStream, field: Field, whole: Sequence[int]) -> None:
+        self._stream = stream
+        self._one = field == "picture"
+        self._whole = tuple(whole)
+        self._field: NDArray[np.float32] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what it keeps."""
+        return 0 if self._field is None else self._field.nbytes
+
+    def draw(self, shape: Sequence[int]) -> NDArray[np.float32]:
+        """The noise of a stage; stages are asked for in their order."""
+        if not self._one:
+            return self._stream.draw(shape)
+        if self._field is None:
+            self._field = self._stream.draw(self._whole)
+        return restricted(self._field, *shape[-2:])
+
+
+def restricted(field: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """(..., H, W) noise -> (..., height, width) with its lowest frequencies, by the orthonormal cosine transform.
+
+    White noise gives white noise of the same deviation, since the rows of the two matrices are orthonormal.
+    """
+    if field.shape[-2:] == (height, width):
+        return field
+    rows, columns = (_lowering(*sizes) for sizes in zip((height, width), field.shape[-2:], strict=True))
+    return (rows @ field.astype(np.float64) @ columns.T).astype(np.float32)
+
+
+@cache
+def _lowering(size: int, whole: int) -> NDArray[np.float64]:
+    """(size, whole): the cosine transform of the whole length, cut off, and back at the smaller one."""
+    return cosines(size).T @ cosines(whole)[:size]
+
+
+@cache
+def cosines(size: int) -> NDArray[np.float64]:
+    """(size, size) orthonormal DCT-II; row k is a frequency of k / (2 size) cycles a cell."""
+    row, column = np.arange(size)[:, None], np.arange(size)[None]
+    waves = np.cos(np.pi * (2 * column + 1) * row / (2 * size)) * np.sqrt(2 / size)
+    waves[0] /= np.sqrt(2)
+    return waves
 
 
 def draw_each(streams: Sequence[NoiseStream], shape: Sequence[int]) -> NDArray[np.float32]:

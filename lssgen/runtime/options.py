@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TypedDict, cast, get_args
+from typing import Literal, TypedDict, cast, get_args
 
 from lssgen.bundle import Bundle
 from lssgen.choices import choice, refuse_outside
@@ -13,8 +13,9 @@ from lssgen.manifest import Gates, GuidanceRescale, Sizes
 from lssgen.plan import ModelFacts, Plan, PlanOptions, ScalingSpace, SchedulerChoice, SkipLayerGuidance, make_plan
 from lssgen.plan.options import MOST_SIDE_PX, Injection, PndmStart, StartRule
 from lssgen.plan.scheduler_choice import SigmaSchedule, TimestepSpacing
+from lssgen.plan.transitions import HandOff
 from lssgen.runtime.kinds import refuse_other_kinds
-from lssgen.runtime.noise import check_seed
+from lssgen.runtime.noise import Field, check_seed
 from lssgen.runtime.weighting import Weighting
 
 
@@ -28,6 +29,7 @@ class Options(TypedDict, total=False):
     negative_prompt: str | None
     prompt_weighting: Weighting
     seed: int
+    noise_field: Field
     num_images: int
     batch: int
     guidance_rescale: float
@@ -40,7 +42,8 @@ class Options(TypedDict, total=False):
     num_inference_steps: int
     guidance_scale: float
     true_cfg_scale: float
-    start_sigma: float
+    start_sigma: float | Literal["auto"]
+    hand_off: HandOff
     strength: float
     min_resolution: int
     shorten: bool
@@ -95,6 +98,8 @@ class Request:
         prompt_weighting: Rules by which marks in a prompt weigh its words, "a1111" or "comfyui"; "none" reads them as
             text. See `lssgen.runtime.weighting`.
         seed: Picture i of the run is painted with seed + i.
+        noise_field: Where the noise that stages begin with comes from: a draw for each "stage", as published, or one
+            field of the "picture", so that a seed means the same noise whatever the number of stages.
         num_images: Pictures of every prompt.
         batch: Pictures painted at the same time; changes speed and memory, not the pictures.
         guidance_rescale: Share of rescaled guidance in [0, 1], for models that offer it.
@@ -116,6 +121,11 @@ class Request:
         help="weigh the words of prompts by (red:1.3) and such, as this program does; none: marks are plain text",
     )
     seed: int = choice(0, help="picture i is painted with seed + i", metavar="N", least=0, most=2**64 - 1)
+    noise_field: Field = choice(
+        "stage",
+        help="where the noise that stages begin with comes from: stage (a draw for each, as published) or picture (one "
+        "field, so that a seed means the same noise whatever the number of stages)",
+    )
     num_images: int = choice(1, help="pictures of every prompt", metavar="N", least=1, most=MOST_PICTURES)
     batch: int = choice(
         1, help="pictures painted at the same time; does not change them", metavar="N", least=1, most=MOST_BATCH
@@ -140,6 +150,8 @@ class Request:
         refuse_outside(self, PlanError)
         if self.prompt_weighting not in (known := get_args(Weighting)):
             raise PlanError(f"prompt_weighting is {self.prompt_weighting!r}; it must be one of {', '.join(known)}")
+        if self.noise_field not in (known := get_args(Field)):
+            raise PlanError(f"noise_field is {self.noise_field!r}; it must be one of {', '.join(known)}")
         check_seed(self.seed)
         # Found now: with guidance off nobody tokenizes it, and run.json could not be written with it.
         if (self.negative_prompt or "") != (self.negative_prompt or "").encode(errors="replace").decode():
@@ -227,6 +239,10 @@ def refuse_too_many(pictures: int) -> None:
         raise PlanError(f"{pictures:,} pictures were asked for; ask for {MOST_PICTURES:,} a run at most")
 
 
+_REMEDIES = {"resnet": " with --upsampler", "sr": " with --sr FILE"}
+"""What an export needs besides for a transition, by its name."""
+
+
 def _refuse_what_is_missing(bundle: Bundle, request: Request) -> None:
     manifest, plan = bundle.manifest, request.plan
     _refuse_weighting(bundle, request.prompt_weighting)
@@ -235,7 +251,7 @@ def _refuse_what_is_missing(bundle: Bundle, request: Request) -> None:
         raise PlanError(
             f"bundle {bundle.folder} has no graph for scaling_space {plan.scaling_space!r}, only for "
             f"{', '.join(spaces) or 'single-stage runs'}; choose one of these, or export again"
-            + (" with --upsampler" if plan.scaling_space == "resnet" else "")
+            + _REMEDIES.get(plan.scaling_space, f" with --transitions {plan.scaling_space},...")
         )
     if request.plan_options.skip_layers is not None and not manifest.feeds(Gates):
         raise PlanError(

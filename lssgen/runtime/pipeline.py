@@ -320,6 +320,7 @@ class Pipeline:
             guidance_rescale=request.guidance_rescale,
             pictures=condition_values(workspace, request.plan, run.conditions),
             origin=origin_of(workspace, request.plan, start) if start else None,
+            field=request.noise_field,
             noise=tuple(np.stack(stage) for stage in zip(*(canvas.noise for canvas in canvases), strict=True)),
         )
 

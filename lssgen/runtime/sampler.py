@@ -17,7 +17,7 @@ from lssgen.errors import NonFiniteError
 from lssgen.manifest import Picture, Precision
 from lssgen.plan.table import Plan, Stage, Step
 from lssgen.ports import Array
-from lssgen.runtime.noise import NoiseStream, draw_each
+from lssgen.runtime.noise import Field, NoiseStream, StageNoise, draw_each
 from lssgen.runtime.workspace import Branches, Workspace
 
 Floats = NDArray[np.float32]
@@ -96,6 +96,7 @@ class Batch:
         pictures: Values of the step's picture feeds, one a stage.
         origin: None: from noise alone.
         noise: (batch, C, h, w) that every stage begins with, smallest first; empty: drawn from the seeds.
+        field: Where the noise that stages begin with is drawn from.
     """
 
     seeds: tuple[int, ...]
@@ -105,6 +106,7 @@ class Batch:
     pictures: Mapping[Picture, tuple[Array, ...]] = field(default_factory=dict[Picture, tuple[Array, ...]])
     origin: Origin | None = None
     noise: tuple[Floats, ...] = ()
+    field: Field = "stage"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -194,6 +196,8 @@ class _Run:
         self._noise = batch.noise
         # New streams for every run: the second one, that looks for a NaN, must draw the same numbers.
         self._streams = [NoiseStream(seed) for seed in batch.seeds]
+        whole = (workspace.latent(0, 0).shape[1], plan.stages[-1].height, plan.stages[-1].width)
+        self._entries = [StageNoise(stream, batch.field, whole) for stream in self._streams]
         self._pictures = batch.pictures
         # Skip-layer guidance changes the branches within a run; each set has its own stacked text, written once.
         for branches in {_branches(step) for stage in plan.stages for step in stage.steps}:
@@ -238,7 +242,7 @@ class _Run:
         self._space.begin_stage(index, _branches(stage.steps[0]))
         for feed, values in self._pictures.items():
             self._space.write_picture(index, feed, values[index])
-        noise = self._noise[index] if self._noise else self._draw(index)
+        noise = self._noise[index] if self._noise else self._entry(index)
         if index == 0:
             self._space.latent(0, 0).write(first_latent(stage, noise, self._origin))
             return noise
@@ -277,6 +281,10 @@ class _Run:
         if origin.keeps(index):
             latent = self._space.latent(index, turns)
             latent.write(origin.put_back(index, level, noise, latent.read()))
+
+    def _entry(self, index: int) -> Floats:
+        shape = self._space.latent(index, 0).shape[1:]
+        return np.stack([entry.draw(shape) for entry in self._entries])
 
     def _draw(self, index: int) -> Floats:
         return draw_each(self._streams, self._space.latent(index, 0).shape[1:])

@@ -18,7 +18,7 @@ from lssgen.manifest import Picture as PictureFeed
 from lssgen.plan import Plan, Stage
 from lssgen.ports import Array
 from lssgen.runtime.conditioning import Conditioning
-from lssgen.runtime.noise import NoiseStream
+from lssgen.runtime.noise import NoiseStream, StageNoise
 from lssgen.runtime.options import Request
 from lssgen.runtime.origin import Start
 from lssgen.runtime.results import Picture
@@ -231,6 +231,7 @@ class Piece:
         latent: (C, h, w) that it enters the stage with, or that the stage before left, see `entered`.
         entered: True where `latent` is of this stage's size already.
         states: Values of the step's states, where it was taken off the device in the middle of a stage.
+        entries: Noise that its stages begin with.
         noise: (C, h, w) that the stage began with.
         drawn: (C, h, w) that its last step drew.
         wished: True where somebody wants to see what it will be, once.
@@ -249,6 +250,7 @@ class Piece:
     latent: Floats | None = None
     entered: bool = False
     states: dict[str, Array] | None = None
+    entries: StageNoise | None = None
     noise: Floats | None = None
     drawn: Floats | None = None
     wished: bool = False
@@ -295,7 +297,8 @@ class Piece:
     def host_bytes(self) -> int:
         """Memory of what it keeps while it waits."""
         kept = (self.latent, self.noise, self.drawn, *(self.states or {}).values())
-        return sum(array.nbytes for array in kept if array is not None)
+        field = 0 if self.entries is None else self.entries.nbytes
+        return field + sum(array.nbytes for array in kept if array is not None)
 
     def draw_ahead(self, stage: int, channels: int, pool: Executor) -> None:
         """Let others draw the noise of a stage that nothing is drawn before: a large picture's takes milliseconds, in
@@ -307,17 +310,23 @@ class Piece:
             pool: Draws.
         """
         if stage < self.job.stages:
-            self.stream = self.stream or NoiseStream(self.seed)
             shape = self.job.tables[stage].stage
-            self.ahead = pool.submit(self.stream.draw, (channels, shape.height, shape.width))
+            self.ahead = pool.submit(self._entries(channels).draw, (channels, shape.height, shape.width))
 
     def noise_of(self, shape: Sequence[int]) -> Floats:
         """(C, h, w) noise that the stage begins with."""
         ahead, self.ahead = self.ahead, None
         if ahead is not None:
             return ahead.result()
+        return self._entries(shape[0]).draw(shape)
+
+    def _entries(self, channels: int) -> StageNoise:
         self.stream = self.stream or NoiseStream(self.seed)
-        return self.stream.draw(shape)
+        if self.entries is None:
+            last = self.job.tables[-1].stage
+            whole = (channels, last.height, last.width)
+            self.entries = StageNoise(self.stream, self.job.request.noise_field, whole)
+        return self.entries
 
     def next_stage(self, latent: Floats) -> None:
         """Go on to the next stage from the clean latent of this one."""
@@ -328,13 +337,16 @@ class Piece:
 
     def copy_for(self, job: Job, index: int) -> "Piece":
         """The same picture for another request, to go on independently."""
+        # Together: the noise of stages to come is drawn from the same stream.
+        stream, entries = deepcopy((self.stream, self.entries))
         return Piece(
             job=job,
             index=index,
             seed=self.seed,
             stage=self.stage,
             turn=self.turn,
-            stream=deepcopy(self.stream),
+            stream=stream,
+            entries=entries,
             latent=self.latent,
         )
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lssgen.bundle import Bundle, read_bundle
 from lssgen.calibration.axes import AXES, Axis, Table
-from lssgen.calibration.judges import JUDGES, Judge, judge_of, one_noise
+from lssgen.calibration.judges import JUDGES, Judge, judge_of
 from lssgen.calibration.schedules import SearchJob, best_of, markdown, search_schedules, write_plot
 from lssgen.commands.calibrate import main
 from lssgen.engines.base import Backend
@@ -203,16 +203,6 @@ def test_every_point_of_the_table_is_a_run_or_none(bundle: Bundle) -> None:
     for words, run in filter(None, made):
         assert set(words) == set(table.words)
         assert make_plan(bundle.manifest.facts, run.plan_options) == run.plan
-
-
-def test_noise_that_all_stages_share_is_white_and_the_single_stage_s_own(bundle: Bundle) -> None:
-    run = Table(bundle, Options(scaling_space="latent", height=512, width=512)).plain
-    small, *_, large = one_noise(3, run.plan, 4)
-    assert (small.shape, large.shape) == ((1, 4, 4, 4), (1, 4, 64, 64))
-    middle = one_noise(3, run.plan, 4)[-2]
-    assert float(middle.std()) == pytest.approx(1, abs=0.05)  # 4096 numbers: a deviation of 0.011
-    blocks = large.reshape(1, 4, 32, 2, 32, 2).sum((3, 5)) / 2
-    np.testing.assert_allclose(middle, blocks, rtol=1e-6)  # float32, one division in another place
 
 
 def test_equal_pictures_have_the_highest_likeness_and_others_a_finite_one() -> None:

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from lssgen.jsons import JsonError, convert_json, decode_json
+from lssgen.plan.facts import ScalingSpace
 from lssgen.serving.http.refusals import HttpError
 
 MOST_PROMPT = 32_000
@@ -78,10 +79,12 @@ class Common(Struct, kw_only=True, forbid_unknown_fields=True):
     guidance_scale: Number | None = None
     true_cfg_scale: Number | None = None
     guidance_rescale: Share | None = None
-    start_sigma: Annotated[float, Meta(gt=0, le=1)] | None = None
+    start_sigma: Annotated[float, Meta(gt=0, le=1)] | Literal["auto"] | None = None
+    hand_off: Annotated[float, Meta(ge=0, lt=1)] | Literal["own", "auto"] | None = None
+    noise_field: Literal["stage", "picture"] | None = None
     min_resolution: Side | None = None
     shorten: bool | None = None
-    scaling_space: Literal["resnet", "latent", "pixel"] | None = None
+    scaling_space: ScalingSpace | None = None
     solver: Annotated[str, Meta(max_length=64)] | None = None
     timestep_spacing: Literal["own", "leading", "trailing", "linspace"] | None = None
     sigma_schedule: Literal["own", "default", "karras", "exponential", "beta"] | None = None
@@ -100,6 +103,8 @@ RUN_WORDS = (
     "true_cfg_scale",
     "guidance_rescale",
     "start_sigma",
+    "hand_off",
+    "noise_field",
     "min_resolution",
     "shorten",
     "scaling_space",
