@@ -221,9 +221,10 @@ class _Painter:
         return Trial(words=dict(words), quality=tuple(quality), seconds=tuple(seconds))
 
     def _painted(self, number: int, options: Options) -> tuple[Image.Image, float]:
-        field: dict[str, Any] = {"noise_field": "picture"} if self._job.judge.compares else {}
+        field = {"noise_field": "picture"} if self._job.judge.compares else {}
         own = {"seed": self._job.seed + number, "num_images": 1, "batch": 1}
-        result = self._pipeline(self._job.prompts[number], **{**field, **options, **own})
+        words: dict[str, Any] = {**field, **options, **own}
+        result = self._pipeline(self._job.prompts[number], **words)
         return result.images[0], result.times[0].total - result.times[0].load
 
 
