@@ -5,6 +5,7 @@ import logging
 from lssgen.bundle import Bundle
 from lssgen.engines.base import Backend
 from lssgen.measured import Measured, place_of, read_measured
+from lssgen.plan.budget import Budget
 from lssgen.runtime.budget import parted, within_budget
 from lssgen.runtime.options import Asked, Options, request_from_options
 
@@ -20,13 +21,19 @@ def advised(bundle: Bundle, backend: Backend, asked: Asked) -> Options:
     Raises:
         PlanError: The run cannot be carried out as asked, or not in that time.
     """
+    options, budget = parted(asked)
+    if budget is None and _chooses_stages(options):
+        return options  # without a look at files, which is for runs that leave something open
     place = place_of(backend.name, backend.describe())
-    return advised_at(bundle, place, read_measured(bundle, place), asked)
+    return _advised(bundle, place, read_measured(bundle, place), options, budget)
 
 
 def advised_at(bundle: Bundle, place: str, measured: Measured | None, asked: Asked) -> Options:
     """The same for an engine on a machine, by its words and what was measured there."""
-    options, budget = parted(asked)
+    return _advised(bundle, place, measured, *parted(asked))
+
+
+def _advised(bundle: Bundle, place: str, measured: Measured | None, options: Options, budget: Budget | None) -> Options:
     # First: a budget then chooses among schedules that are not slower than they need be.
     options = _not_slower(bundle, measured, options)
     return options if budget is None else within_budget(bundle, place, measured, options, budget)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,8 +107,9 @@ def test_masks_of_any_length_evaluate_the_first_steps_and_the_last(mask: str, st
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_a_stage_ends_where_it_ended_and_costs_what_it_evaluates(mask: str) -> None:
-    plain, cached = planned(), planned(cached_steps=mask)
+@pytest.mark.parametrize("more", [{}, {"hand_off": "auto"}, {"scaling_space": "dct"}], ids=str)
+def test_a_stage_ends_where_it_ended_and_costs_what_it_evaluates(mask: str, more: dict[str, Any]) -> None:
+    plain, cached = planned(**more), planned(cached_steps=mask, **more)
     for before, after in zip(plain.stages, cached.stages, strict=True):
         assert len(after.steps) + after.cached_steps == len(before.steps)
         assert after.levels[-1] == before.levels[-1]
@@ -115,6 +117,7 @@ def test_a_stage_ends_where_it_ended_and_costs_what_it_evaluates(mask: str) -> N
         assert set(after.levels) <= set(before.levels)
         assert set(sigmas(after)) | {level for step in after.steps for level in step.cached} == set(sigmas(before))
         assert after.history == 1  # which every step graph carries
+        assert (after.gain, after.low_noise) == (before.gain, before.low_noise)
     assert cached.evaluations < plain.evaluations
     assert cached.single_stage_passes == plain.single_stage_passes
     assert predicted_speedup(cached, FLOW) > predicted_speedup(plain, FLOW)
