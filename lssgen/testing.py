@@ -36,7 +36,9 @@ from lssgen.manifest import (
     Text,
     Tokens,
 )
+from lssgen.plan.cosines import lowering
 from lssgen.plan.facts import ModelFacts
+from lssgen.plan.transitions import TRANSITIONS
 from lssgen.ports import Array, Port
 
 Function = Callable[[Mapping[str, Array]], Mapping[str, Array]]
@@ -292,6 +294,31 @@ def transition_network(*, channels: int = 4, posterior: bool = False) -> Network
         run=run,
         runs="transition",
         feeds={name: feed for name, (_, feed) in fed.items()},
+    )
+
+
+def keeping_network(*, channels: int = 4) -> Network:
+    """The transition graph that keeps a noisy state: its cosine transform within a larger one."""
+    before, after = ("batch", channels, "height", "width"), ("batch", channels, "next_height", "next_width")
+    values = TRANSITIONS["dct"].mixes
+
+    def run(given: Mapping[str, Array]) -> Mapping[str, Array]:
+        state, noise = given["latent"], given["noise"]
+        gain, amount, low_amount = given["mix"].T[:, :, None, None, None]
+        rows, columns = (lowering(small, 2 * small) for small in state.shape[2:])
+        low = gain * state + (low_amount - amount) * (rows @ noise @ columns.T)
+        return {"next_latent": (rows.T @ low @ columns + amount * noise).astype(np.float32)}
+
+    return Network(
+        inputs=(
+            Port("latent", "float32", before),
+            Port("noise", "float32", after),
+            Port("mix", "float32", ("batch", len(values))),
+        ),
+        outputs=(Port("next_latent", "float32", after),),
+        run=run,
+        runs="transition",
+        feeds={"latent": Latent(), "noise": Noise(), "mix": Mix(values=values)},
     )
 
 

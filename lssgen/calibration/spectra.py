@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lssgen.errors import CalibrationError
+from lssgen.plan.cosines import cosines
 from lssgen.ports import Array
-from lssgen.runtime.noise import cosines
 
 Floats = NDArray[np.float64]
 
@@ -55,13 +55,23 @@ def _band_means(power: Floats) -> Floats:
 @cache
 def _bands(height: int, width: int) -> NDArray[np.int64]:
     """(height, width) number of every coefficient's band, from 1; 0: below all."""
-    rows, columns = np.arange(height)[:, None] / (2 * height), np.arange(width)[None] / (2 * width)
-    return np.clip(np.searchsorted(EDGES, np.hypot(rows, columns), "right"), 0, len(EDGES) - 1)
+    return np.clip(np.searchsorted(EDGES, _frequencies(height, width), "right"), 0, len(EDGES) - 1)
 
 
+def _frequencies(height: int, width: int) -> Floats:
+    return np.hypot(np.arange(height)[:, None] / (2 * height), np.arange(width)[None] / (2 * width))
+
+
+_USUAL_CELLS = 128
+"""Side of a latent of 1024 px."""
+
+
+@cache
 def centres() -> Floats:
-    """(bands,) frequency in the middle of each, on a logarithmic scale."""
-    return np.sqrt(np.asarray(EDGES[:-1]) * np.asarray(EDGES[1:]))
+    """(bands,) mean frequency of each band's coefficients, on a logarithmic scale."""
+    size = (_USUAL_CELLS, _USUAL_CELLS)
+    # The coefficient (0, 0) is in no band, and its logarithm does not matter.
+    return np.exp(_band_means(np.log(np.maximum(_frequencies(*size), EDGES[0] / 2))))
 
 
 def law(power: Floats) -> tuple[float, float]:

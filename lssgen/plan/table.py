@@ -188,6 +188,13 @@ class Plan:
         """Whether a stage ends with a noisy state, which the next one takes over."""
         return index < len(self.stages) - 1 and TRANSITIONS[self.scaling_space].takes == "state"
 
+    def kept_size(self, index: int) -> tuple[int, int] | None:
+        """(height, width) in cells of the noisy state that a stage takes over; None where it starts from a clean
+        latent, or from nothing."""
+        if not index or not self.keeps_state(index - 1):
+            return None
+        return self.stages[index - 1].height, self.stages[index - 1].width
+
     @property
     def evaluations(self) -> int:
         """Engine calls in the whole run, one a step."""

@@ -9,7 +9,6 @@ picture's, drawn once at its full size, means the same one: smaller stages begin
 """
 
 from collections.abc import Sequence
-from functools import cache
 from math import prod
 from typing import Literal
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lssgen.errors import PlanError
+from lssgen.plan.cosines import lowering
 
 Field = Literal["stage", "picture"]
 """Noise that stages begin with: each with its own, or all with parts of one field of the picture's."""
@@ -104,13 +104,23 @@ class StageNoise:
         """Memory of what it keeps."""
         return 0 if self._field is None else self._field.nbytes
 
-    def draw(self, shape: Sequence[int]) -> NDArray[np.float32]:
-        """The noise of a stage; stages are asked for in their order."""
+    def draw(self, shape: Sequence[int], below: tuple[int, int] | None = None) -> NDArray[np.float32]:
+        """The noise of a stage; stages are asked for in their order.
+
+        Args:
+            shape: (C, h, w) of the stage.
+            below: (h, w) of the stage before, where its noisy state is kept; else None.
+        """
         if not self._one:
             return self._stream.draw(shape)
         if self._field is None:
             self._field = self._stream.draw(self._whole)
-        return restricted(self._field, *shape[-2:])
+        noise = restricted(self._field, *shape[-2:])
+        if below is None:
+            return noise
+        # The state has the field's noise in these frequencies already: twice the same would add up to too much.
+        other = self._stream.draw((shape[0], *below)) - restricted(noise, *below)
+        return noise + enlarged(other, *shape[-2:])
 
 
 def restricted(field: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
@@ -120,23 +130,14 @@ def restricted(field: NDArray[np.float32], height: int, width: int) -> NDArray[n
     """
     if field.shape[-2:] == (height, width):
         return field
-    rows, columns = (_lowering(*sizes) for sizes in zip((height, width), field.shape[-2:], strict=True))
+    rows, columns = lowering(height, field.shape[-2]), lowering(width, field.shape[-1])
     return (rows @ field.astype(np.float64) @ columns.T).astype(np.float32)
 
 
-@cache
-def _lowering(size: int, whole: int) -> NDArray[np.float64]:
-    """(size, whole): the cosine transform of the whole length, cut off, and back at the smaller one."""
-    return cosines(size).T @ cosines(whole)[:size]
-
-
-@cache
-def cosines(size: int) -> NDArray[np.float64]:
-    """(size, size) orthonormal DCT-II; row k is a frequency of k / (2 size) cycles a cell."""
-    row, column = np.arange(size)[:, None], np.arange(size)[None]
-    waves = np.cos(np.pi * (2 * column + 1) * row / (2 * size)) * np.sqrt(2 / size)
-    waves[0] /= np.sqrt(2)
-    return waves
+def enlarged(noise: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """(..., h, w) -> (..., height, width) whose lowest frequencies it has, and nothing beyond."""
+    rows, columns = lowering(noise.shape[-2], height), lowering(noise.shape[-1], width)
+    return (rows.T @ noise.astype(np.float64) @ columns).astype(np.float32)
 
 
 def draw_each(streams: Sequence[NoiseStream], shape: Sequence[int]) -> NDArray[np.float32]:

@@ -283,8 +283,8 @@ class _Run:
             latent.write(origin.put_back(index, level, noise, latent.read()))
 
     def _entry(self, index: int) -> Floats:
-        shape = self._space.latent(index, 0).shape[1:]
-        return np.stack([entry.draw(shape) for entry in self._entries])
+        shape, below = self._space.latent(index, 0).shape[1:], self._plan.kept_size(index)
+        return np.stack([entry.draw(shape, below) for entry in self._entries])
 
     def _draw(self, index: int) -> Floats:
         return draw_each(self._streams, self._space.latent(index, 0).shape[1:])

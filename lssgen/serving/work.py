@@ -311,14 +311,15 @@ class Piece:
         """
         if stage < self.job.stages:
             shape = self.job.tables[stage].stage
-            self.ahead = pool.submit(self._entries(channels).draw, (channels, shape.height, shape.width))
+            size, below = (channels, shape.height, shape.width), self.job.plan.kept_size(stage)
+            self.ahead = pool.submit(self._entries(channels).draw, size, below)
 
     def noise_of(self, shape: Sequence[int]) -> Floats:
         """(C, h, w) noise that the stage begins with."""
         ahead, self.ahead = self.ahead, None
         if ahead is not None:
             return ahead.result()
-        return self._entries(shape[0]).draw(shape)
+        return self._entries(shape[0]).draw(shape, self.job.plan.kept_size(self.stage))
 
     def _entries(self, channels: int) -> StageNoise:
         self.stream = self.stream or NoiseStream(self.seed)

@@ -19,6 +19,7 @@ from lssgen.testing import (
     decode_network,
     encode_network,
     fake_bundle,
+    keeping_network,
     step_network,
     text_network,
     transition_network,
@@ -27,6 +28,7 @@ from lssgen.testing import (
 SPACES: Mapping[str, Network] = {
     "transition_latent": transition_network(),
     "transition_pixel": transition_network(posterior=True),
+    "transition_dct": keeping_network(),
 }
 
 

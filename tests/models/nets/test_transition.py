@@ -1,12 +1,30 @@
 """Between the stages."""
 
+from typing import ClassVar
+
+import numpy as np
 import pytest
 import torch
+from scipy.fft import dctn, idctn
 from torch import nn
 from torch.nn import functional as F
 
-from lssgen.models.nets.transition import ConvertedTransition, ResnetTransition, bicubic
+from lssgen.manifest import Mix
+from lssgen.models.nets.cosines import cosine_rows, enlarged, low_part
+from lssgen.models.nets.transition import (
+    GRAPHS,
+    ConvertedTransition,
+    CosineTransition,
+    ResnetTransition,
+    SelfLiftTransition,
+    Ways,
+    bicubic,
+    largest_share,
+    nearest,
+    transition_recipes,
+)
 from lssgen.models.nets.vae import LatentSpace
+from lssgen.plan.transitions import TRANSITIONS
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (16, 12)])
@@ -69,3 +87,119 @@ def test_a_conversion_there_and_back_changes_nothing(spaces: tuple[dict[str, obj
     doubling = nn.Upsample(scale_factor=2.0, mode="bilinear")
     converted = ConvertedTransition(doubling, *map(LatentSpace, spaces))(latent, noise, mix)
     torch.testing.assert_close(converted, ResnetTransition(doubling)(latent, noise, mix), rtol=1e-5, atol=1e-5)
+
+
+def test_every_transition_has_a_graph_and_its_mix_is_fed_as_its_record_says() -> None:
+    assert set(GRAPHS) == set(TRANSITIONS)
+    recipes = transition_recipes(Parts(), tuple(TRANSITIONS), 4, Ways())
+    assert [recipe.name for recipe in recipes] == [f"transition_{space}" for space in TRANSITIONS]
+    for recipe, record in zip(recipes, TRANSITIONS.values(), strict=True):
+        assert recipe.feeds["mix"] == Mix(values=record.mixes)
+        assert {port.name: port for port in recipe.inputs}["mix"].shape == ("batch", len(record.mixes))
+
+
+class Parts:
+    """A checkpoint of a tiny autoencoder and an upsampler, of which nothing is built."""
+
+    index: ClassVar[dict[str, object]] = {}
+
+    def has(self, name: str) -> bool:
+        return bool(name)
+
+    def config(self, name: str) -> dict[str, object]:
+        return {"_class_name": "AutoencoderTiny", "name": name}
+
+    def module(self, name: str) -> nn.Module:
+        raise AssertionError(name)
+
+
+def test_a_kept_state_has_its_cosine_transform_within_the_larger_one_and_noise_beyond() -> None:
+    """Against SciPy's transform, in float64."""
+    rng = np.random.default_rng(0)
+    state, noise = rng.standard_normal((2, 3, 6, 10)), rng.standard_normal((2, 3, 12, 20))
+    gain, amount, low_amount = 1.2, 0.76, 0.3
+    wanted = amount * dctn(noise, axes=(2, 3), norm="ortho")
+    wanted[..., :6, :10] *= low_amount / amount
+    wanted[..., :6, :10] += gain * dctn(state, axes=(2, 3), norm="ortho")
+    mix = torch.tensor([[gain, amount, low_amount]] * 2)
+    made = CosineTransition()(*(torch.from_numpy(x).float() for x in (state, noise)), mix)
+    # float32, sums of 20 products along either axis.
+    np.testing.assert_allclose(made, idctn(wanted, axes=(2, 3), norm="ortho"), atol=5e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 64, 256])
+def test_the_rows_of_the_transform_are_orthonormal_at_every_size(size: int) -> None:
+    rows = cosine_rows(size, size, torch.zeros(1))
+    # 256 products of float32, of which each has an error of 1e-7.
+    torch.testing.assert_close(rows @ rows.T, torch.eye(size), rtol=0, atol=5e-6)
+
+
+def test_enlarging_keeps_a_constant_with_half_its_height_and_undoes_itself() -> None:
+    """Energy is kept, and there are four times as many cells."""
+    flat = torch.full((1, 1, 4, 6), 3.0)
+    torch.testing.assert_close(enlarged(flat), torch.full((1, 1, 8, 12), 1.5))
+    latent = torch.randn(2, 3, 4, 6)
+    torch.testing.assert_close(low_part(enlarged(latent), 4, 6), latent, rtol=1e-5, atol=1e-5)
+
+
+def test_nearest_copies_every_cell_four_times() -> None:
+    image = torch.arange(6.0).reshape(1, 1, 2, 3)
+    assert nearest(image)[0, 0].tolist() == [[0, 0, 1, 1, 2, 2]] * 2 + [[3, 3, 4, 4, 5, 5]] * 2
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.9])
+def test_the_largest_share_is_found_without_sorting(share: float) -> None:
+    values = torch.rand(3, 1, 20, 30, generator=torch.Generator().manual_seed(0)) ** 3
+    found = values > largest_share(values, share)
+    for picture, kept in zip(values, found, strict=True):
+        wanted = np.sort(picture.numpy().ravel())[::-1][: int(share * 600)]
+        assert sorted(picture[kept].tolist(), reverse=True) == pytest.approx(wanted.tolist())
+
+
+def test_values_that_are_all_equal_have_no_largest_share() -> None:
+    assert not (torch.ones(1, 1, 4, 4) > largest_share(torch.ones(1, 1, 4, 4), 0.4)).any()
+
+
+class Halves(nn.Module):
+    """An autoencoder of cells of two pixels whose pictures lack a fixed part of the latent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config: dict[str, object] = {}
+        self.gain = nn.Parameter(torch.tensor(0.8))
+
+    def decode(self, latent: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
+        assert not return_dict
+        return (self.gain * F.interpolate(latent, scale_factor=2.0),)
+
+    def encode(self, picture: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
+        assert not return_dict
+        return (F.avg_pool2d(picture, 2),)
+
+
+def test_selflift_mixes_where_nearest_neighbours_and_the_way_through_pixels_differ_most() -> None:
+    """By NumPy: the 40 % of cells that differ most get weights that rise from 0.7 to 1 with the difference."""
+    rng = torch.Generator().manual_seed(0)
+    latent, noise = torch.randn(2, 3, 6, 8, generator=rng), torch.randn(2, 3, 12, 16, generator=rng)
+    made = SelfLiftTransition(Halves())(latent, noise, torch.tensor([[0.4, 0.6]] * 2)).detach().numpy()
+    picture = 0.8 * np.repeat(np.repeat(latent.numpy(), 2, 2), 2, 3)
+    large = F.interpolate(torch.from_numpy(picture), scale_factor=2.0, mode="bicubic").numpy()
+    seen = large.reshape(2, 3, 12, 2, 16, 2).mean((3, 5))
+    near = np.repeat(np.repeat(latent.numpy(), 2, 2), 2, 3)
+    difference = np.abs(near - seen).mean(1, keepdims=True)
+    for row in range(2):
+        order = np.sort(difference[row].ravel())
+        least, most = order[192 - 76 - 1], order[-1]  # 76 cells are the most that 40 % of 192 hold
+        rise = 0.7 + 0.3 * (difference[row] - least) / (most - least)
+        weight = np.where(difference[row] > least, rise, 0)
+        wanted = 0.4 * ((1 - weight) * near[row] + weight * seen[row]) + 0.6 * noise[row].numpy()
+        # The threshold is found to the last bit of float32, and weights change by a millionth with it.
+        np.testing.assert_allclose(made[row], wanted, atol=1e-4)
+
+
+def test_selflift_is_nearest_neighbours_where_both_agree() -> None:
+    latent = torch.full((1, 3, 4, 4), 0.0)
+    noise = torch.zeros(1, 3, 8, 8)
+    made = SelfLiftTransition(Halves())(latent, noise, torch.tensor([[1.0, 0.0]]))
+    assert made.isfinite().all()
+    torch.testing.assert_close(made, nearest(latent))
