@@ -13,6 +13,7 @@ from lssgen.bench.idle import IdleBackend
 from lssgen.bundle import Bundle, read_bundle
 from lssgen.commands.plan import main as plan_main
 from lssgen.commands.run import main as run_main
+from lssgen.engines.registry import open_backend
 from lssgen.errors import PlanError
 from lssgen.measured import Guarantee, Measured, place_of, write_measured
 from lssgen.plan import Plan
@@ -184,3 +185,18 @@ def test_the_run_command_says_what_to_measure(toy: Path, tmp_path: Path, capsys:
     assert run_main(["a", "--budget-ms", "500", *flags]) == 1
     assert "run: lssgen bench guarantee" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_the_run_command_paints_the_schedule_that_fits_and_records_it(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = place_of("onnxruntime", open_backend("onnxruntime", threads=1).describe())
+    write_measured(bundle, here, Measured(written="now", costs=COSTS))
+    write_search(bundle, SEARCH)
+    output = tmp_path / "a.png"
+    flags = ["--scaling-space", "latent", "--engine", "onnxruntime", "--threads", "1", "-o", str(output)]
+    assert run_main(["a", "--bundle", str(bundle.folder), "--budget-ms", "500", *flags]) == 0
+    assert "quality 0.95" in capsys.readouterr().err
+    said = json.loads((tmp_path / "a.run.json").read_text())
+    assert said["configuration"]["num_inference_steps"] == 4
+    assert [len(stage["steps"]) for stage in said["plan"]["stages"]] == [4, 2]
