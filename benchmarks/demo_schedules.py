@@ -45,8 +45,8 @@ from lssgen.measured import place_of, read_measured  # noqa: E402
 from lssgen.plan.caching import MASKS  # noqa: E402
 
 STEPS = 20
-ALTERNATE = "ff" + "cf" * 9
-"""Every second step of 20 cached."""
+SPELT = {"every second": "ff" + "cf" * 9, "three early": "fffcfcfc" + "f" * 12, "four late": "f" * 11 + "cfcfcfcff"}
+"""Masks for 20 steps."""
 
 
 def caching_variants() -> dict[str, Variant]:
@@ -55,10 +55,9 @@ def caching_variants() -> dict[str, Variant]:
     staged: Variant = {"start_sigma": 0.75, "shorten": True}
     table: dict[str, Variant] = {ONE_STAGE: alone}
     for order in (1, 0):
-        for mask in (*MASKS, ALTERNATE):
-            name = "every second" if mask == ALTERNATE else mask
+        for name, mask in {**{name: name for name in MASKS}, **SPELT}.items():
             table[f"one stage, {name}, order {order}"] = {**alone, "cached_steps": mask, "cache_order": order}
-    for steps in (14, 11, 10, 8, 5):
+    for steps in (17, 16, 14, 11, 10, 8, 5):
         table[f"one stage, {steps} steps"] = {**alone, "num_inference_steps": steps}
     for steps in (14, 11, 8):
         table[f"one stage, {steps} steps, dpm++2m"] = {**alone, "num_inference_steps": steps, "solver": "dpm++2m"}

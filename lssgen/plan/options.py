@@ -265,8 +265,7 @@ class PlanOptions:
     )
     cache_order: int = choice(
         1,
-        help="order of that extrapolation: 1 along a line, better where few steps are cached; 0 as it was, better "
-        "where many are",
+        help="order of that extrapolation: 1, along a line; 0, as it was, which is safer where many steps are cached",
         metavar="0|1",
         least=0,
         most=1,
