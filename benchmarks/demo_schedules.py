@@ -145,6 +145,8 @@ def main() -> None:
         found = searched(args, read_bundle(args.bundle), backend)
         write_plot(found, JUDGE.name, args.outdir / "demo_search.png")
         variants = searched_variants(found)
+        # For `benchmarks/transitions.py --schedules`, which puts them beside every transition.
+        (args.outdir / "demo_found.json").write_text(json.dumps(variants, indent=1) + "\n")
     name = f"demo_{args.part}"
     with lssgen.load(args.bundle, engine="onnxruntime", threads=args.threads) as pipeline:
         rows = list(measure(pipeline, held_out_prompts(args.prompts), args.outdir / f"{name}.jsonl", variants))
