@@ -5,8 +5,8 @@
 In a cached step of lssgen the network's output is extrapolated and nothing is run (`lssgen.plan.caching`). The other
 way that is in use runs the first and the last block, and carries what the blocks between them added, as it was at the
 last full step or along a line. This compares the two at the same masks: how alike the pictures are to those of all
-steps, and what a mask costs, in full steps: a cached step of the other way costs its two blocks' share of all blocks, which is
-2 of 5 for the demo model and would be 2 of 57 for FLUX.1.
+steps, and what a mask costs, in full steps: a cached step of the other way costs its two blocks' share of all blocks,
+which is 2 of 5 for the demo model and would be 2 of 57 for FLUX.1.
 """
 
 import argparse
