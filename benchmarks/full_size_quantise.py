@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from zlib import crc32
 
 import numpy as np
@@ -30,6 +30,8 @@ GOAL_GB = 2.5
 BLOCK_BYTES = 1 << 28
 PROMPTS, STEPS = 32, 20
 SIZES = ((512, 512), (1024, 1024))
+TEXT_TOKENS = 333
+"""77 of CLIP and 256 of T5."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,6 +120,14 @@ def sparse_checkpoint(folder: Path, model: str, write: Any, models: Any) -> None
     write(model, folder, (NETWORKS[model],), torch.float16)
 
 
+def write_block(path: Path) -> None:
+    """The random numbers that all weights are places in, the same every time."""
+    rng = np.random.default_rng(0)
+    with path.open("wb") as file:
+        for _ in range(BLOCK_BYTES >> 24):
+            file.write((rng.standard_normal(1 << 23, np.float32) * 0.02).astype(np.float16).tobytes())
+
+
 def export_step(checkpoint: Path, target: Path) -> dict[str, Any]:
     """The step's graph, as the export writes it; its weights are places in one block of random numbers."""
     import onnx_ir as ir
@@ -126,14 +136,11 @@ def export_step(checkpoint: Path, target: Path) -> dict[str, Any]:
     from lssgen.export import writer
 
     target.mkdir(parents=True)
-    rng = np.random.default_rng(0)
     count = {"parameters": 0}
 
     def in_block(model: Any, path: Path, values: Sequence[Any], transposed: set[str], weights: Any) -> dict[str, str]:
         del transposed, weights
-        with path.with_suffix(".data").open("wb") as file:
-            for _ in range(BLOCK_BYTES >> 24):
-                file.write((rng.standard_normal(1 << 23, np.float32) * 0.02).astype(np.float16).tobytes())
+        write_block(path.with_suffix(".data"))
         for value in values:
             size = int(np.prod(value.shape.numpy())) * int(value.dtype.itemsize)
             count["parameters"] += int(np.prod(value.shape.numpy()))
@@ -162,10 +169,12 @@ def export_step(checkpoint: Path, target: Path) -> dict[str, Any]:
 def bundle_around(folder: Path, model: str, step: Mapping[str, Any]) -> Any:
     """A bundle that holds the step, and nothing worth mentioning besides."""
     from lssgen.bundle import MANIFEST, Bundle, manifest_json
-    from lssgen.manifest import FORMAT, Graph, Manifest, Source
+    from lssgen.manifest import FORMAT, Graph, Manifest, Quantity, Source
     from lssgen.plan.facts import Defaults, ModelFacts, NetworkCost
 
     family = "flux" if model.startswith("flux") else "sd3"
+    named = {axis for port in step["inputs"] for axis in port.shape if isinstance(axis, str)}
+    quantities = {axis: axis if axis in get_args(Quantity) else "tokens" for axis in sorted(named)}
     graph = Graph(
         file="step.onnx",
         data=("step.data",),
@@ -175,7 +184,7 @@ def bundle_around(folder: Path, model: str, step: Mapping[str, Any]) -> Any:
         inputs=step["inputs"],
         outputs=step["outputs"],
         runs="stage",
-        axes={},
+        axes=quantities,  # pyright: ignore[reportArgumentType]
     )
     facts = ModelFacts(
         name=model,
@@ -198,6 +207,7 @@ def bundle_around(folder: Path, model: str, step: Mapping[str, Any]) -> Any:
         history=3,
         graphs={"step": graph},
         tokenizers=(),
+        token_axes={axis: TEXT_TOKENS for axis, quantity in quantities.items() if quantity == "tokens"},
     )
     (folder / MANIFEST).write_bytes(manifest_json(manifest))
     return Bundle(folder, manifest)

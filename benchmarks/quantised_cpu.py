@@ -42,6 +42,7 @@ from lssgen.calibration.ranges import RangesJob, measure_ranges
 from lssgen.demo import write_demo_bundle
 from lssgen.engines.demand import Demand, profiles_of
 from lssgen.engines.registry import open_backend
+from lssgen.manifest import Precision
 from lssgen.models.quantisation import sensitivity_of
 from lssgen.parity.samples import sample_inputs
 from lssgen.ports import Array
@@ -114,11 +115,12 @@ def bundle_of(model: str, folder: Path) -> Bundle:
         if model == "demo":
             write_demo_bundle(target)
         else:
-            _export(folder / "checkpoint", target)
+            export_123m(folder / "checkpoint", target)
     return read_bundle(target)
 
 
-def _export(checkpoint: Path, target: Path) -> None:
+def export_123m(checkpoint: Path, target: Path, precision: Precision = "fp32") -> None:
+    """The random SD3 of 122.7 million parameters."""
     sys.path.insert(0, str(ROOT / "tests"))
     from factory import tiny_sd3
 
@@ -132,7 +134,11 @@ def _export(checkpoint: Path, target: Path) -> None:
     tiny_sd3(checkpoint, channels=16, **wide)
     # 32 and 64 cells, which are 256 and 512 px of a real VAE; the tiny one has four pixels a cell, not eight.
     sizes = ((128, 128), (256, 256))
-    export(ExportConfig(model=str(checkpoint), output=target, resolutions=sizes, probe="none", threads=1))
+    export(
+        ExportConfig(
+            model=str(checkpoint), output=target, resolutions=sizes, precision=precision, probe="none", threads=1
+        )
+    )
 
 
 def run_options(bundle: Bundle) -> dict[str, Any]:

@@ -6,6 +6,9 @@ Ranges come from captions that the model was trained on; pictures are painted fr
 every bundle with the same seed. A picture counts when it is wholly right (`examples/demo_model/score.py`). int8 and
 int8-large run as they are meant to; fp8, int8-s8s8 and nvfp4 are made for TensorRT, and ONNX Runtime computes them
 here, with the same rounding. The goal is a score within one point of the bundle in fp32.
+
+Kill it and run it again: it goes on behind the last picture. With `--seconds`, no prompt begins after so many, and the
+score is that of the prompts before. On a GPU: `--engine onnxruntime-cuda`.
 """
 
 import argparse
@@ -14,13 +17,14 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
 
 from benchmarks.demo_quality import held_out_prompts, paint_and_score, wilson
+from lssgen.bench.environment import machine_facts
 from lssgen.bundle import Bundle, read_bundle
 from lssgen.calibration.quality import Bound, Runs
 from lssgen.calibration.quantise import Gate, QuantiseJob, quantise
@@ -28,6 +32,7 @@ from lssgen.calibration.ranges import RangesJob, measure_ranges
 from lssgen.calibration.rehearsal import rehearsed
 from lssgen.demo import write_demo_bundle
 from lssgen.engines.registry import open_backend
+from lssgen.ort import ort
 from lssgen.runtime import Pipeline
 
 RESULTS = Path(__file__).parent / "results" / "quantised_demo.json"
@@ -47,9 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS))
+    parser.add_argument("--engine", default="onnxruntime", choices=("onnxruntime", "onnxruntime-cuda"))
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no prompt after so many")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
-    backend = open_backend("onnxruntime", threads=args.threads)
+    ends = monotonic() + args.seconds
+    backend = open_backend(args.engine, threads=args.threads)
     bundles = bundles_of(args.work, backend, args.variants)
     rows: dict[str, list[bool]] = {name: [] for name in bundles}
     log = args.work / "rows.jsonl"
@@ -61,13 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name, bundle in bundles.items()
         }
         for index, prompt in enumerate(held_out_prompts(args.prompts)):
+            if monotonic() > ends:
+                break
             for name, pipeline in open_ones.items():
                 if (index, name) not in done:
                     done[index, name] = paint_and_score(pipeline, prompt, index, {})["right"]
                     with log.open("a") as file:
                         print(json.dumps({"prompt": index, "variant": name, "right": done[index, name]}), file=file)
                 rows[name].append(done[index, name])
-    record(bundles, rows, args.threads)
+            print(f"\r{index + 1} of {args.prompts} prompts", end="", file=sys.stderr, flush=True)
+    record(bundles, rows, args)
     return 0
 
 
@@ -97,7 +109,7 @@ def calibration_prompts() -> tuple[str, ...]:
     return tuple(str(text) for text in np.random.default_rng(1).permutation(seen)[:CALIBRATED])
 
 
-def record(bundles: dict[str, Bundle], rows: dict[str, list[bool]], threads: int) -> None:
+def record(bundles: dict[str, Bundle], rows: dict[str, list[bool]], args: argparse.Namespace) -> None:
     found: list[dict[str, Any]] = []
     for name, right in rows.items():
         share, about = float(np.mean(right)), bundles[name].manifest.graphs["step"].quantisation
@@ -118,10 +130,12 @@ def record(bundles: dict[str, Bundle], rows: dict[str, list[bool]], threads: int
         "date": datetime.now(UTC).date().isoformat(),
         "prompts": len(rows["fp32"]),
         "calibrated": CALIBRATED,
-        "threads": threads,
-        "onnxruntime": metadata.version("onnxruntime"),
+        "engine": args.engine,
+        "threads": args.threads,
+        "onnxruntime": ort.__version__,
+        **machine_facts(),
     }
-    RESULTS.write_text(json.dumps({"conditions": conditions, "variants": found}, indent=2) + "\n")
+    args.output.write_text(json.dumps({"conditions": conditions, "variants": found}, indent=2) + "\n")
     print(json.dumps(found, indent=1))
 
 

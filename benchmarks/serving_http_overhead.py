@@ -11,31 +11,20 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import os
-import platform
-import statistics
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import numpy as np
 
-import lssgen
-from benchmarks.serving_overhead import IdleBackend
-from lssgen.models.aliases import ALIASES
+from benchmarks.idle_room import MACHINE, measured
 from lssgen.runtime import Options
-from lssgen.serving import ImageRequest, Server, ServerOptions
-from lssgen.serving.api import Observation
+from lssgen.serving import ImageRequest, Server
 from lssgen.serving.http.host import app_of
 from lssgen.serving.http.metrics import Metrics
 from lssgen.serving.http.running import Connections, HttpServer, address_of, open_socket, uvicorn_config
 from lssgen.serving.http.settings import HttpSettings
-from lssgen.testing import FakeModel, decode_network, fake_bundle, step_network, text_network, transition_network
 
 
 def clients(url: str, count: int, open_at_once: int, body: dict[str, Any]) -> None:
@@ -90,47 +79,6 @@ def by_python(room: Server, count: int, open_at_once: int, body: dict[str, Any])
         thread.join()
 
 
-def measured(batch: int, ask: Callable[[Server, Metrics], None]) -> dict[str, Any]:
-    """Times between engine calls of full batches, while somebody asks."""
-    facts = ALIASES["sd3"].facts()
-    channels = facts.channels
-    networks = {
-        "text": text_network(),
-        "step": step_network(lambda ask: ask.u, channels=channels),
-        "transition_resnet": transition_network(channels=channels),
-        "decode": decode_network(channels=channels),
-    }
-    metrics = Metrics()
-    calls: list[tuple[float, int]] = []
-
-    def observe(seen: Observation) -> None:
-        metrics.observe(seen)
-        if seen.kind == "step":
-            calls.append((time.perf_counter(), seen.rows))
-
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = fake_bundle(Path(folder) / "sd3", FakeModel(facts=facts, networks=networks))
-        options = ServerOptions(batches=(batch,), most_requests=10_000, most_queued_pixels=10**15)
-        backend: Any = IdleBackend(networks)
-        with lssgen.Server(bundle.folder, engine=backend, verify="never", options=options, observe=observe) as room:
-            room.wait_ready()
-            calls.clear()
-            began = time.perf_counter()
-            ask(room, metrics)
-            seconds = time.perf_counter() - began
-    gaps = [1e6 * (later - at) for (at, rows), (later, after) in pairwise(calls) if rows == after == batch]
-    return {
-        "full_batches": len(gaps),
-        "calls": len(calls),
-        "seconds": round(seconds, 2),
-        "microseconds_per_step": {
-            "median": round(statistics.median(gaps), 1),
-            "p90": round(float(np.quantile(gaps, 0.9)), 1),
-            "p99": round(float(np.quantile(gaps, 0.99)), 1),
-        },
-    }
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
@@ -140,17 +88,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args(argv)
     body = {"prompt": "a lighthouse at dusk", "size": args.size, "num_inference_steps": args.steps}
-    at_once = 2 * args.batch
+    at_once, metrics = 2 * args.batch, Metrics()
     report: dict[str, Any] = {
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
+        **MACHINE,
         "batch": args.batch,
         "requests": args.requests,
         "steps": args.steps,
         "size": args.size,
-        "python_only": measured(args.batch, lambda room, _: by_python(room, args.requests, at_once, body)),
-        "http": measured(args.batch, lambda room, metrics: by_http(room, metrics, args.requests, at_once, body)),
+        "python_only": measured(
+            "sd3", args.batch, lambda room: by_python(room, args.requests, at_once, body), metrics.observe
+        ),
+        "http": measured(
+            "sd3", args.batch, lambda room: by_http(room, metrics, args.requests, at_once, body), metrics.observe
+        ),
     }
     text = json.dumps(report, indent=2)
     print(text)

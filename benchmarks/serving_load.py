@@ -45,6 +45,8 @@ MALFORMED = (
 TINY: dict[str, Any] = {"min_resolution": 32, "shorten": False}
 """Words that make stages of 32 px, with all steps."""
 
+ALWAYS = ("--engine", "onnxruntime", "--port", "0", "--log", "off")
+
 SEED_S, COMPARED = 20261126, 50
 
 
@@ -204,7 +206,7 @@ class Process:
     """
 
     def __init__(self, bundle: Path, home: Path, *words: str) -> None:
-        self._command = [sys.executable, "-m", "lssgen", "serve", str(bundle), "--port", "0", "--log", "off", *words]
+        self._command = [sys.executable, "-m", "lssgen", "serve", str(bundle), *ALWAYS, *words]
         self._environment = {**os.environ, "LSSGEN_HOME": str(home)}
 
     async def start(self) -> str:

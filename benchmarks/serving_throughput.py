@@ -2,7 +2,8 @@
 
     python benchmarks/serving_throughput.py --requests 48 --rounds 3 --output results.json
 
-The demo model on the CPU. Every round serves the same requests, of two sizes and three numbers of steps, in turn by
+The demo model, on the CPU unless `--engine` names another place. Every round serves the same requests, of two sizes
+and three numbers of steps, in turn by
 
     one       one request after another, by a pipeline
     static    batches of requests that want the same, formed in the order of arrival, by a pipeline
@@ -23,6 +24,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -71,7 +73,7 @@ def one_after_another(pipeline: Pipeline, asked: Sequence[Options]) -> Served:
     return Served(monotonic() - began, steps, steps)
 
 
-def in_static_batches(pipeline: Pipeline, asked: Sequence[Options]) -> Served:
+def in_static_batches(pipeline: Pipeline, asked: Sequence[Options], most: int) -> Served:
     """Requests wait for others that want the same, up to a full batch; the rest goes at the end."""
     began, calls, steps = monotonic(), 0, 0
     open_batches: dict[Any, list[Options]] = defaultdict(list)
@@ -80,7 +82,7 @@ def in_static_batches(pipeline: Pipeline, asked: Sequence[Options]) -> Served:
         open_batches[key].append(options)
         last = number == len(asked) - 1
         for batch in list(open_batches.values()) if last else [open_batches[key]]:
-            if len(batch) == BATCHES[-1] or (last and batch):
+            if len(batch) == most or (last and batch):
                 words: Any = {**batch[0], "seed": 0}
                 result = pipeline([prompt_of(one) for one in batch], batch=len(batch), **words)
                 calls += result.plan.evaluations
@@ -105,10 +107,10 @@ def prompt_of(options: Options) -> str:
     return PROMPTS[options.get("seed", 0) % len(PROMPTS)]
 
 
-def fairness(folder: Path, order: tuple[Rank, ...], threads: int) -> dict[str, Any]:
+def fairness(folder: Path, order: tuple[Rank, ...], args: argparse.Namespace) -> dict[str, Any]:
     """Latencies of small pictures that come while large ones are painted, and of these."""
-    options = ServerOptions(batches=BATCHES, sizes=((128, 128), (256, 256)), order=order)
-    with lssgen.Server(folder, options=options, threads=threads) as server:
+    options = ServerOptions(batches=tuple(args.batches), sizes=((128, 128), (256, 256)), order=order)
+    with lssgen.Server(folder, options=options, engine=args.engine, threads=args.threads) as server:
         server.wait_ready()
         large = [submitted(server, 256, 12, seed) for seed in range(4)]
         small: list[Any] = []
@@ -127,15 +129,15 @@ def submitted(server: Server, side: int, steps: int, seed: int) -> Any:
 
 def measured(folder: Path, args: argparse.Namespace) -> dict[str, list[Served]]:
     found: dict[str, list[Served]] = defaultdict(list)
-    sizes = tuple((side, side) for side in SIZES)
+    options = ServerOptions(batches=tuple(args.batches), sizes=tuple((side, side) for side in SIZES))
     with (
-        lssgen.load(folder, engine="onnxruntime", threads=args.threads) as pipeline,
-        lssgen.Server(folder, options=ServerOptions(batches=BATCHES, sizes=sizes), threads=args.threads) as server,
+        lssgen.load(folder, engine=args.engine, threads=args.threads) as pipeline,
+        lssgen.Server(folder, options=options, engine=args.engine, threads=args.threads) as server,
     ):
         server.wait_ready()
         ways: dict[str, Callable[[Sequence[Options]], Served]] = {
             "one": lambda asked: one_after_another(pipeline, asked),
-            "static": lambda asked: in_static_batches(pipeline, asked),
+            "static": lambda asked: in_static_batches(pipeline, asked, max(args.batches)),
             "server": lambda asked: by_server(server, asked),
             "whole": lambda asked: by_server(server, asked, start_sigma=1.0),
         }
@@ -154,6 +156,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime")
+    parser.add_argument("--engine", default="onnxruntime")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="batches that the server forms")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
@@ -161,11 +165,13 @@ def main() -> None:
         write_demo_bundle(folder)
         found = measured(folder, args)
         classes = {
-            " ".join(order): fairness(folder, order, args.threads)
+            " ".join(order): fairness(folder, order, args)
             for order in (("deadline", "share", "age"), ("deadline", "age"))
         }
     report = {
+        "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {cpus()} CPUs",
+        "engine": args.engine,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "lssgen": lssgen.__version__,
@@ -175,10 +181,13 @@ def main() -> None:
         "rounds": args.rounds,
         "sizes_px": SIZES,
         "steps": STEPS,
-        "batches": BATCHES,
+        "batches": args.batches,
         "time_of_one_over_this": {
             way: statistics.median(one.seconds / this.seconds for one, this in zip(found["one"], each, strict=True))
             for way, each in found.items()
+        },
+        "pictures_a_second": {
+            way: statistics.median(args.requests / this.seconds for this in each) for way, each in found.items()
         },
         "pictures_a_call": {
             way: sum(one.steps for one in each) / sum(one.calls for one in each) for way, each in found.items()

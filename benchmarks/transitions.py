@@ -6,8 +6,8 @@
 Every held-out prompt is painted by every variant before the next prompt comes, as in `benchmarks/demo_quality.py`, of
 which the score and the prompts are. Rows are appended to a JSONL file, and a run that was stopped goes on where it was.
 Variants: one stage; every transition that the bundle has at every noise level, with the small stage painted to its end
-and left where the next one's noise covers the rest (hand-off auto); the level that `lssgen calibrate sigma` put into the
-bundle; and, with --schedules, further options of runs from a file, {"name": {"start_sigma": 0.5, ...}, ...}.
+and left where the next one's noise covers the rest (hand-off auto); the level that `lssgen calibrate sigma` put into
+the bundle; and, with --schedules, further options of runs from a file, {"name": {"start_sigma": 0.5, ...}, ...}.
 """
 
 import argparse

@@ -3,7 +3,8 @@
 #     docker build -f docker/serve.Dockerfile -t lssgen-serve .
 #     docker run --gpus all -v "$PWD/data:/data" -p 8000:8000 lssgen-serve serve /data/bundles/sd3 --engine tensorrt --sizes 1024 --host 0.0.0.0 --api-keys /data/keys.txt
 #
-# EXTRAS is serve and one of tensorrt, tensorrt-rtx, onnxruntime-gpu and onnxruntime (for the CPU); otel brings traces.
+# EXTRAS is serve and one of tensorrt, tensorrt-rtx, onnxruntime-gpu and onnxruntime (for the CPU); otel brings traces,
+# lora what merging LoRAs needs where no TensorRT brings it.
 # The driver comes from the host, by NVIDIA's container toolkit; everything else of CUDA comes with the packages. Those
 # of tensorrt fetch their libraries from NVIDIA's own index, which the build must reach, or a mirror of it that
 # PIP_EXTRA_INDEX_URL names.

@@ -16,35 +16,69 @@ from lssgen.machine import cpu_name, cpus
 from lssgen.plan.timing import TimeCosts
 
 MEASURED = "measured.json"
-FORMAT = 1
+FORMAT = 2
+
+OPTIONS = ("inference_precision", "low_memory", "tf32", "weight_streaming")
+"""Options of engines that change how fast they are."""
 
 Faster = Literal["staged", "single", "undecided"]
 
 
+class Ratio(msgspec.Struct, frozen=True, kw_only=True):
+    """How long one way takes over another, measured in turn.
+
+    Attributes:
+        ratio: Estimate.
+        lower, upper: Its 95 % interval.
+        pairs: Pairs of pictures.
+    """
+
+    ratio: float
+    lower: float
+    upper: float
+    pairs: int
+
+    @property
+    def surely_slower(self) -> bool:
+        """Whether the first way is surely the slower one."""
+        return self.lower > 1
+
+    @property
+    def surely_faster(self) -> bool:
+        """Whether the first way is surely the faster one."""
+        return self.upper < 1
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.2f} ({self.lower:.2f} to {self.upper:.2f})"
+
+
 class Guarantee(msgspec.Struct, frozen=True, kw_only=True):
-    """Two ways of painting one size, measured in turn.
+    """What is known of one picture size.
 
     Attributes:
         width, height: Picture size in pixels.
         staged_over_single: Time of the stages over that of one stage, at the same steps and guidance.
-        lower, upper: Its 95 % interval.
-        pairs: Pairs of pictures.
-        engine_over_reference: Time of the engine over that of ONNX Runtime; None where it is that one, or where that
-            one cannot run the bundle.
+        engine_over_reference: Time of the engine over that of the reference, both as the bundle paints by itself; None
+            where the engine is the reference, or where that one cannot run the bundle.
+        reference: Name of the reference; "" where there is none.
     """
 
     width: int
     height: int
-    staged_over_single: float
-    lower: float
-    upper: float
-    pairs: int
-    engine_over_reference: float | None = None
+    staged_over_single: Ratio
+    engine_over_reference: Ratio | None = None
+    reference: str = ""
 
     @property
     def faster(self) -> Faster:
-        """Which way is surely the faster."""
-        return "staged" if self.upper < 1 else "single" if self.lower > 1 else "undecided"
+        """Which of stages and one stage is surely the faster."""
+        ratio = self.staged_over_single
+        return "staged" if ratio.surely_faster else "single" if ratio.surely_slower else "undecided"
+
+    @property
+    def outrun(self) -> bool:
+        """Whether the reference is surely faster than the engine."""
+        return self.engine_over_reference is not None and self.engine_over_reference.surely_slower
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,11 +118,14 @@ def place_of(engine: str, backend: Mapping[str, object]) -> str:
 
     Args:
         engine: Name of the engine.
-        backend: What it tells about itself: threads and device, where it has them, are part of the place.
+        backend: What it tells about itself: threads, device, and options that make it faster or slower, where it has
+            them and they are not the usual ones, are part of the place.
     """
     device = backend.get("gpu") or backend.get("device")
     where = f"{device}" if device else f"{cpu_name()} x {cpus()}"
-    return f"{engine} with {backend.get('threads') or 'all'} threads on {where}"
+    usual = (None, False, "auto")
+    how = "".join(f", {name} {backend[name]}" for name in OPTIONS if backend.get(name) not in usual)
+    return f"{engine} with {backend.get('threads') or 'all'} threads{how} on {where}"
 
 
 def read_measured(bundle: Bundle, place: str) -> Measured | None:
@@ -112,12 +149,6 @@ def write_measured(bundle: Bundle, place: str, measured: Measured) -> None:
     file = _read(bundle) or _File(manifest_sha256=sha256_of(bundle.path(MANIFEST)))
     whole = _File(manifest_sha256=file.manifest_sha256, places={**file.places, place: measured})
     write_whole(bundle.path(MEASURED), msgspec.json.format(msgspec.json.encode(whole), indent=2) + b"\n")
-
-
-def with_guarantee(measured: Measured, guarantee: Guarantee) -> Measured:
-    """The same with a guarantee more, in place of one of its size."""
-    others = (one for one in measured.guarantees if (one.height, one.width) != (guarantee.height, guarantee.width))
-    return msgspec.structs.replace(measured, guarantees=(*others, guarantee))
 
 
 def _read(bundle: Bundle) -> _File | None:

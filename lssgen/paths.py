@@ -22,6 +22,15 @@ def find_bundle(name: str | Path) -> Path:
     return named if not Path(name).exists() and named.exists() else Path(name)
 
 
+def loras() -> Path:
+    return home() / "loras"
+
+
+def styles() -> Path:
+    """Folder for bundles that a server has merged LoRAs into."""
+    return home() / "styles"
+
+
 def engines() -> Path:
     return home() / "engines"
 

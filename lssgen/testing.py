@@ -17,7 +17,7 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from lssgen.bundle import MANIFEST, Bundle, manifest_json
-from lssgen.engines.base import Binding, Buffer, HostBuffer, HostMark, Mark, check_buffers, see_graph
+from lssgen.engines.base import Binding, Buffer, GraphEngine, HostBuffer, HostMark, Mark, check_buffers, see_graph
 from lssgen.engines.demand import Demand
 from lssgen.errors import EngineError, ShapeError
 from lssgen.manifest import (
@@ -77,26 +77,14 @@ class FakeBuffer(HostBuffer):
         super().__init__(np.full(shape, 113, dtype))  # contents are undefined; zeros would hide a mistake
 
 
-class FakeEngine:
+class FakeEngine(GraphEngine):
     """A `Network` behind the `Engine` protocol."""
 
     def __init__(self, name: str, network: Network, calls: list[str]) -> None:
-        self._name = name
+        super().__init__(name, network)
         self._network = network
         self._calls = calls
         self.closed = False
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def inputs(self) -> tuple[Port, ...]:
-        return self._network.inputs
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        return self._network.outputs
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Binding:
         check_buffers(self._name, (*self.inputs, *self.outputs), buffers)

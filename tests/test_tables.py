@@ -15,6 +15,7 @@ DOCS = Path(__file__).parents[1] / "docs"
         ("full_size.md", "make_full_size.py"),
         ("api.md", "make_api.py"),
         ("schedulers.md", "make_schedulers.py"),
+        ("upsampler_numbers.md", "make_upsamplers.py"),
     ],
 )
 def test_the_page_is_current(page: str, script: str) -> None:

@@ -73,8 +73,8 @@ def torch_step(name: str, checkpoint: Path, bundle: Bundle, size: int, tokens: i
     return step
 
 
-def torch_run(name: str, checkpoint: Path, size: int, steps: int) -> Callable[[str, int], Any]:
-    """A whole run of diffusers in one stage: prompt and seed to a picture."""
+def torch_run(name: str, checkpoint: Path, size: int, steps: int, zeros: int) -> Callable[[str, int], Any]:
+    """A whole run of diffusers in one stage: prompt and seed to a picture. Of text, it has `zeros` rows of T5's."""
     import torch
     from diffusers import StableDiffusion3Pipeline
 
@@ -90,7 +90,7 @@ def torch_run(name: str, checkpoint: Path, size: int, steps: int) -> Callable[[s
         with torch.inference_mode():
             return pipe(
                 prompt, negative_prompt=NEGATIVE, height=size, width=size, num_inference_steps=steps,
-                guidance_scale=GUIDANCE, generator=generator,
+                guidance_scale=GUIDANCE, generator=generator, max_sequence_length=zeros,
             ).images[0]  # fmt: skip
 
     return run

@@ -2,15 +2,18 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+from unittest.mock import patch
 
 from lssgen.bench.environment import environment
 
+K = TypeVar("K")
 Work = Callable[[], Any]
 Clock = Literal["wall", "cpu"]
 
@@ -33,7 +36,7 @@ class Times:
     cpu: list[float] = field(default_factory=list[float])
 
 
-def in_turn(works: Mapping[str, Work], rounds: int, say: Callable[[str], object] = print) -> dict[str, Times]:
+def in_turn(works: Mapping[K, Work], rounds: int, say: Callable[[str], object] = print) -> dict[K, Times]:
     """Time every contestant in every round, after a round that does not count."""
     names = list(works)
     times = {name: Times() for name in names}
@@ -58,10 +61,32 @@ def _turn(work: Work) -> tuple[float, float]:
     return median(walls), median(cpus)
 
 
-def times_as_fast(times: Mapping[str, Times], name: str, reference: str, clock: Clock) -> float:
+def times_as_fast(times: Mapping[K, Times], name: K, reference: K, clock: Clock) -> float:
     """Median over the rounds of the reference's time over a contestant's."""
     one, other = getattr(times[name], clock), getattr(times[reference], clock)
     return median(b / a for a, b in zip(one, other, strict=True))
+
+
+def clock_of(threads: int) -> Clock:
+    """What counts: with one thread the processor's time, which neighbours hardly change; with several the clock."""
+    return "cpu" if threads == 1 else "wall"
+
+
+TIMED = (
+    "lssgen.engines.base", "lssgen.bench.measure", "lssgen.bench.meter", "lssgen.runtime.sampler",
+    "lssgen.runtime.pipeline",
+)  # fmt: skip
+"""Modules that take the times of a run's parts."""
+
+
+@contextmanager
+def timed_by(threads: int) -> Generator[None]:
+    """Within it, lssgen's own times of a run's parts are those of the clock that counts."""
+    with ExitStack() as stack:
+        if clock_of(threads) == "cpu":
+            for name in TIMED:
+                stack.enter_context(patch(f"{name}.perf_counter", process_time))
+        yield
 
 
 def conditions(threads: int) -> dict[str, object]:

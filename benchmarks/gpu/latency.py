@@ -1,7 +1,7 @@
 """Is it fast? Steps, stages and whole runs of a bundle on one backend; the same network in torch."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -86,12 +86,13 @@ def run_timings(bundle: Bundle, backend: Backend, alone: list[Timing]) -> list[T
     return timings
 
 
-def torch_timings(model: str, sizes: tuple[tuple[int, int], ...]) -> list[Timing]:
+def torch_timings(model: str, sizes: tuple[tuple[int, int], ...], mode: str = "max-autotune") -> Iterator[Timing]:
     """The network of one step in torch, fp16 on the GPU, two guidance branches: eager, then compiled.
 
     Args:
         model: "sd3-medium" or "sdxl", with random weights.
         sizes: Latent (height, width) in cells.
+        mode: How hard torch.compile tries.
     """
     import torch
     from diffusers import SD3Transformer2DModel, UNet2DConditionModel
@@ -101,7 +102,8 @@ def torch_timings(model: str, sizes: tuple[tuple[int, int], ...]) -> list[Timing
     on: dict[str, Any] = {"device": "cuda", "dtype": torch.float16}
     component, cls = ("unet", UNet2DConditionModel) if model == "sdxl" else ("transformer", SD3Transformer2DModel)
     config = dict(MODELS[model][1][component].config)
-    network: Any = cls.from_config(config).to(**on).eval()
+    with torch.device("cuda"):  # two billion random numbers take a minute on a CPU
+        network: Any = cls.from_config(config).to(**on).eval()
     channels = network.config.in_channels
     text = torch.randn(2, 77 if model == "sdxl" else 333, 2048 if model == "sdxl" else 4096, **on)
     pooled = {"text_embeds": torch.randn(2, 1280, **on), "time_ids": torch.ones(2, 6, **on)}
@@ -116,8 +118,7 @@ def torch_timings(model: str, sizes: tuple[tuple[int, int], ...]) -> list[Timing
             "pooled_projections": torch.randn(2, 2048, **on),
         }  # fmt: skip
 
-    timings: list[Timing] = []
-    for name, form in (("torch eager", network), ("torch compiled", torch.compile(network, mode="max-autotune"))):
+    for name, form in (("torch eager", network), (f"torch compiled, {mode}", torch.compile(network, mode=mode))):
         for size in sizes:
             given = arguments(*size)
 
@@ -128,11 +129,10 @@ def torch_timings(model: str, sizes: tuple[tuple[int, int], ...]) -> list[Timing
                 torch.cuda.synchronize()
 
             what = f"network alone, batch 1, branches 2, height {size[0]}, width {size[1]}"
-            timings.append(Timing(what=what, engine=name, ms=measured(calls) / STEPS))
+            yield Timing(what=what, engine=name, ms=measured(calls) / STEPS)
     del network
     gc.collect()
     torch.cuda.empty_cache()
-    return timings
 
 
 def measured(work: Callable[[], None]) -> float:

@@ -61,7 +61,7 @@ def held(
 
 
 def _complaint(result: CaseResult, budget: Mapping[str, float]) -> str:
-    latency = result.image_latency_ms
+    latency = result.request_latency_ms
     over = [
         f"{which} is {getattr(latency, which):.1f} ms, over its budget of {most:g} ms"
         for which, most in budget.items()

@@ -14,8 +14,8 @@ import msgspec
 from lssgen.bench.cases import PROMPT, wordings
 from lssgen.bench.clocks import Pace
 from lssgen.bench.environment import Environment, environment
-from lssgen.bench.records import write_record
-from lssgen.bench.sides import Side, painter
+from lssgen.bench.records import read_record, write_record
+from lssgen.bench.sides import Side, identity_of, painter
 from lssgen.bench.stats import (
     Interval,
     Verdict,
@@ -28,9 +28,8 @@ from lssgen.bench.stats import (
 )
 from lssgen.choices import choice, refuse_outside
 from lssgen.errors import BenchError, MismatchError
-from lssgen.jsons import JsonError, NoFileError, read_json
 
-FORMAT = 1
+FORMAT = 2
 """Changes when a reader would misunderstand an older file."""
 
 _BUDGET = "how long to measure"
@@ -93,6 +92,7 @@ class Duel(msgspec.Struct, frozen=True, kw_only=True):
         a, b: Sides as they were written; the same text for a comparison of one side with itself.
         margin, false_alarms: Terms.
         environment: Machine and software.
+        about: Hashes of both bundles and of both sides' code, and the words of the prompts.
         rounds: Rounds that were finished.
         verdict: PASS, FAIL or UNDECIDED.
         estimate: B's time over A's; Hodges and Lehmann's, at the level of the last look.
@@ -106,6 +106,7 @@ class Duel(msgspec.Struct, frozen=True, kw_only=True):
     margin: float
     false_alarms: float
     environment: Environment
+    about: Mapping[str, str] = {}
     rounds: tuple[Round, ...] = ()
     verdict: Verdict = "UNDECIDED"
     estimate: Interval | None = None
@@ -116,10 +117,6 @@ class Duel(msgspec.Struct, frozen=True, kw_only=True):
     def log_ratios(self) -> list[float]:
         """One number a round."""
         return [one.log_ratio for one in self.rounds]
-
-
-class _Head(msgspec.Struct):
-    format: object = None
 
 
 OnRound = Callable[[Duel], None]
@@ -146,10 +143,11 @@ def compare(
     Raises:
         BenchError: A side cannot be run, or its process died; the rounds before were told to `on_round`.
     """
-    pace, rounds, described = Pace(), list(known), dict[str, str]()
+    pace, rounds, described, about = Pace(), list(known), dict[str, str](), about_of(a, b, prompt)
     looks = looks_of(terms.rounds)
     while True:
         made = judged(a, b, terms, rounds, environment(described), pace.complaints())
+        made = msgspec.structs.replace(made, about=about)
         if on_round is not None and rounds:
             on_round(made)
         if len(rounds) >= terms.rounds or (len(rounds) in looks and made.verdict != "UNDECIDED"):
@@ -157,6 +155,14 @@ def compare(
         pace.look()
         found, described = _round(a, b, terms, prompt, swapped=len(rounds) % 2 == 1)
         rounds.append(found)
+
+
+def about_of(a: Side, b: Side, prompt: str) -> dict[str, str]:
+    """What rounds must have in common, besides the sides as they are written and the machine, to be put together."""
+    sides = {
+        f"{name}'s {part}": value for name, side in (("A", a), ("B", b)) for part, value in identity_of(side).items()
+    }
+    return {**sides, "prompt": prompt}
 
 
 def judged(
@@ -215,30 +221,28 @@ def read_duel(path: Path) -> Duel:
         BenchError: It is missing or damaged.
         MismatchError: It has another format.
     """
-    try:
-        if (head := read_json(path, _Head)).format != FORMAT:
-            raise MismatchError(
-                f"{path} has format {str(head.format)[:20]}, and this lssgen reads format {FORMAT}; compare again"
-            )
-        return read_json(path, Duel)
-    except NoFileError as error:
-        raise BenchError(f"{path} {error}") from error
-    except JsonError as error:
-        raise BenchError(f"{path} is damaged: it {error}; remove it and compare again") from error
+    make, again = "make it with lssgen bench compare --output", "remove it and compare again"
+    return read_record(path, Duel, FORMAT, make=make, again=again, other=MismatchError)
 
 
-def rounds_to_go_on(path: Path, a: Side, b: Side) -> tuple[Round, ...]:
+def rounds_to_go_on(path: Path, a: Side, b: Side, prompt: str = PROMPT) -> tuple[Round, ...]:
     """Rounds of an earlier, stopped comparison of the same sides; none where there is no file.
 
     Raises:
         BenchError: The file is damaged.
-        MismatchError: It is of other sides, or of another machine or version.
+        MismatchError: It is of other sides, of another bundle or state of the code, or of another machine or version.
     """
     if not path.exists():
         return ()
     before = read_duel(path)
     if (before.a, before.b) != (a.text, b.text):
         raise MismatchError(f"{path} compares {before.a} with {before.b}; choose another file for this comparison")
+    about = about_of(a, b, prompt)
+    if changed := [name for name, value in about.items() if before.about.get(name) != value]:
+        raise MismatchError(
+            f"{path} was measured before {' and '.join(changed)} changed, and rounds of both would be mixed; choose "
+            "another file, or remove it"
+        )
     now = environment({})
     moved = [
         f"{part} {name}"

@@ -100,14 +100,17 @@ def state_facts() -> dict[str, str]:
 
 def differences(one: Environment, other: Environment) -> list[str]:
     """Hard facts in which two environments differ, a sentence each; empty if their numbers may be compared."""
-    found: list[str] = []
-    for part in ("machine", "software", "backend"):
-        ours: Mapping[str, str] = getattr(one, part)
-        theirs: Mapping[str, str] = getattr(other, part)
-        for name in sorted({*ours, *theirs}):
-            if ours.get(name) != theirs.get(name):
-                found.append(f"{part} {name} was {theirs.get(name, 'absent')} and is {ours.get(name, 'absent')}")
-    return found
+    parts = ("machine", "software", "backend")
+    return [said for part in parts for said in facts_that_differ(part, getattr(one, part), getattr(other, part))]
+
+
+def facts_that_differ(part: str, ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
+    """Facts of one kind in which two measurements differ, a sentence each."""
+    return [
+        f"{part} {name} was {theirs.get(name, 'absent')} and is {ours.get(name, 'absent')}"
+        for name in sorted({*ours, *theirs})
+        if ours.get(name) != theirs.get(name)
+    ]
 
 
 def cpu_megahertz() -> float | None:

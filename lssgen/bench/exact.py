@@ -2,7 +2,8 @@
 
 Engine calls, copies and allocations come from a run on engines that do nothing; arithmetic and bytes from the plan.
 They are whole numbers that do not depend on the machine, so any change is a change of the code, and is refused until
-somebody updates the baseline on purpose. The host's own time is a ratio to the copies that a step cannot do without.
+somebody updates the baseline on purpose. Instructions are counted where the machine can. The host's own time is a ratio
+to the copies that a step cannot do without.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ import numpy as np
 
 from lssgen.bench.cases import PROMPT, wordings
 from lssgen.bench.idle import IdleBackend
+from lssgen.bench.instructions import counted
 from lssgen.bench.meter import Meter, MeteredBackend
 from lssgen.bench.records import read_record, write_record
 from lssgen.bundle import Bundle
@@ -32,6 +34,9 @@ FORMAT = 1
 
 RATIO_BOUND = 1.5
 """Times that a ratio of times may be what the baseline has. On a shared machine the same code gives up to 1.2."""
+
+INSTRUCTIONS_BOUND = 1.02
+"""Times that the instructions of a run may be those of the baseline: hashes and addresses differ from run to run."""
 
 Lines = dict[str, int | str]
 
@@ -46,6 +51,8 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
         conditions: Versions that `host` belongs to.
         exact: Whole numbers and words that any machine gives.
         host: Whole numbers that depend on the versions in `conditions`.
+        instructions: Instructions of a run in user space, held to `INSTRUCTIONS_BOUND` under the same `conditions`;
+            None where the machine does not count them.
         ratios: Ratios of times, held to `RATIO_BOUND`.
     """
 
@@ -55,6 +62,7 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
     conditions: Mapping[str, str] = {}
     exact: Mapping[str, int | str]
     host: Mapping[str, int | str] = {}
+    instructions: int | None = None
     ratios: Mapping[str, float] = {}
 
 
@@ -88,7 +96,7 @@ def baseline_of_bundle(bundle: Bundle, options: Options, *, prompt: str = PROMPT
     meter = Meter(timed=False)
     with Pipeline(bundle, MeteredBackend(IdleBackend(), meter)) as pipeline:
         plan = pipeline.plan(**options)
-        first, second, third = wordings(prompt, 3)
+        first, second, third, fourth = wordings(prompt, 4)
         exact = plan_lines(plan, bundle.manifest.facts) | _weights(bundle, plan)
         pipeline(first, **options)
         exact |= _counted(meter, "first run")
@@ -96,13 +104,19 @@ def baseline_of_bundle(bundle: Bundle, options: Options, *, prompt: str = PROMPT
         pipeline(second, **options)
         exact |= _counted(meter, "later runs")
         calls = _python_calls(lambda: pipeline(third, **options))
+        instructions = counted(lambda: pipeline(fourth, **options))
         ratio = _host_ratio(pipeline, options, plan, prompt)
     return Baseline(
         name=bundle.manifest.facts.name,
         key=_key(bundle, options),
-        conditions={"python": _series(platform.python_version()), "numpy": _series(np.__version__)},
+        conditions={
+            "python": _series(platform.python_version()),
+            "numpy": _series(np.__version__),
+            "architecture": platform.machine(),
+        },
         exact=exact,
         host={"Python and C functions called by a run": calls},
+        instructions=instructions,
         ratios={"host time a step over its bare copies": round(ratio, 2)},
     )
 
@@ -122,10 +136,24 @@ def changes(now: Baseline, before: Baseline) -> list[str]:
     found = _changed(now.exact, before.exact)
     if now.conditions == before.conditions:
         found += _changed(now.host, before.host)
+        if now.instructions and before.instructions and now.instructions > INSTRUCTIONS_BOUND * before.instructions:
+            found.append(f"instructions of a run were {before.instructions} and are {now.instructions}")
     for name, value in before.ratios.items():
         if now.ratios.get(name, 0.0) > RATIO_BOUND * value:
             found.append(f"{name} was {value:g} and is {now.ratios[name]:g}, more than {RATIO_BOUND:g} times as much")
     return found
+
+
+def not_compared(now: Baseline, before: Baseline) -> list[str]:
+    """Lines of the baseline that say nothing here, in words, so that a passed gate is not taken for more than it is."""
+    if before.host and now.conditions != before.conditions:
+        ours, theirs = (" ".join(f"{key} {value}" for key, value in one.conditions.items()) for one in (now, before))
+        return [
+            f"functions and instructions of the host are not compared: they are those of {theirs}, and this is {ours}"
+        ]
+    if before.instructions and not now.instructions:
+        return ["instructions are not compared: this machine does not count them"]
+    return []
 
 
 def write_baseline(baseline: Baseline, path: Path) -> None:

@@ -3,16 +3,17 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from math import exp
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Any, cast
 
 from lssgen.bench.cases import PROMPT, wordings
+from lssgen.bench.measure import OnRun, unheard
 from lssgen.bench.results import CaseResult
 from lssgen.bench.stats import LEAST_PAIRS, hodges_lehmann, log_ratio
-from lssgen.errors import BenchError, EngineError
-from lssgen.measured import Guarantee, Measured
+from lssgen.errors import BenchError
+from lssgen.measured import Guarantee, Measured, Ratio
 from lssgen.plan import ModelFacts
 from lssgen.plan.timing import Line, TimeCosts
 from lssgen.runtime import Options, Pipeline
@@ -38,8 +39,10 @@ def guarantee(
     options: Mapping[str, Any],
     *,
     reference: Pipeline | None = None,
+    reference_name: str = "",
     pairs: int = 12,
     prompt: str = PROMPT,
+    on_run: OnRun = unheard,
 ) -> Guarantee | None:
     """Measure both ways of painting one size, in the order A B B A; None where the plan has one stage anyway.
 
@@ -48,11 +51,14 @@ def guarantee(
         size: (height, width) of the picture in pixels.
         options: Options of the run, without its size.
         reference: The same bundle on the reference engine, if the engine is to be compared with it.
+        reference_name: Name of that engine.
         pairs: Pairs of pictures; `LEAST_PAIRS` at least.
         prompt: Words of the prompts.
+        on_run: Told of every pair.
 
     Raises:
         BenchError: Too few pairs.
+        EngineError: One of the engines cannot run it.
     """
     if pairs < LEAST_PAIRS:
         raise BenchError(f"{pairs} pairs are too few for an interval; measure {LEAST_PAIRS} or more")
@@ -60,27 +66,29 @@ def guarantee(
     if len(staged.plan(**both).stages) == 1:
         return None
     paint = painted(staged)
-    ratios = paired(paint, {**both, "start_sigma": 1.0}, paint, both, pairs, prompt)
-    interval = hodges_lehmann(ratios, 0.95)
-    compiled: float | None = None
-    if reference is not None:
-        try:
-            compiled = exp(median(paired(painted(reference), both, paint, both, LEAST_PAIRS, prompt)))
-        except EngineError:  # a bundle in bf16, which ONNX Runtime does not run on a CPU
-            compiled = None
+    plain, single = None if reference is None else painted(reference), {**both, "start_sigma": 1.0}
+
+    def measured(against: str, other: Paint, options: Mapping[str, Any]) -> Ratio:
+        hear = partial(on_run, f"{size[1]}x{size[0]} against {against}")
+        return _ratio(paired(other, options, paint, both, pairs, prompt, hear))
+
     return Guarantee(
         width=size[1],
         height=size[0],
-        staged_over_single=interval.ratio,
-        lower=interval.lower,
-        upper=interval.upper,
-        pairs=pairs,
-        engine_over_reference=compiled,
+        staged_over_single=measured("one stage", paint, single),
+        engine_over_reference=None if plain is None else measured(reference_name, plain, both),
+        reference="" if plain is None else reference_name,
     )
 
 
 def paired(
-    a: Paint, a_options: Mapping[str, Any], b: Paint, b_options: Mapping[str, Any], pairs: int, prompt: str
+    a: Paint,
+    a_options: Mapping[str, Any],
+    b: Paint,
+    b_options: Mapping[str, Any],
+    pairs: int,
+    prompt: str,
+    hear: Callable[[int, int], None],
 ) -> list[float]:
     """Log ratios of B's time over A's, one for each block A B B A, after a run of each."""
     words = iter(wordings(prompt, 2 + 4 * pairs))
@@ -91,6 +99,7 @@ def paired(
         first = a(next(words), a_options)
         second, third = b(next(words), b_options), b(next(words), b_options)
         found.append(log_ratio((first, a(next(words), a_options)), (second, third)))
+        hear(len(found), pairs)
     return found
 
 
@@ -125,7 +134,7 @@ def costs_of(cases: Sequence[CaseResult], facts: ModelFacts, passes: int) -> Tim
         for s in stages
     ]
     once = [
-        case.image_latency_ms.p50 - case.decode_ms.p50 - sum(stage.stage_ms.p50 for stage in case.stages)
+        case.request_latency_ms.p50 - case.decode_ms.p50 - sum(stage.stage_ms.p50 for stage in case.stages)
         for case in alone
     ]
     return TimeCosts(
@@ -136,6 +145,11 @@ def costs_of(cases: Sequence[CaseResult], facts: ModelFacts, passes: int) -> Tim
         transitions=lines,
         decode=_line([(case.stages[-1].cells / 1e3, case.decode_ms.p50) for case in alone]),
     )
+
+
+def _ratio(log_ratios: Sequence[float]) -> Ratio:
+    found = hodges_lehmann(log_ratios, 0.95)
+    return Ratio(ratio=found.ratio, lower=found.lower, upper=found.upper, pairs=len(log_ratios))
 
 
 def measured_now(costs: TimeCosts | None, guarantees: Sequence[Guarantee]) -> Measured:

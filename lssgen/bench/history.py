@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from lssgen.bench.environment import Environment
 from lssgen.bench.results import BenchResult
 from lssgen.errors import BenchError
 from lssgen.jsons import JsonError, decode_json, read_bytes
@@ -30,7 +31,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
         label: Name of the state of the code, such as a commit.
         bundle, engine, case: Things that were measured.
         machine: Processor or GPU. Curves of different machines are different curves.
-        image_latency_ms: Median.
+        image_latency_ms: Median for one picture.
         image_throughput: Pictures a second.
     """
 
@@ -80,12 +81,17 @@ def points_of(result: BenchResult, label: str = "") -> list[Point]:
             bundle=result.bundle["name"],
             engine=result.engine,
             case=case.name,
-            machine=facts.machine.get("gpu.uuid") or f"{facts.machine['cpu']} x {facts.machine['cores']}",
+            machine=machine_of(facts),
             image_latency_ms=case.image_latency_ms.p50,
-            image_throughput=case.image_throughput,
+            image_throughput=case.image_throughput.p50,
         )
         for case in result.cases
     ]
+
+
+def machine_of(facts: Environment) -> str:
+    """What a curve belongs to: the GPU, or else the processor and its cores."""
+    return facts.machine.get("gpu.uuid") or f"{facts.machine['cpu']} x {facts.machine['cores']}"
 
 
 def append(points: Sequence[Point], path: Path) -> None:

@@ -6,30 +6,12 @@ from typing import Any
 import numpy as np
 
 from lssgen.bundle import Bundle
-from lssgen.engines.base import Binding, Buffer, HostBuffer, HostMark, check_buffers, see_graph
+from lssgen.engines.base import Binding, Buffer, GraphEngine, HostBuffer, HostMark, check_buffers, see_graph
 from lssgen.engines.demand import Demand
-from lssgen.manifest import Graph
-from lssgen.ports import Port
 
 
-class IdleEngine:
+class IdleEngine(GraphEngine):
     """`lssgen.engines.base.Engine` that does nothing."""
-
-    def __init__(self, name: str, graph: Graph) -> None:
-        self._name = name
-        self._graph = graph
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def inputs(self) -> tuple[Port, ...]:
-        return self._graph.inputs
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        return self._graph.outputs
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Binding:
         check_buffers(self._name, (*self.inputs, *self.outputs), buffers)

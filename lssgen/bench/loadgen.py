@@ -1,76 +1,126 @@
-"""MLPerf's LoadGen in front of a bundle: it asks for samples, and its own log says how long they took.
+"""MLPerf's LoadGen in front of whatever paints: it asks for samples, and its own log says how long they took.
 
 SingleStream sends a query when the last one is answered, and reports the 90th percentile; Offline sends all at once,
-and reports samples a second. Runs of several stages are outside of MLPerf's closed division, which fixes the model's
+and reports samples a second; Server sends them at random moments, as many a second as it was told, and asks whether
+99 % are answered in time. Runs of several stages are outside of MLPerf's closed division, which fixes the model's
 computation; see docs/performance.md.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
+from lssgen.choices import choice, refuse_outside
 from lssgen.errors import BenchError
 
-Scenario = Literal["SingleStream", "Offline"]
+Scenario = Literal["SingleStream", "Offline", "Server"]
 
-LEAST_QUERIES = 64
-"""Queries from which LoadGen's early stopping can give a 90th percentile."""
+LEAST_QUERIES: Mapping[Scenario, int] = {"SingleStream": 64, "Offline": 64, "Server": 459}
+"""Queries from which LoadGen's early stopping can say something of the scenario's percentile with 99 % confidence: the
+90th, or in Server the 99th."""
+
+Answered = Callable[[BaseException | None], None]
+"""Told once that a sample is done, from any thread: None, or what went wrong."""
+
+Send = Callable[[int, Answered], None]
+"""Takes sample number i. It may answer before it returns, or return at once and answer later."""
+
+_LOAD = "load"
 
 
-def run_loadgen(paint: Callable[[int], object], scenario: Scenario, queries: int, folder: Path) -> dict[str, str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How queries come.
+
+    Attributes:
+        scenario: LoadGen's name of it.
+        queries: Number of queries; 0 for the least that the scenario needs.
+        qps: Queries a second, on average, in Server.
+        latency_ms: Milliseconds within which 99 % of them are to be answered, in Server.
+
+    Raises:
+        BenchError: Too few queries to say anything, or numbers that make no sense.
+    """
+
+    scenario: Scenario = choice("SingleStream", help="how queries come", group=_LOAD)
+    queries: int = choice(
+        0, help="how many", metavar="N", least=0, most=1_000_000, group=_LOAD, unset="the least that the scenario needs"
+    )
+    qps: float = choice(1.0, help="queries a second in Server", metavar="X", least=1e-3, most=1e6, group=_LOAD)
+    latency_ms: float = choice(
+        20_000.0, help="time in which 99 % of Server's queries are to be answered", metavar="MS", least=1e-3, most=1e9,
+        group=_LOAD,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        refuse_outside(self, BenchError)
+        if self.scenario not in LEAST_QUERIES:
+            raise BenchError(f"scenario is {self.scenario!r}; it must be one of {', '.join(LEAST_QUERIES)}")
+        least = LEAST_QUERIES[self.scenario]
+        if 0 < self.queries < least:
+            raise BenchError(f"{self.queries} queries are too few for {self.scenario}; LoadGen needs {least}")
+
+    @property
+    def count(self) -> int:
+        """Queries that are asked; in Offline, samples of the one query."""
+        return self.queries or LEAST_QUERIES[self.scenario]
+
+
+def at_once(paint: Callable[[int], object]) -> Send:
+    """A `Send` that paints before it returns."""
+
+    def send(index: int, answered: Answered) -> None:
+        try:
+            paint(index)
+        except Exception as error:  # LoadGen's own thread: an exception there would end the process
+            answered(error)
+        else:
+            answered(None)
+
+    return send
+
+
+def run_loadgen(send: Send, load: Load, folder: Path) -> dict[str, str]:
     """Let LoadGen measure.
 
     Args:
-        paint: Paints sample number i and returns when it is done.
-        scenario: How queries come.
-        queries: How many, at least `LEAST_QUERIES`.
+        send: Takes samples; their numbers are below `load.count`.
+        load: How queries come.
         folder: LoadGen's logs go here.
 
     Returns:
         LoadGen's summary: what each line says, by what it says it of.
 
     Raises:
-        BenchError: LoadGen is not installed, there are too few queries, or the folder cannot be written.
+        BenchError: LoadGen is not installed, the folder cannot be written, or some samples of several went wrong.
+        Exception: What went wrong with the first of all samples, where all went wrong.
     """
-    if queries < LEAST_QUERIES:
-        raise BenchError(
-            f"{queries} queries are too few for a 90th percentile; LoadGen's early stopping needs {LEAST_QUERIES}"
-        )
-    library = _library()
-    settings = library.TestSettings()
-    settings.scenario = getattr(library.TestScenario, scenario)
-    settings.mode = library.TestMode.PerformanceOnly
-    settings.min_duration_ms = 0  # MLPerf asks for 600 s; here the count decides
-    settings.min_query_count = settings.max_query_count = queries  # in Offline, samples of the one query
-    settings.offline_expected_qps = queries
-    settings.performance_sample_count_override = queries
-    failures: list[BaseException] = []
+    library, faults = _library(), _Faults()
+
+    def complete(sample: int, fault: BaseException | None) -> None:
+        faults.hear(fault)
+        library.QuerySamplesComplete([library.QuerySampleResponse(sample, 0, 0)])
 
     def issue(samples: Sequence[Any]) -> None:
         for sample in samples:
-            try:
-                paint(int(sample.index))
-            except Exception as error:  # LoadGen's own thread: an exception there would end the process
-                failures.append(error)
-            library.QuerySamplesComplete([library.QuerySampleResponse(sample.id, 0, 0)])
+            send(int(sample.index), partial(complete, sample.id))
 
     sut = library.ConstructSUT(issue, _nothing)
-    library_of_samples = library.ConstructQSL(queries, queries, _ignore, _ignore)
+    library_of_samples = library.ConstructQSL(load.count, load.count, _ignore, _ignore)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        output = library.LogOutputSettings()
-        output.outdir, output.copy_summary_to_stdout = str(folder), False
-        logs = library.LogSettings()
-        logs.log_output = output
-        logs.enable_trace = False
-        library.StartTestWithLogSettings(sut, library_of_samples, settings, logs, "")
+        library.StartTestWithLogSettings(
+            sut, library_of_samples, _settings(library, load), _log_settings(library, folder), ""
+        )
     except OSError as error:
         raise BenchError(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
     finally:
         library.DestroyQSL(library_of_samples)
         library.DestroySUT(sut)
-    if failures:
-        raise failures[0]
+    faults.tell(load.count)
     return summary_of(folder / "mlperf_log_summary.txt")
 
 
@@ -86,6 +136,54 @@ def summary_of(path: Path) -> dict[str, str]:
         raise BenchError(f"LoadGen has left no {path}: {error.strerror}") from error
     pairs = (line.partition(":") for line in text.splitlines() if ":" in line)
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+class _Faults:
+    """What went wrong, from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._first: BaseException | None = None
+        self._count = 0
+
+    def hear(self, fault: BaseException | None) -> None:
+        if fault is not None:
+            with self._lock:
+                self._first = self._first or fault
+                self._count += 1
+
+    def tell(self, asked: int) -> None:
+        """Raise what is to be said; LoadGen itself takes a sample that went wrong for a quick one."""
+        if self._first is None:
+            return
+        if self._count >= asked:
+            raise self._first
+        raise BenchError(
+            f"{self._count} of {asked} queries went wrong, so the times say nothing; the first: {self._first}"
+        ) from self._first
+
+
+def _settings(library: Any, load: Load) -> Any:
+    settings = library.TestSettings()
+    settings.scenario = getattr(library.TestScenario, load.scenario)
+    settings.mode = library.TestMode.PerformanceOnly
+    settings.min_duration_ms = 0  # MLPerf asks for 600 s; here the count decides
+    settings.min_query_count = settings.max_query_count = load.count
+    settings.performance_sample_count_override = load.count
+    settings.offline_expected_qps = load.count
+    settings.server_target_qps = load.qps
+    settings.server_target_latency_ns = int(1e6 * load.latency_ms)
+    settings.server_target_latency_percentile = 0.99
+    return settings
+
+
+def _log_settings(library: Any, folder: Path) -> Any:
+    output = library.LogOutputSettings()
+    output.outdir, output.copy_summary_to_stdout = str(folder), False
+    logs = library.LogSettings()
+    logs.log_output = output
+    logs.enable_trace = False
+    return logs
 
 
 def _library() -> Any:

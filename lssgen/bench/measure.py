@@ -22,12 +22,13 @@ Opened = Callable[[], Backend]
 """Makes a backend, anew for every case, so that each has its own loading."""
 
 
-def _silent(case: str, done: int, total: int) -> None:
-    del case, done, total
-
-
 OnRun = Callable[[str, int, int], None]
 """Told after every run: name of the case, runs done and runs in all, warm-up included."""
+
+
+def unheard(case: str, done: int, total: int) -> None:
+    """An `OnRun` for those who do not care."""
+    del case, done, total
 
 
 @dataclass(slots=True)
@@ -64,7 +65,7 @@ class _Samples:
 
 
 def measure(
-    bundle: Bundle, opened: Opened, case: Case, effort: Effort, *, prompt: str = PROMPT, on_run: OnRun = _silent
+    bundle: Bundle, opened: Opened, case: Case, effort: Effort, *, prompt: str = PROMPT, on_run: OnRun = unheard
 ) -> CaseResult:
     """Measure one case.
 
@@ -100,14 +101,15 @@ def measure(
             on_run(case.name, index + 1, total)
         peak = peak_mib()
         preview = _first_preview(pipeline, prompts[-1], case) if len(first.plan.stages) > 1 else None
-    latency = summarised(samples.total, 1e3)
+        backend = {name: str(value) for name, value in pipeline.backend.describe().items()}
     batch = first.times[0].pictures
     return CaseResult(
         name=case.name,
         options=case.options,
         batch=batch,
-        image_latency_ms=latency,
-        image_throughput=1e3 * batch / latency.p50,
+        request_latency_ms=summarised(samples.total, 1e3),
+        image_latency_ms=summarised(samples.total, 1e3 / batch),
+        image_throughput=summarised([batch / seconds for seconds in samples.total]),
         time_to_first_image_ms=1e3 * to_first,
         time_to_first_preview_ms=preview,
         load_ms=1e3 * first.times[0].load,
@@ -121,6 +123,7 @@ def measure(
         peak_memory_mib=peak,
         buffers_mib=buffers / 2**20,
         complaints=pace.complaints(),
+        backend=backend,
     )
 
 
@@ -132,7 +135,7 @@ def measure_all(
     *,
     known: Mapping[str, CaseResult],
     prompt: str = PROMPT,
-    on_run: OnRun = _silent,
+    on_run: OnRun = unheard,
 ) -> Iterator[CaseResult]:
     """Results of several cases, one after another; those that are known are not measured again."""
     for case in cases:

@@ -15,10 +15,11 @@ from typing import Any, cast
 import numpy as np
 
 from lssgen.bundle import Bundle
-from lssgen.engines.base import Backend, Binding, Buffer, Engine, Engines, Mark
-from lssgen.engines.demand import Demand
+from lssgen.engines.base import Backend, Binding, Buffer, Engine, Mark
+from lssgen.engines.demand import Demand, size_in_cells
+from lssgen.engines.wrapping import WrappedBackend, WrappedEngine, WrappedEngines
 from lssgen.manifest import Graph
-from lssgen.ports import Array, Port
+from lssgen.ports import Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,27 +140,15 @@ class MeteredBuffer:
         return self.inner.read_part(first, count)
 
 
-class MeteredEngine:
+class MeteredEngine(WrappedEngine):
     """`lssgen.engines.base.Engine` of a `MeteredBackend`."""
 
     def __init__(self, backend: "MeteredBackend", engine: Engine, name: str, graph: Graph, cell_px: int) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self._backend = backend
         self._graph = name
         self._entry = graph
         self._cell_px = cell_px
-
-    @property
-    def name(self) -> str:
-        return self.engine.name
-
-    @property
-    def inputs(self) -> tuple[Port, ...]:
-        return self.engine.inputs
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        return self.engine.outputs
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Binding:
         run = self.engine.bind({name: cast(MeteredBuffer, buffer).inner for name, buffer in buffers.items()})
@@ -179,31 +168,7 @@ class MeteredEngine:
         return metered
 
 
-class MeteredEngines:
-    """`lssgen.engines.base.Engines` of a `MeteredBackend`."""
-
-    def __init__(self, backend: "MeteredBackend", engines: Engines, bundle: Bundle) -> None:
-        self._backend = backend
-        self._engines = engines
-        self._bundle = bundle
-        self._known: dict[str, MeteredEngine] = {}
-
-    def __getitem__(self, graph: str) -> MeteredEngine:
-        engine, known = self._engines[graph], self._known.get(graph)
-        if known is None or known.engine is not engine:
-            manifest = self._bundle.manifest
-            entry, cell = manifest.graphs[graph], manifest.facts.cell_px
-            known = self._known[graph] = MeteredEngine(self._backend, engine, graph, entry, cell)
-        return known
-
-    def require(self, demand: Demand) -> None:
-        self._engines.require(demand)
-
-    def close(self) -> None:
-        self._engines.close()
-
-
-class MeteredBackend:
+class MeteredBackend(WrappedBackend):
     """`lssgen.engines.base.Backend` that counts and times.
 
     Args:
@@ -211,43 +176,30 @@ class MeteredBackend:
         meter: Hears of everything.
 
     Attributes:
-        inner, meter: Backend and meter, as given.
+        meter: Meter, as given.
     """
 
     def __init__(self, inner: Backend, meter: Meter) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.meter = meter
 
-    @property
-    def name(self) -> str:
-        return self.inner.name
+    def open(self, bundle: Bundle, demand: Demand) -> WrappedEngines:
+        manifest = bundle.manifest
 
-    def open(self, bundle: Bundle, demand: Demand) -> MeteredEngines:
-        return MeteredEngines(self, self.inner.open(bundle, demand), bundle)
+        def metered(graph: str, engine: Engine) -> MeteredEngine:
+            return MeteredEngine(self, engine, graph, manifest.graphs[graph], manifest.facts.cell_px)
+
+        return WrappedEngines(self.inner.open(bundle, demand), metered)
 
     def empty(self, shape: Sequence[int], dtype: Any) -> MeteredBuffer:
-        buffer = self.inner.empty(shape, dtype)
+        buffer = super().empty(shape, dtype)
         tally = self.meter.tally
         tally.allocations += 1
         tally.allocated_bytes += prod(shape) * np.dtype(dtype).itemsize
         return MeteredBuffer(buffer, self.meter)
 
-    def mark(self) -> Mark:
-        return self.inner.mark()
-
-    def free_bytes(self) -> int | None:
-        return self.inner.free_bytes()
-
-    def describe(self) -> Mapping[str, object]:
-        return self.inner.describe()
-
 
 def size_of(graph: Graph, shapes: Mapping[str, Sequence[int]], cell_px: int) -> str:
     """The picture size that a graph's tensors belong to, "256x256"; empty where it has none."""
-    found = {
-        graph.axes.get(axis): size
-        for port in (*graph.inputs, *graph.outputs)
-        for axis, size in zip(port.shape, shapes[port.name], strict=True)
-        if isinstance(axis, str)
-    }
-    return f"{found['width'] * cell_px}x{found['height'] * cell_px}" if "width" in found else ""
+    size = size_in_cells(graph, shapes)
+    return f"{size[1] * cell_px}x{size[0] * cell_px}" if size else ""

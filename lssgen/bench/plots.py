@@ -36,13 +36,21 @@ def plot_quality(result: BenchResult, quality: Mapping[str, float], path: Path) 
         if case.name in quality:
             axes.plot(case.image_latency_ms.p50, quality[case.name], "o")
             axes.annotate(case.name, (case.image_latency_ms.p50, quality[case.name]), fontsize=7)
-    axes.set(xlabel="median milliseconds a batch", ylabel="quality", title=result.bundle["name"])
+    axes.set(xlabel="median milliseconds a picture", ylabel="quality", title=result.bundle["name"])
     axes.grid(alpha=0.3)
     _save(figure, path)
 
 
-def plot_cost(result: BenchResult, path: Path) -> None:
-    """Median step against tokens, measured; and as arithmetic alone predicts it, from the largest measured one."""
+def plot_cost(result: BenchResult, path: Path, predicted: Mapping[int, float] | None = None) -> None:
+    """Median step against tokens, measured; as arithmetic alone predicts it, from the largest measured one; and as the
+    plan predicts it from the costs that the bundle keeps.
+
+    Args:
+        result: What was measured.
+        path: The picture.
+        predicted: Milliseconds of a step of one picture by its tokens, of `lssgen.plan.timing`; None: the bundle has no
+            costs of this machine.
+    """
     figure, axes = _figure()
     steps = {
         stage.tokens: (stage.step_ms.p50 / case.batch, stage.tflop / stage.steps)
@@ -54,6 +62,10 @@ def plot_cost(result: BenchResult, path: Path) -> None:
     last_ms, last_work = steps[tokens[-1]]
     axes.plot(tokens, measured, "o-", label="measured")
     axes.plot(tokens, [last_ms * steps[count][1] / last_work for count in tokens], ":", label="arithmetic alone")
+    if predicted:
+        axes.plot(
+            sorted(predicted), [predicted[count] for count in sorted(predicted)], "x--", label="plan's prediction"
+        )
     axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="milliseconds a step and picture",
              title=f"{result.bundle['name']} on {result.engine}")  # fmt: skip
     axes.legend(fontsize=8)

@@ -9,7 +9,7 @@ from lssgen.bench.environment import Environment
 from lssgen.bench.records import read_record, write_record
 from lssgen.bench.summary import Summary
 
-FORMAT = 1
+FORMAT = 2
 """Changes when a reader would misunderstand an older file."""
 
 
@@ -43,8 +43,9 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
         name: Words that tell it from others.
         options: Options of the run.
         batch: Pictures painted together.
-        image_latency_ms: Time from the prompt to the pictures of a batch, loading apart.
-        image_throughput: Pictures a second, from the median latency.
+        request_latency_ms: Time from the prompt to the pictures of a batch, loading apart.
+        image_latency_ms: The same for one picture of the batch.
+        image_throughput: Pictures a second.
         time_to_first_image_ms: Time from opening the bundle to the first picture: loading, building what is missing and
             the first, cold run.
         time_to_first_preview_ms: Time from the prompt to the picture of the first stage; None where there is one stage.
@@ -58,13 +59,16 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
         peak_memory_mib: Most memory of the process during the timed runs, in MiB.
         buffers_mib: Memory of the run's own buffers on the device, in MiB.
         complaints: Sentences about what was not steady.
+        backend: Facts that the engine told about itself after the runs: what computes each component, hashes of
+            compiled engines.
     """
 
     name: str
     options: Mapping[str, object]
     batch: int
+    request_latency_ms: Summary
     image_latency_ms: Summary
-    image_throughput: float
+    image_throughput: Summary
     time_to_first_image_ms: float
     time_to_first_preview_ms: float | None
     load_ms: float
@@ -78,6 +82,7 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
     peak_memory_mib: float
     buffers_mib: float
     complaints: tuple[str, ...] = ()
+    backend: Mapping[str, str] = {}
 
     @property
     def transition_ms(self) -> float:

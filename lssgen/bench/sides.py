@@ -1,5 +1,6 @@
 """One side of a comparison: what is run, written as text, and the process that runs it."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -12,9 +13,11 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
+from lssgen.bundle import MANIFEST, sha256_of
 from lssgen.engines.options import EngineOptions
 from lssgen.errors import BenchError
 from lssgen.jsons import JsonError, decode_json
+from lssgen.paths import find_bundle
 from lssgen.runtime import Options
 from lssgen.runtime.options import refuse_unknown
 
@@ -66,6 +69,21 @@ def side_from_text(text: str, engine: str = "") -> Side:
     options = {name: value for name, value in given.items() if name not in words}
     refuse_unknown(options, (*Options.__annotations__, *EngineOptions.__annotations__, *_OWN))
     return Side(text=text, bundle=bundle, engine=engine, code=code, words=words, options=options)
+
+
+def identity_of(side: Side) -> dict[str, str]:
+    """What a side's text does not say and its times depend on: the bundle's manifest and the code, as hashes; "" for a
+    bundle that is not there."""
+    manifest = find_bundle(side.bundle) / MANIFEST
+    code = hashlib.sha256()
+    for path in sorted((_place(side) / "lssgen").rglob("*.py")):
+        code.update(path.read_bytes())
+    return {"bundle": sha256_of(manifest) if manifest.is_file() else "", "code": code.hexdigest()}
+
+
+def _place(side: Side) -> Path:
+    """Folder whose `lssgen` runs."""
+    return Path(side.code).resolve() if side.code else Path(__file__).parents[2]
 
 
 def value_of(text: str) -> object:
@@ -132,8 +150,7 @@ def painter(side: Side) -> Generator[Painter]:
     Raises:
         BenchError: The bundle cannot be opened there.
     """
-    place = str(Path(side.code).resolve()) if side.code else str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, (place, os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(_place(side)), os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder) / "stderr"
         with said.open("w") as stderr:

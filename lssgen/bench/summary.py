@@ -10,18 +10,19 @@ LEAST_FOR: dict[str, int] = {"p50": 1, "p90": 10, "p99": 100}
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """Milliseconds, unless its name says otherwise.
+    """Milliseconds, unless its name says otherwise. The fields are called as in AIPerf's exports.
 
     Attributes:
         count: Number of measurements.
-        mean, low, high: Mean, smallest and largest.
+        avg, std, min, max: Mean, standard deviation, smallest and largest.
         p50, p90, p99: Percentiles; None where there are too few measurements for one, see `LEAST_FOR`.
     """
 
     count: int
-    mean: float
-    low: float
-    high: float
+    avg: float
+    std: float
+    min: float
+    max: float
     p50: float
     p90: float | None = None
     p99: float | None = None
@@ -32,9 +33,10 @@ def summarised(values: Sequence[float], scale: float = 1.0) -> Summary:
     numbers = scale * np.asarray(values, np.float64)
     return Summary(
         count=len(numbers),
-        mean=float(numbers.mean()),
-        low=float(numbers.min()),
-        high=float(numbers.max()),
+        avg=float(numbers.mean()),
+        std=float(numbers.std()),
+        min=float(numbers.min()),
+        max=float(numbers.max()),
         p50=float(np.median(numbers)),
         p90=_quantile(numbers, "p90"),
         p99=_quantile(numbers, "p99"),

@@ -19,7 +19,7 @@ def as_table(result: BenchResult, *, markdown: bool = False) -> str:
 
 def conditions(result: BenchResult) -> str:
     """Where it was measured, in one line."""
-    facts, runs = result.environment, [case.image_latency_ms.count for case in result.cases]
+    facts, runs = result.environment, [case.request_latency_ms.count for case in result.cases]
     device = facts.machine.get("gpu.name") or facts.machine["cpu"]
     return (
         f"{result.bundle['name']} on {result.engine}, {device}, {facts.machine['cores']} cores, "
@@ -47,7 +47,7 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _row(case: CaseResult) -> tuple[str, ...]:
-    latency = case.image_latency_ms
+    latency = case.request_latency_ms
     gap = case.host_gap_us
     preview = case.time_to_first_preview_ms
     return (
@@ -55,7 +55,7 @@ def _row(case: CaseResult) -> tuple[str, ...]:
         number(latency.p50),
         _or_dash(latency.p90),
         _or_dash(latency.p99),
-        number(case.image_throughput),
+        number(case.image_throughput.p50),
         number(case.text_ms.p50),
         " + ".join(number(stage.stage_ms.p50) for stage in case.stages),
         " / ".join(number(stage.step_ms.p50) for stage in case.stages),

@@ -13,6 +13,7 @@ from lssgen.calibration.insertion import Made
 from lssgen.calibration.products import is_quantised
 from lssgen.calibration.quality import Quality, compared
 from lssgen.calibration.quantise import Gate, changed, measured_step, passed_speed
+from lssgen.calibration.ranges import see_unquantised
 from lssgen.calibration.rehearsal import rehearsed
 from lssgen.calibration.storage import DataFile
 from lssgen.durable import whole_folder
@@ -42,9 +43,11 @@ def adopt(bundle: Bundle, graph: Path, output: Path, *, engine: str, by: str | N
         gate: What it must pass.
 
     Raises:
-        CalibrationError: It cannot be read, is not quantised, has other ports, or does not pass.
+        CalibrationError: It cannot be read, is not quantised, has other ports, or does not pass; or the bundle's own
+            step is quantised already.
         OSError: It cannot be written.
     """
+    see_unquantised(bundle, _loaded(bundle.path(bundle.manifest.graphs["step"].file)))
     model = _loaded(graph)
     if not is_quantised(model):
         raise CalibrationError(
@@ -119,9 +122,8 @@ def _format_of(model: ir.Model) -> NumberFormat:
 
 def _coded_products(model: ir.Model) -> int:
     """Products whose weight comes out of codes."""
-    makers = (
-        node.inputs[1].producer() for node in model.graph if node.op_type in ("MatMul", "Gemm") and node.inputs[1]
-    )
+    products = (node for node in model.graph if node.op_type in ("MatMul", "Gemm", "Conv"))
+    makers = (node.inputs[1].producer() for node in products if node.inputs[1])
     return sum(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
 
 
@@ -149,6 +151,7 @@ def _compared(before: Bundle, after: Bundle, gate: Gate) -> Manifest:
     """
     if gate.runs is None or gate.backend is None:
         return after.manifest
+    (after.folder / MANIFEST).write_bytes(manifest_json(after.manifest))
     with rehearsed(after, gate.backend) as bundle:
         quality: Quality = compared(gate.runs.latents(before, gate.backend), gate.runs.latents(bundle, gate.backend))
     if not quality.reaches(gate.bound):

@@ -23,16 +23,26 @@ HEADS = 16
 
 
 def attentions_of(model: ir.Model) -> list[ir.Node]:
-    """The attentions that can be computed in FP8: without a mask, heads of a multiple of 16."""
+    """The attentions that can be computed in FP8: heads of a multiple of 16; a mask, if any, of numbers to add."""
     heads = _head_sizes(model)
     return [
         node
         for node in model.graph
         if node.op_type == "Attention"
-        and len([value for value in node.inputs if value is not None]) == 3
+        and _has_mask_of_numbers(node)
         and heads.get(str(node.inputs[0] and node.inputs[0].name), 0) % HEADS == 0
         and heads.get(str(node.inputs[0] and node.inputs[0].name), 0) > 0
     ]
+
+
+def _has_mask_of_numbers(node: ir.Node) -> bool:
+    """Whether an attention reads Q, K and V and at most numbers that are added to its scores, of their own type."""
+    given_ones = [value for value in node.inputs if value is not None]
+    return len(given_ones) == 3 or (len(given_ones) == 4 and given_ones[3] is node.inputs[3] and _is_number(node))
+
+
+def _is_number(node: ir.Node) -> bool:
+    return given(node, 3).dtype is not None and given(node, 3).dtype == given(node, 0).dtype
 
 
 def _head_sizes(model: ir.Model) -> Mapping[str, int]:
@@ -83,6 +93,8 @@ def _take_apart(graph: ir.Graph, node: ir.Node, head: int, ranges: Ranges) -> No
     v = coded(values, fp8_scale(peaks[2]), "values")
     turned = _node(graph, "Transpose", [k], f"{name}/Turn", kind, perm=(0, 1, 3, 2))
     scores = _node(graph, "MatMul", [q, turned], f"{name}/Scores", kind)
+    if len(node.inputs) > 3 and node.inputs[3] is not None:
+        scores = _node(graph, "Add", [scores, given(node, 3)], f"{name}/Mask", kind)
     shares = _node(graph, "Softmax", [scores], f"{name}/Softmax", kind, axis=-1)
     p = coded(shares, Scale(1 / FP8_MOST), "softmax")
     result = _node(graph, "MatMul", [p, v], f"{name}/Mix", kind)

@@ -54,7 +54,7 @@ class QuantiseConfig:
         attention: Compute attentions in the format where it has them (fp8, nvfp4).
         text: Put the text encoders' weights into int8.
         share: Share of the activations that ranges hold, 0.9 to 1.
-        from_size: Pixels along the shorter side from which on stages are quantised.
+        from_size: Pixels along the shorter side from which on stages are quantised; None: what the search finds.
         compare: Number of seeded runs that are compared; 0: none.
         psnr: Likeness of the latents to reach, in dB.
         cosine: Cosine of the latents to reach.
@@ -84,9 +84,9 @@ class QuantiseConfig:
     share: float = choice(
         1.0, help="share of the activations that ranges hold", metavar="SHARE", least=0.9, most=1, group=_QUANTISE
     )
-    from_size: int = choice(
-        0, help="quantise stages from so many pixels on; smaller ones stay as they are", metavar="PX", least=0,
-        most=65536, group=_QUANTISE,
+    from_size: int | None = choice(
+        None, help="quantise stages from so many pixels on; smaller ones stay as they are", metavar="PX", least=0,
+        most=65536, group=_QUANTISE, unset="all, or as many as the bound allows",
     )  # fmt: skip
     compare: int = choice(
         4, help="seeded runs that are compared; 0: none", metavar="N", least=0, most=1000, group=_GATE

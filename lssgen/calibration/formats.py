@@ -13,6 +13,10 @@ from lssgen.manifest import NumberFormat
 CPU_ENGINES, TRT_ENGINES = ("onnxruntime", "openvino"), ("tensorrt", "tensorrt-rtx")
 ENGINES = (*CPU_ENGINES, *TRT_ENGINES)
 
+CONVOLVING = TRT_ENGINES
+"""Engines that compute convolutions of codes as this lssgen writes them. ONNX Runtime's are of codes only where the
+result becomes codes too; else they are decoded first, and slower than before."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
@@ -24,6 +28,7 @@ class Format:
         activations: True where what goes in is coded too.
         engines: Engines that compute with it.
         attention: True where attentions may be computed with it.
+        convolutions: Format that convolutions are computed in, on the engines of `CONVOLVING`; None: as they were.
         smoothing: Strength of SmoothQuant that is usual; 0: none, since its numbers have exponents of their own.
         costs: Sentence about what it costs and gives.
     """
@@ -33,6 +38,7 @@ class Format:
     activations: bool = True
     engines: tuple[str, ...]
     attention: bool = False
+    convolutions: NumberFormat | None = None
     smoothing: float = 0.0
     costs: str
 
@@ -42,6 +48,7 @@ FORMATS: Mapping[NumberFormat, Format] = {
         weights=int8_columns,
         type=ir.DataType.INT8,
         engines=ENGINES,
+        convolutions="int8",
         smoothing=0.8,
         costs="products in 8-bit integers: the fast path of CPUs with VNNI",
     ),
@@ -50,6 +57,7 @@ FORMATS: Mapping[NumberFormat, Format] = {
         type=ir.DataType.FLOAT8E4M3FN,
         engines=TRT_ENGINES,
         attention=True,
+        convolutions="fp8",
         costs="products and attention in E4M3, from Ada on: nearly the quality of half precision",
     ),
     "nvfp4": Format(
@@ -57,7 +65,8 @@ FORMATS: Mapping[NumberFormat, Format] = {
         type=ir.DataType.FLOAT4E2M1,
         engines=TRT_ENGINES,
         attention=True,
-        costs="products in 4 bits with a scale for 16 numbers, on Blackwell; Q, K and V in fp8",
+        convolutions="fp8",
+        costs="products in 4 bits with a scale for 16 numbers, on Blackwell; Q, K, V and convolutions in fp8",
     ),
     "int8-weights": Format(
         weights=int8_columns,

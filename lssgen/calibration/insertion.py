@@ -1,6 +1,6 @@
 """Quantising nodes in a graph, and its weights in few bits: the graph pass, streamed from one folder into another.
 
-    x -> QuantizeLinear -> DequantizeLinear -> MatMul <- DequantizeLinear <- codes
+    x -> QuantizeLinear -> DequantizeLinear -> MatMul or Conv <- DequantizeLinear <- codes
 
 Engines fuse such a pattern into a product of codes. Products that read the same x share what quantises it.
 """
@@ -35,6 +35,7 @@ from lssgen.calibration.smoothing import Edit, edits_of, parts_of, smoothing
 from lssgen.calibration.statistics import Ranges
 from lssgen.calibration.storage import DataFile, in_float32
 from lssgen.manifest import NumberFormat
+from lssgen.ports import Array
 
 NVIDIA = "trt"
 """Domain of the operators that ONNX lacks and NVIDIA's parser has."""
@@ -52,6 +53,7 @@ class Recipe:
         unsigned: True where activations are unsigned with a zero point, the fast path of x86; else symmetric.
         kept: Names of products that stay as they are.
         smoothing: Strength of SmoothQuant in [0, 1]; 0: none.
+        convolutions: True where the engine computes convolutions of codes.
         share: Share of the activations that their range holds; 1: all that were seen.
     """
 
@@ -59,6 +61,7 @@ class Recipe:
     unsigned: bool = False
     kept: frozenset[str] = frozenset()
     smoothing: float = 0.0
+    convolutions: bool = False
     share: float = 1.0
 
 
@@ -139,6 +142,8 @@ def _fits(product: Product, recipe: Recipe) -> bool:
     Where weights alone are quantised, one that two products read (CogView4's MLP, of text and of picture) would be
     decoded once for both, and these computed with what comes out: TensorRT-RTX 1.7.1 does so.
     """
+    if product.is_convolution:
+        return recipe.convolutions and FORMATS[recipe.format].convolutions is not None
     if recipe.format == "nvfp4":
         return product.rows % BLOCK == 0
     return FORMATS[recipe.format].activations or len(list(product.weight.uses())) == 1
@@ -190,6 +195,8 @@ class _Work:
                 self._file.keep(value)
 
     def _form(self, product: Product) -> NumberFormat:
+        if product.is_convolution:
+            return FORMATS[self._recipe.format].convolutions or self._recipe.format
         if self._recipe.format == "nvfp4" and product.name.rpartition(".")[2] in QKV:
             return "fp8"
         return self._recipe.format
@@ -197,7 +204,7 @@ class _Work:
     def _smoothing(self, group: Sequence[Product], ranges: Ranges) -> Floats | None:
         """s of a tensor, if what makes it can be divided by that."""
         strength = self._recipe.smoothing
-        own = all(len(list(product.weight.uses())) == 1 for product in group)
+        own = all(len(list(product.weight.uses())) == 1 and not product.is_convolution for product in group)
         parts = parts_of(group[0].activation, len(group)) if strength and own else None
         if parts is None:
             return None
@@ -209,22 +216,26 @@ class _Work:
         return by
 
     def _weight(self, product: Product, by: Floats | None, form: NumberFormat) -> tuple[ir.Value, Floats, Floats]:
-        """A weight in few bits: what its codes stand for in the graph, its errors' and its own mean squares by row."""
+        """A weight in few bits: what its codes stand for in the graph, its errors' and its own mean squares by channel.
+
+        Of a convolution, those of all places under its kernel together.
+        """
         name = str(product.weight.name)
         if name in self._weights:
             return self._weights[name]
-        weight, kind = in_float32(product.weight, {}), product.weight.dtype
+        weight, kind = as_matrix(product, in_float32(product.weight, {})), product.weight.dtype
         assert kind is not None
         if by is not None:
             weight *= by[:, None]
         coded = FORMATS[form].weights(weight, kind.numpy())
-        value = self._decoding(name, coded, form, kind)
-        noise = np.square(decoded(coded) - weight).mean(axis=1)
-        self._weights[name] = (value, noise, np.square(weight).mean(axis=1))
+        value = self._decoding(product, coded, form, kind)
+        errors = decoded(coded) - weight
+        self._weights[name] = (value, _by_channel(product, errors), _by_channel(product, weight))
         return self._weights[name]
 
-    def _decoding(self, name: str, coded: Coded, form: NumberFormat, kind: ir.DataType) -> ir.Value:
-        codes = self._initialiser(f"{name}.codes", coded.codes, FORMATS[form].type)
+    def _decoding(self, product: Product, coded: Coded, form: NumberFormat, kind: ir.DataType) -> ir.Value:
+        name = str(product.weight.name)
+        codes = self._initialiser(f"{name}.codes", _as_weight(product, coded.codes), FORMATS[form].type)
         if form == "nvfp4":
             scales = self._initialiser(f"{name}.scales", coded.scales, ir.DataType.FLOAT8E4M3FN)
             wide = self._node("DequantizeLinear", [scales, self._whole(name, coded.whole)], f"{name}.scales/Decode")
@@ -232,7 +243,8 @@ class _Work:
             return self._node("DequantizeLinear", [codes, wide], f"{name}/Decode", axis=0, block_size=16)
         scales = self._initialiser(f"{name}.scales", coded.scales.astype(kind.numpy()), kind)
         if coded.scales.ndim:
-            return self._node("DequantizeLinear", [codes, scales], f"{name}/Decode", axis=1)
+            axis = 0 if product.is_convolution else 1
+            return self._node("DequantizeLinear", [codes, scales], f"{name}/Decode", axis=axis)
         return self._node("DequantizeLinear", [codes, scales], f"{name}/Decode")
 
     def _activation(
@@ -286,6 +298,22 @@ class _Work:
 
     def _place(self, node: ir.Node) -> None:
         place(self._graph, node)
+
+
+def as_matrix(product: Product, weight: Floats) -> Floats:
+    """A weight as (rows, columns); of a convolution, rows are channels by places."""
+    return weight.reshape(product.columns, product.rows).T if product.is_convolution else weight
+
+
+def _as_weight(product: Product, codes: Array) -> Array:
+    """Codes in the shape that the graph's weight has."""
+    assert product.weight.shape is not None
+    return codes.T.reshape(product.weight.shape.numpy()) if product.is_convolution else codes
+
+
+def _by_channel(product: Product, matrix: Floats) -> Floats:
+    """Mean over the columns of a matrix' squares, summed over the places of each channel that comes in."""
+    return np.square(matrix).mean(axis=1).reshape(product.channels, product.places).sum(axis=1)
 
 
 def _noise(

@@ -1,14 +1,14 @@
 """The ordinary runtime with a listener in the step's place: `lssgen.engines.base.Backend` around another one."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from lssgen.bundle import Bundle
 from lssgen.calibration.taps import KINDS, Tap
-from lssgen.engines.base import Backend, Binding, Buffer, Engine, Engines, Mark
+from lssgen.engines.base import Backend, Binding, Buffer, Engine
 from lssgen.engines.demand import Demand
+from lssgen.engines.wrapping import WrappedBackend, WrappedEngine, WrappedEngines
 from lssgen.manifest import Row, State
 from lssgen.parity.samples import shape_of
 from lssgen.ports import Array, Port
@@ -20,7 +20,7 @@ Hear = Callable[[tuple[int, int], float, Told], None]
 """Given a call's latent size in cells, its label (what the network is told of the noise), and what its taps say."""
 
 
-class ListeningBackend:
+class ListeningBackend(WrappedBackend):
     """A backend whose step says what goes through it; the runtime does not notice.
 
     Args:
@@ -30,36 +30,22 @@ class ListeningBackend:
     """
 
     def __init__(self, backend: Backend, taps: Sequence[Tap], hear: Hear) -> None:
-        self._backend = backend
+        super().__init__(backend)
         self._taps = tuple(taps)
         self._hear = hear
         self._latent = self._row = ""
 
-    @property
-    def name(self) -> str:
-        return self._backend.name
-
-    def open(self, bundle: Bundle, demand: Demand) -> "_ListeningEngines":
+    def open(self, bundle: Bundle, demand: Demand) -> WrappedEngines:
         step = bundle.manifest.graphs["step"]
         (latent,) = (name for name, feed in step.feeds.items() if isinstance(feed, State) and feed.start == "latent")
         (row,) = (name for name, feed in step.feeds.items() if isinstance(feed, Row))
         self._latent, self._row = latent, row
-        return _ListeningEngines(self._backend.open(bundle, demand), self)
+        return WrappedEngines(self.inner.open(bundle, demand), self._in_place_of)
 
-    def empty(self, shape: Sequence[int], dtype: Any) -> Buffer:
-        return self._backend.empty(shape, dtype)
-
-    def mark(self) -> Mark:
-        return self._backend.mark()
-
-    def free_bytes(self) -> int | None:
-        return self._backend.free_bytes()
-
-    def describe(self) -> Mapping[str, object]:
-        return self._backend.describe()
-
-    def listened(self, engine: Engine) -> "_ListeningEngine":
-        """The step's engine, with buffers for what its taps say."""
+    def _in_place_of(self, graph: str, engine: Engine) -> Engine:
+        """The step's engine, with buffers for what its taps say; others as they are."""
+        if graph != "step":
+            return engine
         ports = (port for tap in self._taps for port in tap.ports)
         buffers = {port.name: self.empty(shape_of(port, {}), np.float32) for port in ports}
         return _ListeningEngine(engine, buffers, self)
@@ -80,44 +66,13 @@ class ListeningBackend:
         self._hear((height, width), float(given[self._row].read()[0, 0]), told)
 
 
-class _ListeningEngines:
-    """`lssgen.engines.base.Engines` of a `ListeningBackend`."""
-
-    def __init__(self, engines: Engines, backend: ListeningBackend) -> None:
-        self._engines = engines
-        self._backend = backend
-        self._step: _ListeningEngine | None = None
-
-    def __getitem__(self, graph: str) -> Engine:
-        engine = self._engines[graph]
-        if graph != "step":
-            return engine
-        if self._step is None or self._step.engine is not engine:
-            self._step = self._backend.listened(engine)
-        return self._step
-
-    def require(self, demand: Demand) -> None:
-        self._engines.require(demand)
-
-    def close(self) -> None:
-        self._engines.close()
-
-
-class _ListeningEngine:
+class _ListeningEngine(WrappedEngine):
     """`lssgen.engines.base.Engine` of a `ListeningBackend`: the taps' outputs are its own affair."""
 
     def __init__(self, engine: Engine, buffers: Mapping[str, Buffer], backend: ListeningBackend) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self._buffers = buffers
         self._backend = backend
-
-    @property
-    def name(self) -> str:
-        return self.engine.name
-
-    @property
-    def inputs(self) -> tuple[Port, ...]:
-        return self.engine.inputs
 
     @property
     def outputs(self) -> tuple[Port, ...]:

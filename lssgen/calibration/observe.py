@@ -48,7 +48,8 @@ class Seen:
     def add(self, low: Array, high: Array, square: Array, rows: Array, power: Array) -> None:
         """Take one call's numbers in."""
         self.calls += 1
-        if not (np.isfinite(low).all() and np.isfinite(high).all() and np.isfinite(power).all()):
+        # The mean square too: where one number of many is NaN, an engine's minimum may be another one.
+        if not all(np.isfinite(numbers).all() for numbers in (low, high, square, power)):
             self.bad = True
             return
         self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)

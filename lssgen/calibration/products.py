@@ -1,7 +1,11 @@
-"""The products of a graph that may be computed in few bits: found by the family's record, in the order they run."""
+"""The products of a graph that may be computed in few bits: found by the family's record, in the order they run.
+
+A convolution is one too: of the numbers under its kernel, (channels * places), with a weight (channels * places, out).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import onnx_ir as ir
 
@@ -14,14 +18,15 @@ QUANTISERS = frozenset(("QuantizeLinear", "DequantizeLinear", "TRT_FP4DynamicQua
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A matrix product with a weight.
+    """A matrix product with a weight, or a convolution.
 
     Attributes:
         name: Name of the weight without ".weight", which is that of the layer in the checkpoint; with a number where
             several products have one weight.
-        node: Node that computes it, a MatMul.
+        node: Node that computes it, a MatMul or a Conv.
         block: Name of the block that it belongs to.
-        rows, columns: Shape of the weight: channels that come in and go out.
+        rows, columns: Shape of the weight as a matrix: numbers that come in, for one that goes out, and channels out.
+        places: Number of places under a convolution's kernel; 1 for a matrix product.
     """
 
     name: str
@@ -29,15 +34,25 @@ class Product:
     block: str
     rows: int
     columns: int
+    places: int = 1
+
+    @property
+    def is_convolution(self) -> bool:
+        return self.node.op_type == "Conv"
+
+    @property
+    def channels(self) -> int:
+        """Number of channels that come in."""
+        return self.rows // self.places
 
     @property
     def activation(self) -> ir.Value:
-        """(..., rows) tensor that is multiplied."""
+        """(..., channels) tensor that is multiplied; of a convolution (n, channels, height, width)."""
         return given(self.node, 0)
 
     @property
     def weight(self) -> ir.Value:
-        """(rows, columns) initialiser."""
+        """(rows, columns) initialiser; of a convolution (columns, channels, height, width)."""
         return given(self.node, 1)
 
 
@@ -68,14 +83,24 @@ def products_of(model: ir.Model, sensitivity: Sensitivity) -> list[Product]:
 
 
 def _product(node: ir.Node, sensitivity: Sensitivity) -> Product | None:
-    if node.op_type != "MatMul" or (weight := node.inputs[1]) is None or not weight.is_initializer():
+    if not _is_product(node) or (weight := node.inputs[1]) is None or not weight.is_initializer():
         return None
     name = weight.name or ""
     block = sensitivity.block.match(name)
     if block is None or not sensitivity.products.match(name[block.end() :]) or weight.shape is None:
         return None
-    rows, columns = (int(size) for size in weight.shape.numpy())
-    return Product(name.removesuffix(".weight"), node, block[0], rows, columns)
+    first, second, *kernel = (int(size) for size in weight.shape.numpy())
+    places = prod(kernel)
+    rows, columns = (second * places, first) if node.op_type == "Conv" else (first, second)
+    return Product(name.removesuffix(".weight"), node, block[0], rows, columns, places)
+
+
+def _is_product(node: ir.Node) -> bool:
+    """Whether a node is a matrix product, or a convolution of all channels together."""
+    if node.op_type != "Conv":
+        return node.op_type == "MatMul"
+    group = node.attributes.get("group")
+    return group is None or group.as_int() == 1
 
 
 def ends_of(products: Sequence[Product], sensitivity: Sensitivity, ends: int | None) -> frozenset[str]:

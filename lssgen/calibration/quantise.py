@@ -7,7 +7,7 @@ the manifest; a bundle that does not pass leaves nothing behind.
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,14 +16,14 @@ import onnx_ir as ir
 from lssgen.bundle import MANIFEST, Bundle, files, manifest_json
 from lssgen.calibration.alone import written_alone
 from lssgen.calibration.attention import decompose
-from lssgen.calibration.formats import CPU_ENGINES, TRT_ENGINES, Format, format_for
+from lssgen.calibration.formats import CONVOLVING, CPU_ENGINES, TRT_ENGINES, Format, format_for
 from lssgen.calibration.insertion import Made, Recipe, Rewrite, write_quantised
 from lssgen.calibration.numbers import Floats
 from lssgen.calibration.products import Product, ends_of, products_of
 from lssgen.calibration.quality import Bound, Quality, Runs, compared
 from lssgen.calibration.ranges import see_unquantised
 from lssgen.calibration.rehearsal import rehearsed
-from lssgen.calibration.search import search, worst_first
+from lssgen.calibration.search import Choice, Work, choose
 from lssgen.calibration.speed import step_speedups
 from lssgen.calibration.statistics import Ranges, Statistics, see_fits
 from lssgen.durable import whole_folder
@@ -77,6 +77,7 @@ class QuantiseJob:
         text: Put the text encoders' weights into int8.
         share: Share of the activations that ranges hold.
         from_px: Pixels along the shorter side from which on a stage is quantised; smaller stages stay as they are.
+            None: what the search finds, which leaves small ones out only where the bound asks for it.
         gate: Comparisons that it must pass.
     """
 
@@ -92,7 +93,7 @@ class QuantiseJob:
     attention: bool = True
     text: bool = True
     share: float = 1.0
-    from_px: int = 0
+    from_px: int | None = None
     gate: Gate = field(default_factory=Gate)
 
 
@@ -144,26 +145,39 @@ class _Making:
         self._old = job.bundle.manifest
         self._ends: frozenset[str] = frozenset()
         self._snr: Mapping[str, float] = {}
+        self._warned = False
 
     def made(self) -> Manifest:
         """All of it, past its gates."""
         self._copy()
-        manifest = self._with_step(self._with_text(self._old), frozenset())
-        manifest = self._searched(manifest)
+        manifest = self._with_text(self._old)
+        manifest = self._searched(manifest) if self._is_compared else self._with_step(manifest, Choice(self._from_px))
+        self._tidy(manifest)
         return passed_speed(self._job.bundle, Bundle(self._draft, manifest), self._job.gate)
+
+    @property
+    def _from_px(self) -> int:
+        return self._job.from_px or 0
+
+    @property
+    def _is_compared(self) -> bool:
+        return self._job.gate.runs is not None and self._job.gate.backend is not None
 
     def _copy(self) -> None:
         """What stays as it is: the files of all other graphs, and the tokenizers."""
-        changed = {"step"} if not self._keeps_small else set[str]()
-        changed |= {"text"} if self._job.text else set()
-        gone = {name for graph in changed for name in (self._old.graphs[graph].file, *self._old.graphs[graph].data)}
-        for name in files(self._old):
-            if name not in gone:
+        changed = {"step", "text"} if self._job.text else {"step"}
+        gone = {name for graph in changed for name in _files_of(self._old.graphs[graph])}
+        self._take(name for name in files(self._old) if name not in gone)
+
+    def _take(self, names: Iterable[str]) -> None:
+        for name in names:
+            if not (self._draft / name).exists():
                 shutil.copyfile(self._job.bundle.path(name), self._draft / name)
 
-    @property
-    def _keeps_small(self) -> bool:
-        return any(min(size) < self._job.from_px for size in self._old.resolutions)
+    def _tidy(self, manifest: Manifest) -> None:
+        """Without the step as it was, which a choice that was tried has wanted, and the chosen one does not."""
+        for name in set(_files_of(self._old.graphs["step"])) - set(files(manifest)):
+            (self._draft / name).unlink(missing_ok=True)
 
     def _with_text(self, manifest: Manifest) -> Manifest:
         """The text encoders' weights in int8."""
@@ -175,26 +189,26 @@ class _Making:
             products = products_of(model, TEXT)
         except CalibrationError:  # encoders of which there is no record stay as they are
             _LOG.info("the text encoders are of a kind that no record knows; they stay in %s", old.precision)
-            for name in (old.file, *old.data):
-                shutil.copyfile(self._job.bundle.path(name), self._draft / name)
+            self._take(_files_of(old))
             return manifest
         made = write_quantised(model, products, Recipe(format="int8-weights"), None, self._draft / "text-int8.onnx")
         about = Quantisation(format="int8-weights", engine=self._job.engine, products=len(products))
         return replace(manifest, graphs={**manifest.graphs, "text": changed(old, made, "text-int8", about)})
 
-    def _with_step(self, manifest: Manifest, returned: frozenset[str]) -> Manifest:
-        """The step with all products quantised but those at the ends and some more, by name."""
+    def _with_step(self, manifest: Manifest, choice: Choice) -> Manifest:
+        """The step with all products quantised but those at the ends and those that a choice returns."""
         job, old = self._job, self._old.graphs["step"]
         model = ir.load(job.bundle.path(old.file))
         sensitivity = sensitivity_of(self._old.family)
         products = products_of(model, sensitivity)
         self._ends = ends_of(products, sensitivity, job.ends)
-        kept = frozenset(product.name for product in products if product.block in self._ends) | returned
+        kept = frozenset(product.name for product in products if product.block in self._ends) | choice.returned
         recipe = Recipe(
             format=job.format,
             unsigned=job.engine in CPU_ENGINES,
             kept=kept,
             smoothing=self._form.smoothing if job.smoothing is None else job.smoothing,
+            convolutions=job.engine in CONVOLVING,
             share=job.share,
         )
         stem = f"step-{job.format}"
@@ -202,7 +216,7 @@ class _Making:
             model,
             products,
             recipe,
-            self._ranges(),
+            self._ranges(choice.from_px),
             self._draft / f"{stem}.onnx",
             rewrite=self._rewrite(),
             hear=self._hear,
@@ -217,51 +231,61 @@ class _Making:
             smoothing=recipe.smoothing if made.smoothed else 0.0,
             statistics=job.source,
         )
-        graphs = {**manifest.graphs, "step": changed(old, made, stem, about)}
-        if not self._keeps_small:
-            return replace(manifest, graphs=graphs)
-        cell = self._old.facts.cell_px
-        small = [size for size in self._old.resolutions if min(size) < job.from_px]
-        cells = max(height // cell * (width // cell) for height, width in small)
-        return replace(manifest, graphs={**graphs, SMALL_STEP: old}, small_step=SMALL_STEP, small_cells=cells)
+        manifest = replace(manifest, graphs={**manifest.graphs, "step": changed(old, made, stem, about)})
+        return self._with_small_step(manifest, choice.from_px)
 
-    def _ranges(self) -> Ranges | None:
+    def _with_small_step(self, manifest: Manifest, from_px: int) -> Manifest:
+        """With the step as it was for stages that are smaller, if there are any."""
+        small = [size for size in self._old.resolutions if min(size) < from_px]
+        if not small:
+            return manifest
+        old, cell = self._old.graphs["step"], self._old.facts.cell_px
+        self._take(_files_of(old))
+        cells = max(height // cell * (width // cell) for height, width in small)
+        return replace(manifest, graphs={**manifest.graphs, SMALL_STEP: old}, small_step=SMALL_STEP, small_cells=cells)
+
+    def _ranges(self, from_px: int) -> Ranges | None:
         """Ranges of the stages that the graph serves."""
         if self._job.statistics is None or not self._form.activations:
             return None
         cell, about = self._old.facts.cell_px, self._job.statistics.about
-        served = tuple(index for index, size in enumerate(about.stages) if cell * min(size) >= self._job.from_px)
+        served = tuple(index for index, size in enumerate(about.stages) if cell * min(size) >= from_px)
         if not served:
             raise CalibrationError(
-                f"no stage of the statistics is at least {self._job.from_px} px; lower --from-size, or calibrate "
-                "larger stages"
+                f"no stage of the statistics is at least {from_px} px; lower --from-size, or calibrate larger stages"
             )
         return Ranges(self._job.statistics, served)
 
     def _rewrite(self) -> Rewrite | None:
         if not (self._form.attention and self._job.attention):
             return None
+        if self._old.graphs["step"].precision == "fp32" and not self._warned:
+            self._warned = True
+            _LOG.warning(
+                "the bundle is in fp32, and TensorRT fuses attention in %s only where the rest is in fp16 or bf16: it "
+                "will refuse to build this; export with --precision fp16, or leave attention out (--no-attention)",
+                self._job.format,
+            )
         return lambda model, ranges: decompose(model, ranges, self._ends)
 
     def _searched(self, manifest: Manifest) -> Manifest:
-        """With as many products back in high precision as the bound asks for."""
+        """With as much back in high precision as the bound asks for."""
         gate = self._job.gate
-        if gate.runs is None or gate.backend is None:
-            return manifest
+        assert gate.runs is not None
+        assert gate.backend is not None
         wanted = gate.runs.latents(self._job.bundle, gate.backend)
-        current, tried = manifest, frozenset[str]()
+        current, tried = manifest, Choice(-1)
 
-        def attempt(returned: frozenset[str]) -> Quality:
+        def attempt(choice: Choice) -> tuple[Quality, Mapping[str, float]]:
             nonlocal current, tried
-            current, tried = (self._with_step(manifest, returned) if returned else manifest), returned
+            current, tried = self._with_step(manifest, choice), choice
             found = self._latents(current, wanted)
-            _LOG.info("%d products returned: %s", len(returned), found)
-            return found
+            _LOG.info("%s: %s", _said(choice), found)
+            return found, self._snr
 
-        first = attempt(frozenset())
-        returned, quality = search(worst_first(self._snr), attempt, gate.bound, first)
-        if returned != tried:
-            current = self._with_step(manifest, returned)
+        choice, quality = choose(self._work(wanted[0]), attempt, gate.bound)
+        if choice != tried:
+            current = self._with_step(manifest, choice)
         measured = Measured(
             psnr_db=_rounded(quality.psnr_db, 2),
             cosine=_rounded(quality.cosine, 5),
@@ -270,10 +294,37 @@ class _Making:
         )
         return measured_step(current, measured)
 
+    def _work(self, painted: Sequence[Floats]) -> Work:
+        """Where the multiplications are of runs that have painted such latents, one after every stage."""
+        products = products_of(
+            ir.load(self._job.bundle.path(self._old.graphs["step"].file)), sensitivity_of(self._old.family)
+        )
+        whole = sum(product.rows * product.columns for product in products)
+        shares = {product.name: product.rows * product.columns / whole for product in products}
+        return Work(stages=self._stage_shares(painted), products=shares)
+
+    def _stage_shares(self, painted: Sequence[Floats]) -> Mapping[int, float]:
+        """Share of a run from a stage on, as far as tokens and steps tell. A user who names a size leaves no choice."""
+        if self._job.from_px is not None:
+            return {self._job.from_px: 1.0}
+        steps = self._steps()
+        sizes = sorted((latent.shape[-2:] for latent in painted), key=min)
+        work = [height * width * steps.get((height, width), 1) for height, width in sizes]
+        found = {0: 1.0}
+        for index, size in enumerate(sizes[1:], 1):
+            found[min(size) * self._old.facts.cell_px] = sum(work[index:]) / sum(work)
+        return found
+
+    def _steps(self) -> Mapping[tuple[int, ...], int]:
+        about = self._job.statistics.about if self._job.statistics else None
+        return dict(zip(about.stages, about.steps, strict=True)) if about else {}
+
     def _latents(self, manifest: Manifest, wanted: Sequence[Sequence[Floats]]) -> Quality:
         gate = self._job.gate
         assert gate.runs is not None
         assert gate.backend is not None
+        # Where an engine does not open, the bundle's files are looked at before the reason is told.
+        (self._draft / MANIFEST).write_bytes(manifest_json(manifest))
         with rehearsed(Bundle(self._draft, manifest), gate.backend) as bundle:
             return compared(wanted, gate.runs.latents(bundle, gate.backend))
 
@@ -311,6 +362,15 @@ def _whole(speedup: Mapping[str, float], manifest: Manifest) -> float:
 
 def _count(products: list[Product], made: Made) -> int:
     return sum(product.name not in made.kept for product in products)
+
+
+def _said(choice: Choice) -> str:
+    where = f" from {choice.from_px} px on" if choice.from_px else ""
+    return f"all products quantised{where} but {len(choice.returned)}"
+
+
+def _files_of(graph: Graph) -> tuple[str, ...]:
+    return (graph.file, *graph.data)
 
 
 def _rounded(numbers: tuple[float, ...], digits: int) -> tuple[float, ...]:

@@ -3,7 +3,9 @@
 Kill it at any moment and run it again: it goes on behind the last prompt whose numbers are in the file.
 """
 
+import hashlib
 import logging
+import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,7 +66,7 @@ def measure_ranges(job: RangesJob) -> Statistics:
     model = ir.load(job.bundle.path(job.bundle.manifest.graphs["step"].file))
     see_unquantised(job.bundle, model)
     products = products_of(model, sensitivity_of(job.bundle.manifest.family))
-    with written_alone(job.output), _workplace(job.bundle) as folder:
+    with written_alone(job.output), _workplace(job) as folder:
         tapped, taps = tapped_bundle(job.bundle, products, model, folder)
         ear = _Ear()
         with Pipeline(tapped, ListeningBackend(job.backend, taps, ear.hear)) as pipeline:
@@ -75,9 +77,9 @@ def measure_ranges(job: RangesJob) -> Statistics:
     return ear.statistics
 
 
-def see_unquantised(bundle: Bundle, model: ir.Model) -> None:
-    """Raise CalibrationError if a bundle's step is quantised."""
-    if bundle.manifest.graphs["step"].quantisation is not None or is_quantised(model):
+def see_unquantised(bundle: Bundle, model: ir.Model | None = None) -> None:
+    """Raise CalibrationError if a bundle's step is quantised; without its graph, if the manifest says so."""
+    if bundle.manifest.graphs["step"].quantisation is not None or (model is not None and is_quantised(model)):
         raise CalibrationError(
             f"bundle {bundle.folder} is quantised already; take the bundle that it was made from, or export the model "
             "again"
@@ -167,11 +169,22 @@ def _done(about: About, done: int) -> About:
 
 
 @contextmanager
-def _workplace(bundle: Bundle) -> Generator[Path]:
-    """A folder for the graph with taps; beside the bundle where one may write there, so that weights need no copy."""
+def _workplace(job: RangesJob) -> Generator[Path]:
+    """A folder for the graph with taps; beside the bundle where one may write there, so that weights need no copy.
+
+    Its name is that of the output, which nobody else writes: what a killed calibration left there is removed.
+    """
+    bundle = job.bundle.folder.resolve()
+    key = hashlib.sha256(str(job.output.resolve()).encode()).hexdigest()[:16]
+    folder = bundle.with_name(f".{bundle.name}.calibrate-{key}")
     try:
-        made = TemporaryDirectory(prefix=".calibrate-", dir=bundle.folder.resolve().parent)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
     except OSError:
-        made = TemporaryDirectory(prefix="lssgen-calibrate-")
-    with made as folder:
-        yield Path(folder)
+        with TemporaryDirectory(prefix="lssgen-calibrate-") as elsewhere:
+            yield Path(elsewhere)
+        return
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

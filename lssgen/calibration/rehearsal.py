@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from lssgen.bundle import Bundle, files
+from lssgen.bundle import MANIFEST, Bundle, files, manifest_json, sha256_of
 from lssgen.calibration.insertion import place, scalar
 from lssgen.calibration.numbers import BLOCK, FP4_MOST, FP8_MOST, Coded, decoded
 from lssgen.calibration.products import given
@@ -41,8 +41,11 @@ def rehearsed(bundle: Bundle, backend: Backend) -> Generator[Bundle]:
         for file in files(bundle.manifest):  # last: onnx-ir does not read files that have two names
             if file != step.file:
                 borrow(bundle.path(file), folder / file)
-        changed = replace(step, data=(*step.data, "rehearsal.data"))
-        yield Bundle(folder, replace(bundle.manifest, graphs={**bundle.manifest.graphs, "step": changed}))
+        hashes = {**step.sha256, step.file: sha256_of(folder / step.file), "rehearsal.data": data.sha256}
+        changed = replace(step, data=(*step.data, "rehearsal.data"), sha256=hashes)
+        manifest = replace(bundle.manifest, graphs={**bundle.manifest.graphs, "step": changed})
+        (folder / MANIFEST).write_bytes(manifest_json(manifest))
+        yield Bundle(folder, manifest)
 
 
 def rehearse(model: ir.Model, data: DataFile) -> None:
@@ -72,7 +75,7 @@ def _decode_weight(graph: ir.Graph, node: ir.Node, data: DataFile) -> None:
     tensors = [value.const_value for value in (codes, given(maker, 0), given(maker, 1))]
     numbers, scales, whole = (tensor.numpy() for tensor in tensors if tensor is not None)
     coded = Coded(numbers.astype(ml_dtypes.float4_e2m1fn), scales, float(whole))
-    kind = node.outputs[0].dtype or wide.dtype or WIDE
+    kind = _kind_of(node)
     value = data.put(f"{codes.name}.decoded", decoded(coded).astype(kind.numpy()), kind)
     graph.initializers.add(value)
     ir.convenience.replace_all_uses_with(node.outputs[0], value)
@@ -81,12 +84,18 @@ def _decode_weight(graph: ir.Graph, node: ir.Node, data: DataFile) -> None:
             graph.remove(one, safe=True)
 
 
+def _kind_of(node: ir.Node) -> ir.DataType:
+    """Type that a block of codes is decoded to: that of its scales, which is float32 or what these are cast to."""
+    maker = given(node, 1).producer()
+    return ir.DataType(maker.attributes["to"].as_int()) if maker is not None and maker.op_type == "Cast" else WIDE
+
+
 def _round_activation(graph: ir.Graph, node: ir.Node) -> None:
     """x rounded to E2M1 in blocks of 16 along the last axis, with scales in E4M3 that follow what comes."""
     name, source, whole = str(node.name), given(node, 0), given(node, 1)
     (codes, scales) = node.outputs
     (last,) = (use.node for use in codes.uses())
-    kind = last.outputs[0].dtype or given(last, 1).dtype or WIDE
+    kind = _kind_of(last)
 
     def make(operator: str, inputs: list[ir.Value], **attributes: int) -> ir.Value:
         made = ir.node(operator, inputs, attributes, name=f"{name}.{len(graph)}")

@@ -35,7 +35,7 @@ class Tap:
     Attributes:
         tensor: Name of the tensor in the graph: what comes into products.
         products: Names of the products that read it.
-        channels: Size of its last axis.
+        channels: Number of its channels: size of its last axis, of what a convolution reads the second.
     """
 
     tensor: str
@@ -66,7 +66,7 @@ class Tap:
 def taps_of(products: Sequence[Product]) -> tuple[Tap, ...]:
     """What to listen to, each tensor once."""
     return tuple(
-        Tap(tensor, tuple(dict.fromkeys(product.name for product in readers)), readers[0].rows)
+        Tap(tensor, tuple(dict.fromkeys(product.name for product in readers)), readers[0].channels)
         for tensor, readers in shared(products).items()
     )
 
@@ -76,7 +76,8 @@ def add_taps(model: ir.Model, products: Sequence[Product]) -> tuple[Tap, ...]:
     taps = taps_of(products)
     known = {product.name: product for product in products}
     for tap in taps:
-        _add(model.graph, tap, known[tap.products[0]].activation)
+        first = known[tap.products[0]]
+        _add(model.graph, tap, _channels_last(model.graph, first) if first.is_convolution else first.activation)
         for port, product in zip(tap.power, tap.products, strict=True):
             _say(model.graph, _reduced(model.graph, "square", known[product].node.outputs[0], whole=True), port)
     return (*taps, *_attention_taps(model.graph, {tap.tensor for tap in taps}))
@@ -96,6 +97,10 @@ def _add(graph: ir.Graph, tap: Tap, value: ir.Value) -> None:
     for kind in KINDS:
         made = _rows(graph, value, tap) if kind == "rows" else _reduced(graph, kind, _flat(graph, value, tap))
         _say(graph, made, tap.port(kind))
+
+
+def _channels_last(graph: ir.Graph, product: Product) -> ir.Value:
+    return _node(graph, "Transpose", [product.activation], perm=(0, 2, 3, 1))
 
 
 def _flat(graph: ir.Graph, value: ir.Value, tap: Tap) -> ir.Value:
@@ -129,7 +134,7 @@ def _say(graph: ir.Graph, value: ir.Value, port: Port) -> None:
     graph.outputs.append(value)
 
 
-def _node(graph: ir.Graph, operator: str, inputs: Sequence[ir.Value], **attributes: int) -> ir.Value:
+def _node(graph: ir.Graph, operator: str, inputs: Sequence[ir.Value], **attributes: int | tuple[int, ...]) -> ir.Value:
     node = ir.node(operator, inputs, attributes)
     graph.append(node)
     return node.outputs[0]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "quantise bundles/sd3 --format fp8 --for tensorrt-rtx --target sm89",
-    "sigma bundles/sd3 --images ~/photographs",
+    "schedule bundles/sd3 --tries 60",
 )
 ACTIONS = ("ranges", "quantise", "adopt", "sigma", "schedule")
 MADE_FOR = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
@@ -167,10 +167,12 @@ def _quantise(args: argparse.Namespace, words: EngineOptions) -> None:
     from lssgen.calibration.config import QuantiseConfig
     from lssgen.calibration.formats import FORMATS
     from lssgen.calibration.quantise import QuantiseJob, quantise
+    from lssgen.calibration.ranges import see_unquantised
     from lssgen.calibration.statistics import read_statistics
 
     config = QuantiseConfig(**given(args, QuantiseConfig))
     bundle = _opened(args)
+    see_unquantised(bundle)  # before its ranges are missed, which it cannot have
     made_for: str = getattr(args, "made_for", MADE_FOR[0])
     statistics = config.statistics or _beside(bundle, ".ranges.safetensors")
     needs = FORMATS[config.format].activations

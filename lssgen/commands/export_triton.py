@@ -15,6 +15,7 @@ from lssgen.commands.flags import add_flags, given
 from lssgen.commands.parser import Parser
 from lssgen.commands.verify_option import add_verify_option
 from lssgen.engines.options import EngineOptions
+from lssgen.engines.registry import default_engine
 from lssgen.paths import find_bundle
 from lssgen.serving.options import ServerOptions
 from lssgen.serving.triton.repository import TritonModel, export_triton
@@ -38,7 +39,7 @@ def build_parser(prog: str = "lssgen-export-triton") -> Parser:
     )
     parser.add_argument("--name", metavar="NAME", help="the model's name; default: that of the bundle's folder")
     add_flags(parser, ServerOptions)
-    add_engine_options(parser, default="onnxruntime", note="what runs it, in Triton's process")
+    add_engine_options(parser, default=default_engine(), note="what runs it, in Triton's process")
     add_verify_option(parser)
     return parser
 

@@ -21,6 +21,7 @@ from lssgen.commands.places import Places
 from lssgen.commands.process import undisturbed
 from lssgen.durable import whole_file
 from lssgen.engines.options import EngineOptions
+from lssgen.engines.registry import needs_gpu
 from lssgen.errors import PromptError, ServingError
 from lssgen.files import as_text
 from lssgen.manifest import Picture as Feed
@@ -250,7 +251,7 @@ def _paint_on_ray(
         suffix=suffix,
     )
     folders = {line.number: line.folder for line in missing}
-    gpus = float(args.engine != "onnxruntime")
+    gpus = float(needs_gpu(args.engine))
     with followed(_LOG.info) as follower:
         follower.at(0, f"prompt 0 of {len(missing)}")
         painted = paint_on_ray(work, missing, address=args.ray, workers=args.ray_workers, gpus=gpus)

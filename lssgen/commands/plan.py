@@ -67,7 +67,8 @@ def _print(args: argparse.Namespace) -> None:
         return
     print(as_table(facts, options, plan))
     if bundle is not None:
-        print("\n".join(as_measured(bundle, options, plan)), end="")
+        for line in as_measured(bundle, options, plan):
+            print(line)
 
 
 def _within(bundle: Bundle | None, place: str | None, asked: dict[str, Any]) -> dict[str, Any]:
@@ -92,12 +93,20 @@ def as_measured(bundle: Bundle, options: PlanOptions, plan: Plan) -> list[str]:
     """What `lssgen bench guarantee` has measured of the bundle, applied to this plan: a line an engine and machine."""
     facts = bundle.manifest.facts
     single = make_plan(facts, options.in_one_stage())
-    return [
-        f"Predicted from times of {place}: {predicted_ms(plan, facts, measured.costs):.0f} ms a picture, "
-        f"{predicted_time_ratio(plan, single, facts, measured.costs):.2f} times as fast as one stage, all included\n"
-        for place, measured in all_measured(bundle).items()
-        if measured.costs is not None
-    ]
+    lines: list[str] = []
+    for place, measured in all_measured(bundle).items():
+        if measured.costs is not None:
+            lines.append(
+                f"Predicted from times of {place}: {predicted_ms(plan, facts, measured.costs):.0f} ms a picture, "
+                f"{predicted_time_ratio(plan, single, facts, measured.costs):.2f} times as fast as one stage, all "
+                "included"
+            )
+        known = measured.at(plan.height_px, plan.width_px)
+        if known is not None and known.faster == "single":
+            lines.append(f"There, runs that name no start_sigma use one stage: stages take {known.staged_over_single}")
+        if known is not None and known.outrun:
+            lines.append(f"There, {known.reference} is faster: this engine takes {known.engine_over_reference}")
+    return lines
 
 
 def as_json(facts: ModelFacts, options: PlanOptions, plan: Plan) -> bytes:

@@ -10,9 +10,10 @@ from lssgen.commands.demo import demo_bundle
 from lssgen.commands.engine_options import add_engine_options, engine_words
 from lssgen.commands.flags import add_flags, given
 from lssgen.commands.parser import Parser
-from lssgen.commands.values import named
+from lssgen.commands.values import named, named_lora
 from lssgen.commands.verify_option import add_verify_option
 from lssgen.engines.options import EngineOptions
+from lssgen.engines.registry import default_engine
 from lssgen.errors import ServingError
 from lssgen.paths import find_bundle
 from lssgen.serving.http.limits import Limits
@@ -21,7 +22,7 @@ from lssgen.serving.options import ServerOptions
 
 EXAMPLES = (
     "bundles/sd3 --engine tensorrt --sizes 1024 --api-keys keys.txt --host 0.0.0.0",
-    "bundles/sd3 painter=bundles/flux --alias dall-e-3=painter --port 8001",
+    "bundles/sd3 painter=bundles/flux --alias dall-e-3=painter --lora style=style.safetensors:0.8",
 )
 
 
@@ -42,10 +43,18 @@ def build_parser(prog: str = "lssgen-serve") -> Parser:
         metavar="NAME=MODEL",
         help="another name for a model; may be repeated; default: none",
     )
+    parser.add_argument(
+        "--lora",
+        type=named_lora,
+        action="append",
+        default=[],
+        metavar="NAME=FILE[:STRENGTH]",
+        help="a LoRA that requests ask for as MODEL@NAME, merged when it first is; may be repeated; default: none",
+    )
     add_flags(parser, HttpSettings)
     add_flags(parser, Limits)
     add_flags(parser, ServerOptions)
-    add_engine_options(parser, default="onnxruntime", note="where to run; compiled engines are built on first use")
+    add_engine_options(parser, default=default_engine(), note="where to run; compiled engines are built on first use")
     add_verify_option(parser)
     return parser
 
@@ -71,6 +80,7 @@ def _serve(prog: str, args: argparse.Namespace, words: EngineOptions) -> None:
         bundles_of(args.bundle or [str(demo_bundle(prog))]),
         engine=args.engine,
         aliases=dict(args.alias),
+        loras=dict(args.lora),
         settings=HttpSettings(**given(args, HttpSettings)),
         limits=Limits(**given(args, Limits)),
         options=ServerOptions(**given(args, ServerOptions)),

@@ -9,6 +9,7 @@ from typing import Any
 
 from lssgen.choices import leaves, spelt_limit
 from lssgen.errors import LssgenError
+from lssgen.lora.asked import Lora
 
 Reader = Callable[[str], Any]
 """Function from a flag's text to its value."""
@@ -124,6 +125,14 @@ def named(text: str) -> tuple[str, str]:
     if not (name and equals and value):
         raise ArgumentTypeError(f"{short(text)} is not NAME=MODEL, such as dall-e-3=sd3")
     return name, value
+
+
+def named_lora(text: str) -> tuple[str, Lora]:
+    """Name, file and strength of "style=style.safetensors:0.8"."""
+    name, equals, file = text.partition("=")
+    if not (name and equals and file):
+        raise ArgumentTypeError(f"{short(text)} is not NAME=FILE or NAME=FILE:STRENGTH")
+    return name, reads_itself(Lora)(file)
 
 
 def reads_itself(made: Any) -> Reader:

@@ -193,6 +193,41 @@ class HostBuffer:
         return self.array.reshape(-1)[first : first + count].copy()
 
 
+class Ported(Protocol):
+    """What has ports: a graph's entry in the manifest, or what stands in its place."""
+
+    @property
+    def inputs(self) -> tuple[Port, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[Port, ...]: ...
+
+
+class GraphEngine:
+    """A graph as an engine, to derive from: its name, and its ports as the manifest has them.
+
+    Args:
+        name: Name for messages.
+        ports: The graph's entry in the manifest.
+    """
+
+    def __init__(self, name: str, ports: Ported) -> None:
+        self._name = name
+        self._ports = ports
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        return self._ports.inputs
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        return self._ports.outputs
+
+
 class HostMark:
     """The mark of a backend whose calls return when their work is done."""
 

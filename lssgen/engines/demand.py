@@ -144,6 +144,23 @@ def stage_quantities(cell_px: int, size: Size, following: Size | None = None) ->
     return found if following is None else {**found, "next_height": following[0], "next_width": following[1]}
 
 
+def size_in_cells(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> Size | None:
+    """Latent size, (height, width) in cells, that a graph's tensors belong to; None for a graph that has no size.
+
+    Args:
+        graph: The graph's entry in the manifest.
+        shapes: Shapes of its tensors by port; ports that are not among them are left out.
+    """
+    found = {
+        graph.axes.get(axis): size
+        for port in (*graph.inputs, *graph.outputs)
+        if port.name in shapes
+        for axis, size in zip(port.shape, shapes[port.name], strict=True)
+        if isinstance(axis, str)
+    }
+    return (found["height"], found["width"]) if "width" in found else None
+
+
 def branch_counts(manifest: Manifest) -> tuple[int, ...]:
     """How many guidance branches the steps of a model's usual run evaluate."""
     if manifest.facts.guidance != "branches":

@@ -1,20 +1,23 @@
 """ONNX Runtime, on the CPU and on NVIDIA GPUs: the same code, with another device string.
 
 A buffer is an OrtValue with a fixed address on the device, a binding is an IOBinding with every input and output
-tied to such a value. Between two runs of a binding nothing is allocated, checked or copied.
+tied to such a value. Between two runs of a binding nothing is allocated, checked or copied. On a GPU, work goes through
+the stream of a `Device` where cuda-bindings is installed, so that marks are events and times are the GPU's own.
 """
 
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lssgen.bundle import Bundle
-from lssgen.engines.base import Binding, Buffer, HostMark, check_buffers, check_part, see_graph
+from lssgen.engines.base import Binding, Buffer, GraphEngine, HostMark, Mark, check_buffers, check_part, see_graph
+from lssgen.engines.cuda import Device
 from lssgen.engines.demand import Demand
 from lssgen.engines.memory import in_turn_bytes, megabytes, stays
 from lssgen.engines.options import OrtCudaOptions, OrtOptions
@@ -22,7 +25,7 @@ from lssgen.errors import BackendError, BuildError, EngineError, ShapeError
 from lssgen.machine import at_most_cpus, free_memory
 from lssgen.manifest import Graph
 from lssgen.ort import ort
-from lssgen.ports import Array, Port
+from lssgen.ports import Array
 
 _LOG = logging.getLogger("lssgen")
 
@@ -50,9 +53,20 @@ class OrtBuffer:
 
     @classmethod
     def new(cls, shape: Sequence[int], dtype: Any, device: str, device_id: int) -> "OrtBuffer":
-        """A buffer on a device, contents undefined."""
+        """A buffer on a device, contents undefined.
+
+        Raises:
+            BackendError: There is no room for it.
+        """
         kind = np.dtype(dtype).type
-        return cls(ort.OrtValue.ortvalue_from_shape_and_type(list(shape), kind, device, device_id), shape, dtype)
+        try:
+            value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), kind, device, device_id)
+        except Exception as error:  # ONNX Runtime has a dozen unrelated exception classes
+            raise BackendError(
+                f"{device} has no room for a tensor of shape {tuple(shape)} ({megabytes(_bytes(shape, dtype))}); close "
+                "other programs, use fewer pictures at a time or smaller ones"
+            ) from error
+        return cls(value, shape, dtype)
 
     @classmethod
     def over(cls, array: Array) -> "OrtBuffer":
@@ -87,7 +101,7 @@ class OrtBuffer:
         return self.value.numpy().reshape(-1)[first : first + count].copy()
 
 
-class OrtEngine:
+class OrtEngine(GraphEngine):
     """A graph of a bundle, and its session from `wake` to `sleep`; `lssgen.engines.base.Engine`.
 
     Args:
@@ -98,27 +112,15 @@ class OrtEngine:
     """
 
     def __init__(self, backend: "OrtBackend", name: str, path: Path, graph: Graph) -> None:
-        self._backend = backend
-        self._name = name
-        self._path = path
+        super().__init__(name, graph)
         self._graph = graph
+        self._backend = backend
+        self._path = path
         self._session: ort.InferenceSession | None = None
         # Weak: bindings hold the engine, and live as long as their workspace.
         self._bindings: weakref.WeakSet[_OrtBinding] = weakref.WeakSet()
         self._closed = False
         self.stays = False
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def inputs(self) -> tuple[Port, ...]:
-        return self._graph.inputs
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        return self._graph.outputs
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Binding:
         self._see_open("bound")
@@ -259,6 +261,7 @@ class OrtBackend:
         self._provider = provider
         self.device = "cuda" if provider == CUDA else "cpu"
         self._device_id = self._options.device_id if isinstance(self._options, OrtCudaOptions) else 0
+        self._gpu = _gpu(self._device_id) if provider == CUDA else None
         # Weak: a bundle that nobody has any more shall not stay in memory for having run last.
         self._awake: weakref.ref[OrtEngine] | None = None
 
@@ -319,8 +322,9 @@ class OrtBackend:
     def empty(self, shape: Sequence[int], dtype: Any) -> OrtBuffer:
         return OrtBuffer.new(shape, dtype, self.device, self._device_id)
 
-    def mark(self) -> HostMark:
-        return HostMark()  # ONNX Runtime waits for its device at the end of every run
+    def mark(self) -> Mark:
+        # The host's clock where no stream takes events: ONNX Runtime waits for its device at the end of every run.
+        return HostMark() if self._gpu is None else self._gpu.event()
 
     def free_bytes(self) -> int | None:
         return free_memory() if self.device == "cpu" else None  # ONNX Runtime does not say what a GPU has left
@@ -331,6 +335,7 @@ class OrtBackend:
             "onnxruntime": ort.__version__,
             "provider": self._provider,
             **asdict(self._options),
+            **({} if self._gpu is None else self._gpu.describe()),
             "graph_optimization_level": ort.SessionOptions().graph_optimization_level.name,
         }
 
@@ -338,7 +343,8 @@ class OrtBackend:
         """Options of the provider. CUDA's TF32 is on unless told otherwise, and fp32 shall mean fp32."""
         if not isinstance(self._options, OrtCudaOptions):
             return {}
-        return {"device_id": str(self._device_id), "use_tf32": str(int(self._options.tf32))}
+        settings = {"device_id": str(self._device_id), "use_tf32": str(int(self._options.tf32))}
+        return settings if self._gpu is None else {**settings, "user_compute_stream": str(self._gpu.stream)}
 
     def _see_placement(self, session: ort.InferenceSession, name: str) -> None:
         """See that nothing heavy runs elsewhere than it should: a node without a kernel falls to the CPU in silence.
@@ -387,6 +393,18 @@ def predicted(weights: Sequence[int], *, low_memory: bool) -> str:
 def _fuses(graph: Graph) -> bool:
     """Whether ONNX Runtime has products of the graph's codes. Of those in E4M3 it makes a graph that it refuses."""
     return graph.quantisation is None or graph.quantisation.format == "int8"
+
+
+def _gpu(index: int) -> Device | None:
+    """The GPU as cuda-bindings shows it; None where that is not installed, or finds none: ONNX Runtime says why."""
+    try:
+        return Device(index)
+    except BackendError:
+        return None
+
+
+def _bytes(shape: Sequence[int], dtype: Any) -> int:
+    return prod(shape) * np.dtype(dtype).itemsize
 
 
 def _own(buffer: Buffer) -> OrtBuffer:

@@ -4,9 +4,9 @@ import contextlib
 from pathlib import Path, PurePosixPath
 
 from lssgen.errors import UnknownModelError
-from lssgen.export.lora_file import CONFIG
-from lssgen.export.lora_file import FILES as LORA_FILES
 from lssgen.export.remote import REPOSITORY, SITE, HubFile, file_here, hub_file, near, snapshot
+from lssgen.lora.said import CONFIG
+from lssgen.lora.said import FILES as LORA_FILES
 
 EMBEDDING_FILES = ("learned_embeds.safetensors",)
 """The name that diffusers gives to an embedding in a folder of its own."""

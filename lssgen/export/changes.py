@@ -7,14 +7,12 @@ trained on top of (`loaded`), and then each is merged into it in turn (`merged`)
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-Start = Literal["weight", "pissa", "olora", "kasa"]
-"""Basis that an adapter was trained on: the weight as it is, the weight without its largest part (PiSSA, OLoRA), or
-without its smallest (KaSA)."""
+from lssgen.lora.adapters import Start
 
 
 class Change(Protocol):

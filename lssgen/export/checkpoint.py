@@ -14,15 +14,18 @@ from torch import nn
 
 from lssgen.errors import ModelError
 from lssgen.export.changes import Change
-from lssgen.export.config import Embedding, Lora
+from lssgen.export.config import Embedding
 from lssgen.export.embeddings import Taught, notes_on, read_embedding, teach
 from lssgen.export.lora import read_lora
-from lssgen.export.lora_names import Target, renaming
+from lssgen.export.lora_renaming import renaming
 from lssgen.export.tokenizers import open_tokenizer
 from lssgen.export.weights import Weights, open_weights
 from lssgen.export.writer import weightless
+from lssgen.lora.asked import Lora
+from lssgen.lora.names import Target
 from lssgen.models.configs import INDEX, read_component, read_json
-from lssgen.models.nets.latent_upsampler import CONFIG_FILE, LatentUpSampler, read_config
+from lssgen.models.nets.upsampler import CONFIG_FILE
+from lssgen.models.nets.upsamplers import upsampler_of
 
 SETTINGS = (".json", ".txt", ".model")
 """Ends of the names of a part's small files: configuration and vocabulary."""
@@ -223,7 +226,7 @@ class Checkpoint:
         """
         if name == "upsampler":
             with weightless(dtype):
-                return LatentUpSampler(read_config(self.path(name) / CONFIG_FILE)).eval().requires_grad_(False)
+                return upsampler_of(self.path(name) / CONFIG_FILE).eval().requires_grad_(False)
         library, class_name = self._class(name)
         config = dict(self.config(name))
         cls = self._library_class(name)

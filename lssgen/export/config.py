@@ -3,12 +3,12 @@ explain itself at once.
 """
 
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Literal
 
 from lssgen.choices import choice, refuse_outside
-from lssgen.errors import ExportError, ModelError
+from lssgen.errors import ExportError
+from lssgen.lora.asked import Lora
 from lssgen.manifest import Precision
 from lssgen.plan.facts import ModelFacts, ScalingSpace
 from lssgen.plan.geometry import nearest_sizes
@@ -25,38 +25,6 @@ PredictionType = Literal["epsilon", "v_prediction"]
 
 Resolution = tuple[int, int]
 """(height, width) in pixels."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lora:
-    """A LoRA as the user asks for it.
-
-    Attributes:
-        path: A safetensors file in the form of PEFT, diffusers, kohya, ComfyUI or XLabs, the folder that PEFT or
-            diffusers make, or the place of one on the hub: owner/name or owner/name/file.safetensors, with @revision.
-        scale: Strength; 1 as it was trained, 0 nothing, negative the opposite.
-
-    Raises:
-        ModelError: The strength is not a finite number.
-    """
-
-    path: Path
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not isfinite(self.scale):
-            raise ModelError(
-                f"strength {self.scale} of LoRA {self.path} is not a finite number; 1 is the LoRA as it was trained"
-            )
-
-    @classmethod
-    def from_text(cls, text: str) -> "Lora":
-        """Path and strength, 1 where none is given, of "style.safetensors:0.8"."""
-        path, colon, scale = text.rpartition(":")
-        try:
-            return cls(Path(path), float(scale)) if colon else cls(Path(text))
-        except ValueError:  # the colon belongs to the path
-            return cls(Path(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +64,8 @@ class ExportConfig:
             do not depend on it. None and "own": the checkpoint's.
         resolutions: Stage sizes in pixels. Empty: the stages of the model's default picture.
         precision: Number format of the networks; the state between them is always float32.
-        upsampler: Folder of a latent upsampler; None: one that belongs to the checkpoint or is installed for its VAE.
+        upsampler: Folder of a latent upsampler; None: one that belongs to the checkpoint, is
+            installed for its VAE, or is this package's own for its latent space.
         convert_latents: Take latents to the normalisation that the upsampler was trained with, and back: for a model
             whose VAE is that of another model with other means and deviations (Playground, of SDXL). LSSGen, as
             published, does not.
@@ -158,7 +127,10 @@ class ExportConfig:
     )
     precision: Precision = choice("fp32", help="what the networks compute in")
     upsampler: Path | None = choice(
-        None, help="latent upsampler", metavar="DIR", unset="the checkpoint's own, or the one installed for its VAE"
+        None,
+        help="latent upsampler",
+        metavar="DIR",
+        unset="the checkpoint's own, one installed for its VAE, or this package's",
     )
     convert_latents: bool = choice(
         False,

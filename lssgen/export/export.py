@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module, metadata
-from pathlib import Path
 
 import torch
 
@@ -17,7 +16,7 @@ from lssgen.export.inspection import see_classes, see_weights
 from lssgen.export.store import Store, open_store
 from lssgen.export.super_resolution import read_network
 from lssgen.export.tokenizers import convert_tokenizer
-from lssgen.export.upsampler import MISSING, Chosen, choose_upsampler
+from lssgen.export.upsampler import Chosen, choose_upsampler, missing_note
 from lssgen.export.vae import with_vae
 from lssgen.export.workshop import Say, Workshop
 from lssgen.machine import at_most_cpus
@@ -183,7 +182,7 @@ def design(config: ExportConfig) -> Design:
             *blueprint.notes,
             *merged,
             *model.checkpoint.notes,
-            _upsampler_note(chosen, model),
+            chosen.note if chosen is not None else missing_note(model, facts.channels),
         ),
     )
 
@@ -271,12 +270,6 @@ def _see_layers(model: Model, layers: tuple[int, ...], gates: int) -> None:
         )
     if not all(0 <= layer < gates for layer in layers):
         raise ExportError(f"{model.name} has layers 0 to {gates - 1}; cannot skip {', '.join(map(str, layers))}")
-
-
-def _upsampler_note(chosen: Chosen | None, model: Model) -> str:
-    if chosen is not None:
-        return chosen.note
-    return MISSING.format(vae=model.checkpoint.path("vae") if Path(model.source).is_file() else model.source)
 
 
 def _tokenizers(outline: Design, store: Store) -> tuple[Tokens, ...]:

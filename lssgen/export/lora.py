@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from lssgen.errors import ModelError
-from lssgen.export.adapters import Adapter
 from lssgen.export.changes import Change, Delta, Rows, Whole
-from lssgen.export.config import Lora
 from lssgen.export.lora_file import LoraFile, open_lora
-from lssgen.export.lora_names import PEFT_PREFIX, Pair, Places, Role, Target, component_of, sorted_keys
+from lssgen.lora.adapters import Blocks
+from lssgen.lora.asked import Lora
+from lssgen.lora.names import Pair, Places, Role, Target, component_of, sorted_keys
+from lssgen.lora.strengths import Factors, assumed_note, strengths_of
 
 SHOWN = 20
 """Keys that a message lists at most."""
@@ -49,7 +50,7 @@ class Layer:
 
     name: str
     keys: Mapping[Role, str]
-    pair: Pair
+    pair: Pair[Tensor]
     table: bool = False
 
     @property
@@ -57,7 +58,7 @@ class Layer:
         return self.pair[0].shape[0]
 
 
-def read_lora(lora: Lora, target: Target) -> Merge:
+def read_lora(lora: Lora, target: Target[Tensor]) -> Merge:
     """The changes that a LoRA makes.
 
     Every change is looked up, and renamed where that is needed, by itself: so nothing is dropped unseen, as it is
@@ -88,7 +89,7 @@ class _Reader:
     """
 
     lora: Lora
-    target: Target
+    target: Target[Tensor]
     first: dict[str, Change] = field(default_factory=dict[str, Change])
     then: dict[str, Change] = field(default_factory=dict[str, Change])
     unmatched: list[str] = field(default_factory=list[str])
@@ -127,13 +128,8 @@ class _Reader:
         """
         if self.unmatched or not (self.first or self.then):
             raise self._misfit()
-        path = self.lora.path
         if self.assumed:
-            which = "" if self.assumed == self.total else f" for {self.assumed} of its {self.total} layers"
-            self.notes.append(
-                f"LoRA {path.name} does not say its alpha{which}: it is taken to be the rank, which makes the strength "
-                "1. If it was trained with another one, write :X behind its name, with X = alpha / rank."
-            )
+            self.notes.append(assumed_note(self.lora.path, self.assumed, self.total))
         return Merge(tuple(changes for changes in (self.first, self.then) if changes), tuple(self.notes))
 
     def _misfit(self) -> ModelError:
@@ -162,9 +158,9 @@ class _Reader:
 
     def _layer(self, file: LoraFile, name: str, keys: Mapping[Role, str]) -> Layer:
         down, up = file.tensor(keys["down"]), file.tensor(keys["up"])
-        adapter, plain = _adapter(file, name)
+        adapter, plain = file.adapter_of(name)
         if adapter is not None and adapter.blocks is not None:
-            down, up = adapter.blocks.spread(plain, down, up)
+            down, up = _spread(adapter.blocks, plain, (down, up))
         if "diagonal" in keys:
             diagonal = file.tensor(keys["diagonal"]).float().flatten()
             if diagonal.numel() != down.shape[0]:
@@ -186,42 +182,13 @@ class _Reader:
 
     def _strengths(self, file: LoraFile, layers: list[Layer]) -> Mapping[str, float]:
         """Alpha / rank of every layer."""
-        found: dict[str, float] = {}
-        asked: dict[str, dict[str, Layer]] = {}
         self.total += len(layers)
-        for layer in layers:
-            adapter, plain = _adapter(file, layer.name)
-            if "alpha" in layer.keys:
-                found[layer.name] = file.number(layer.keys["alpha"]) / layer.rank
-            elif adapter is not None:
-                component = "" if "" in file.adapters else layer.name.partition(".")[0]
-                asked.setdefault(component, {})[plain] = layer
-            else:
-                found[layer.name] = self._said_by_header(file, layer)
-        for component, some in asked.items():
-            adapter = file.adapters[component]
-            strengths = adapter.strengths({plain: layer.rank for plain, layer in some.items()})
-            found |= {layer.name: strengths[plain] for plain, layer in some.items()}
-            if adapter.default:
-                self.notes.append(
-                    f"{adapter.said_by} names no lora_alpha: it is taken to be {adapter.alpha:g}, as in PEFT."
-                )
-        return found
+        strengths = strengths_of(file, [_factors(file, layer) for layer in layers])
+        self.assumed += strengths.assumed
+        self.notes += strengths.notes
+        return strengths.by_layer
 
-    def _said_by_header(self, file: LoraFile, layer: Layer) -> float:
-        """What the header says about all layers; 1 where it says nothing."""
-        alpha = file.said_alpha()
-        if alpha is not None:
-            return alpha / layer.rank
-        wide = any(size > 1 for size in layer.pair[0].shape[2:])
-        # Converters keep kohya's header and put the alpha into the factors, under other names.
-        strength = file.kohya_strength(layer.rank, wide=wide) if "lora_down" in layer.keys["down"] else None
-        if strength is None:
-            self.assumed += 1
-            return 1.0
-        return strength
-
-    def _place(self, file: LoraFile, layer: Layer, places: Places, strength: float) -> None:
+    def _place(self, file: LoraFile, layer: Layer, places: Places[Tensor], strength: float) -> None:
         """Find the weights that a layer's change is for."""
         if layer.table:
             name = places.of_layer(layer.name)
@@ -234,7 +201,7 @@ class _Reader:
             if len(self.unmatched) > HOPELESS:
                 raise self._misfit()
             return
-        adapter, _ = _adapter(file, layer.name)
+        adapter, _ = file.adapter_of(layer.name)
         scale = self.lora.scale * strength
         magnitudes = self._split(file, layer, "magnitude", places)
         for name, (down, up) in found.items():
@@ -252,7 +219,7 @@ class _Reader:
             # A bias is a column times one 1, so that it is a change like any other.
             self._add(self.then, bias, Delta(torch.ones(1, 1), value[:, None], scale))
 
-    def _split(self, file: LoraFile, layer: Layer, role: Role, places: Places) -> Mapping[str, Tensor]:
+    def _split(self, file: LoraFile, layer: Layer, role: Role, places: Places[Tensor]) -> Mapping[str, Tensor]:
         """One value for each row of the changed weights, by weight; where a fused layer comes apart, so do they."""
         if role not in layer.keys:
             return {}
@@ -269,10 +236,10 @@ class _Reader:
         found = places.of_pair((layer.keys["down"], layer.keys["up"]), layer.name, rows)
         return {name: wide.flatten() for name, (_, wide) in found.items()}
 
-    def _place_rows(self, file: LoraFile, tokens: Mapping[str, str], places: Places) -> None:
+    def _place_rows(self, file: LoraFile, tokens: Mapping[str, str], places: Places[Tensor]) -> None:
         """Find the tables of embeddings of which some rows were trained."""
         for layer, key in tokens.items():
-            adapter, _ = _adapter(file, layer)
+            adapter, _ = file.adapter_of(layer)
             rows = {} if adapter is None else adapter.tokens
             # PEFT names layers by the ends of their names.
             at = next((rows[end] for end in rows if layer == end or layer.endswith(f".{end}") or not end), None)
@@ -282,9 +249,9 @@ class _Reader:
             else:
                 self._add(self.first, name, Rows(at, file.tensor(key)))
 
-    def _place_whole(self, file: LoraFile, key: str, places: Places) -> None:
+    def _place_whole(self, file: LoraFile, key: str, places: Places[Tensor]) -> None:
         """Find the tensor that a tensor in full is for; only PEFT's configuration says that there are such."""
-        adapter, _ = _adapter(file, key)
+        adapter, _ = file.adapter_of(key)
         table = key.endswith(".base_layer.weight")  # of embeddings with a LoRA, PEFT saves the table too
         name = places.of_whole(key) if adapter is not None and (adapter.whole or table) else None
         if name is None:
@@ -298,9 +265,29 @@ class _Reader:
         changes[name] = change
 
 
-def _adapter(file: LoraFile, layer: str) -> tuple[Adapter | None, str]:
-    """What PEFT says about a layer, and what it calls the layer."""
-    component, _, rest = layer.partition(".")
-    if component in file.adapters:
-        return file.adapters[component], rest
-    return file.adapters.get(""), layer.removeprefix(PEFT_PREFIX)
+def _factors(file: LoraFile, layer: Layer) -> Factors:
+    return Factors(
+        layer=layer.name,
+        rank=layer.rank,
+        wide=any(size > 1 for size in layer.pair[0].shape[2:]),
+        kohya="lora_down" in layer.keys.get("down", ""),
+        alpha=file.number(layer.keys["alpha"]) if "alpha" in layer.keys else None,
+    )
+
+
+def _spread(blocks: Blocks, layer: str, pair: Pair[Tensor]) -> Pair[Tensor]:
+    """Both factors in full, where one is stored as the blocks of a block-diagonal matrix.
+
+    Raises:
+        ModelError: A factor does not divide into the blocks.
+    """
+    down, up = pair
+    if any(part in layer for part in blocks.down):
+        return _matrix(blocks.count, layer, down), up
+    return (down, _matrix(blocks.count, layer, up)) if any(part in layer for part in blocks.up) else (down, up)
+
+
+def _matrix(count: int, layer: str, factor: Tensor) -> Tensor:
+    if factor.ndim != 2 or factor.shape[0] % count:
+        raise ModelError(f"BD-LoRA: {layer} has a factor of shape {list(factor.shape)}, not {count} blocks")
+    return torch.block_diag(*factor.chunk(count))

@@ -11,10 +11,13 @@ from lssgen.errors import UpsamplerError
 from lssgen.export.hub import Model
 from lssgen.manifest import Upsampler
 from lssgen.models.configs import read_json
-from lssgen.models.nets.installed import installed_upsampler, vae_weights_file
-from lssgen.models.nets.latent_upsampler import WEIGHTS_FILE, LatentUpSampler
+from lssgen.models.families import Family
+from lssgen.models.nets.installed import installed_upsampler, shipped_upsampler, vae_weights_file
+from lssgen.models.nets.upsampler import WEIGHTS_FILE
+from lssgen.models.nets.upsamplers import load_upsampler
 from lssgen.models.nets.vae import latents_said, normalisation, same_latents
 from lssgen.models.published import LICENCE, NORMALISATION, PUBLISHED, PublishedUpsampler
+from lssgen.models.spaces import CELL_PX, SPACES, Space
 
 INFO = "lssgen.json"
 """File that lssgen-train-upsampler writes beside config.json: which latents it is for, and the licence."""
@@ -26,6 +29,9 @@ MISSING = (
     "WARNING: no latent upsampler for this VAE. The bundle goes from stage to stage by bicubic interpolation of the "
     "latent, which blurs and costs quality that the later stages repair only in part. Train one with "
     "`lssgen-train-upsampler --vae {vae} --images FOLDER` (later exports find it), or give one with --upsampler FOLDER."
+)
+CONVERTED = (
+    " If its VAE is that of {title}, normalised otherwise, --convert-latents takes the upsampler shipped for it."
 )
 UNKNOWN_LICENCE = "unknown; the upsamplers published with LSSGen are for research only"
 
@@ -46,7 +52,9 @@ class Chosen:
 
 
 def choose_upsampler(model: Model, channels: int, given: Path | None, *, convert: bool) -> Chosen | None:
-    """The upsampler the user gave, the checkpoint's own, or the one installed for this VAE; None where there is none.
+    """The upsampler the user gave, the checkpoint's own, the one installed for this VAE, or this package's own.
+
+    None where there is none of them.
 
     Args:
         model: What it is for.
@@ -59,11 +67,19 @@ def choose_upsampler(model: Model, channels: int, given: Path | None, *, convert
     """
     if given is not None:
         return _checked(given, model, channels, convert=convert)
-    # The checkpoint's own before the user's: it was put there for this one.
-    for folder in (model.checkpoint.folder / PACKAGED, *map(installed_upsampler, _vaes(model))):
+    # The checkpoint's own before the user's: it was put there for this one. Ours last: it knows the space, not the VAE.
+    own = (model.checkpoint.folder / PACKAGED, *map(installed_upsampler, _vaes(model)))
+    for folder in (*own, *_shipped(model, channels, convert=convert)):
         if (folder / WEIGHTS_FILE).is_file():
             return _checked(folder, model, channels, convert=convert)
     return None
+
+
+def missing_note(model: Model, channels: int) -> str:
+    """What a user should read where there is no upsampler."""
+    vae = model.checkpoint.path("vae") if Path(model.source).is_file() else model.source
+    others = (CONVERTED.format(title=space.title) for space in spaces_of(model.family, model.latents, channels))
+    return MISSING.format(vae=vae) + next(others, "")
 
 
 def _vaes(model: Model) -> Iterator[str]:
@@ -73,8 +89,28 @@ def _vaes(model: Model) -> Iterator[str]:
             yield sha256_of(vae_weights_file(folder))
 
 
+def _shipped(model: Model, channels: int, *, convert: bool) -> Iterator[Path]:
+    """This package's own upsamplers for latents like the model's."""
+    for space in spaces_of(model.family, model.latents, channels):
+        if convert or same_latents(space.normalisation, model.latents):
+            yield shipped_upsampler(space.name)
+
+
+def spaces_of(family: Family, vae: Mapping[str, Any], channels: int) -> Iterator[Space]:
+    """The known spaces that a model's latents may be of, normalised as they are there or otherwise.
+
+    Args:
+        family: The model's.
+        vae: config.json of the VAE that it was trained with.
+        channels: Of a latent.
+    """
+    for name in family.latent_spaces:
+        if SPACES[name].channels == channels and family.cell_px(vae) == CELL_PX:
+            yield SPACES[name]
+
+
 def _checked(folder: Path, model: Model, channels: int, *, convert: bool) -> Chosen:
-    network = LatentUpSampler.from_pretrained(folder)
+    network = load_upsampler(folder)
     network.check_fits(channels, model=model.name)
     sha256 = sha256_of(folder / WEIGHTS_FILE)
     info: Mapping[str, Any] = read_json(folder / INFO) if (folder / INFO).is_file() else {}
@@ -103,6 +139,8 @@ def _checked(folder: Path, model: Model, channels: int, *, convert: bool) -> Cho
         converted_to=other if convert else None,
     )
     note = f"Latent upsampler from {folder}; licence: {record.licence}."
+    if origin := info.get("origin"):
+        note += f" {origin}"
     if other is not None:
         note += f" It was trained for latents with {latents_said(other)}; those of this model are " + (
             "converted for it, and back." if convert else "not converted, as published: --convert-latents does that."

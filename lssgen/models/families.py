@@ -38,6 +38,7 @@ class Family:
         guidance: Kind of guidance from the denoiser's config.
         cost: Arithmetic from the denoiser's config and the number of text tokens.
         longest_side: Function from the denoiser's config to `ModelFacts.longest_side`.
+        latent_spaces: Keys in `lssgen.models.spaces.SPACES`: latents that published checkpoints of the family paint.
         grid, start, oversize, scaling_spaces: See `ModelFacts`.
         scheduler_fixed: Scheduler fields whose value the published pipeline forces.
         history: Estimates that the step graph must carry for every solver that fits: 3 for UniPC of order 3, 4 for
@@ -62,6 +63,7 @@ class Family:
     guidance: Callable[[Config], Guidance]
     cost: Callable[[Config, int], NetworkCost]
     longest_side: Callable[[Config], int]
+    latent_spaces: tuple[str, ...] = ()
     grid: Literal["range", "even", "labels"] = "range"
     start: Literal["timestep", "fraction"]
     oversize: Literal["refuse", "floor"] = "refuse"
@@ -138,6 +140,7 @@ _SD = Family(
     classes={"unet": ("UNet2DConditionModel",), "vae": _VAES, "text_encoder": _CLIP},
     components=("unet", "vae", "scheduler", "text_encoder", "tokenizer"),
     nets="lssgen.models.nets.sd",
+    latent_spaces=("sd",),
     latent=_unpatched,
     cell_px=_halvings,
     guidance=_unet_guidance,
@@ -171,6 +174,7 @@ _SDXL = Family(
     },
     components=("unet", "vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     nets="lssgen.models.nets.sdxl",
+    latent_spaces=("sdxl",),
     latent=_unpatched,
     cell_px=_halvings,
     guidance=_unet_guidance,
@@ -197,6 +201,7 @@ _SD3 = Family(
     components=("transformer", "vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     optional=("text_encoder_3", "tokenizer_3"),
     nets="lssgen.models.nets.sd3",
+    latent_spaces=("sd3",),
     latent=_patched,
     cell_px=_halvings,
     guidance=_branches,
@@ -222,6 +227,7 @@ _FLUX = Family(
     },
     components=("transformer", "vae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     nets="lssgen.models.nets.flux",
+    latent_spaces=("flux",),
     latent=_packed,
     cell_px=_halvings,
     guidance=_flux_guidance,

@@ -47,8 +47,11 @@ _COGVIEW = Sensitivity(
 )
 
 _UNET = Sensitivity(
-    block=re.compile(r"unet\.(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.attentions\.\d+\.transformer_blocks\.\d+"),
-    products=re.compile(r"\.(attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.\d(\.proj)?)\."),
+    block=re.compile(
+        r"unet\.(down_blocks\.\d+|mid_block|up_blocks\.\d+)\."
+        r"(attentions\.\d+\.transformer_blocks|resnets|downsamplers|upsamplers)\.\d+"
+    ),
+    products=re.compile(r"\.(attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.\d(\.proj)?|conv[12]?)\."),
 )
 
 TEXT = Sensitivity(
@@ -68,7 +71,8 @@ SENSITIVITIES: Mapping[str, Sensitivity] = {
     "cogview4": _COGVIEW,
 }
 """Products that may be quantised, by family. Embedders of patches, text, time, guidance and pooled text, modulation,
-norms, the last projection and convolutions are in none. Source: what ModelOpt 0.47 and deepcompressor leave out."""
+norms and the last projection are in none, nor are a UNet's first and last convolution, those of its shortcuts, and the
+projections around its transformers. Source: what ModelOpt 0.47 and deepcompressor leave out."""
 
 
 def sensitivity_of(family: str) -> Sensitivity:

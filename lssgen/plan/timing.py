@@ -80,15 +80,16 @@ def step_work(facts: ModelFacts, cells: int, passes: int) -> tuple[float, float]
     return linear / 1e9, passes * cost.per_cell_pair * cells * cells / 1e9
 
 
-def predicted_ms(plan: Plan, facts: ModelFacts, costs: TimeCosts) -> float:
-    """Milliseconds of a run of one picture."""
+def predicted_ms(plan: Plan, facts: ModelFacts, costs: TimeCosts, batch: int = 1) -> float:
+    """Milliseconds of a run of one picture, or of several that are painted together and share what is fixed."""
     total, passage = costs.run, costs.transitions.get(plan.scaling_space, costs.transition)
     for index, stage in enumerate(plan.stages):
         cells = stage.height * stage.width
-        total += costs.stage.at(cells / 1e3) + (passage.at(cells / 1e3) if index else 0.0)
-        total += sum(costs.step.at(*step_work(facts, cells, len(step.guidance))) for step in stage.steps)
+        thousands = batch * cells / 1e3
+        total += costs.stage.at(thousands) + (passage.at(thousands) if index else 0.0)
+        total += sum(costs.step.at(*step_work(facts, cells, batch * len(step.guidance))) for step in stage.steps)
     last = plan.stages[-1]
-    return total + costs.decode.at(last.height * last.width / 1e3)
+    return total + costs.decode.at(batch * last.height * last.width / 1e3)
 
 
 def predicted_time_ratio(plan: Plan, single: Plan, facts: ModelFacts, costs: TimeCosts) -> float:

@@ -1,10 +1,13 @@
-"""What was measured decides where the caller does not: between stages and one stage, and what fits a time."""
+"""What was measured decides where the caller does not: between stages and one stage, and what fits a time; and says
+what else is slow."""
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from lssgen.bundle import Bundle
 from lssgen.engines.base import Backend
-from lssgen.measured import Measured, place_of, read_measured
+from lssgen.measured import MEASURED, Guarantee, Measured, place_of, read_measured
 from lssgen.plan.budget import Budget
 from lssgen.runtime.budget import parted, within_budget
 from lssgen.runtime.options import Asked, Options, request_from_options
@@ -12,48 +15,87 @@ from lssgen.runtime.options import Asked, Options, request_from_options
 _LOG = logging.getLogger("lssgen")
 
 
-def advised(bundle: Bundle, backend: Backend, asked: Asked) -> Options:
-    """The options, with one stage where the caller chooses none and one stage was measured to be faster, and with the
-    best schedule that fits the time that the caller gives.
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What to do about a run.
 
-    Only what `lssgen bench guarantee` has written for this engine on this machine counts.
+    Attributes:
+        options: Its options: one stage, where it chooses none and one stage was measured to be faster.
+        notes: Sentences that its caller should read.
+    """
+
+    options: Options
+    notes: tuple[str, ...] = ()
+
+
+def known_of(bundle: Bundle, backend: Backend) -> Measured | None:
+    """What `lssgen bench guarantee` has written for this engine on this machine; None where it has nothing."""
+    if not bundle.path(MEASURED).is_file():  # asked first: a backend's description may ask its device
+        return None
+    return read_measured(bundle, place_of(backend.name, backend.describe()))
+
+
+def advice(bundle: Bundle, measured: Measured | None, options: Options) -> Advice:
+    """What was measured says about a run.
+
+    Raises:
+        PlanError: The run cannot be carried out as asked.
+    """
+    if measured is None or not measured.guarantees:
+        return Advice(options)
+    plan = request_from_options(bundle, options).plan
+    known = measured.at(plan.height_px, plan.width_px)
+    if known is None:
+        return Advice(options)
+    notes = (outrun(known),) if known.outrun else ()
+    if _chooses_stages(options) or len(plan.stages) == 1 or known.faster != "single":
+        return Advice(options, notes)
+    return Advice({**options, "start_sigma": 1.0}, (one_stage(known), *notes))
+
+
+def advised(bundle: Bundle, backend: Backend, asked: Asked) -> Options:
+    """The options of a run as `advice` has them, and with the best schedule that fits the time that the caller gives;
+    notes go to the log.
 
     Raises:
         PlanError: The run cannot be carried out as asked, or not in that time.
     """
-    options, budget = parted(asked)
-    if budget is None and _chooses_stages(options):
-        return options  # without a look at files, which is for runs that leave something open
-    place = place_of(backend.name, backend.describe())
-    return _advised(bundle, place, read_measured(bundle, place), options, budget)
+    options, budget = parted(asked)  # first: a budget that is no time is refused before files are looked at
+    return _advised(
+        bundle, lambda: place_of(backend.name, backend.describe()), known_of(bundle, backend), options, budget
+    )
 
 
 def advised_at(bundle: Bundle, place: str, measured: Measured | None, asked: Asked) -> Options:
     """The same for an engine on a machine, by its words and what was measured there."""
-    return _advised(bundle, place, measured, *parted(asked))
+    return _advised(bundle, lambda: place, measured, *parted(asked))
 
 
-def _advised(bundle: Bundle, place: str, measured: Measured | None, options: Options, budget: Budget | None) -> Options:
+def _advised(
+    bundle: Bundle, place: Callable[[], str], measured: Measured | None, options: Options, budget: Budget | None
+) -> Options:
     # First: a budget then chooses among schedules that are not slower than they need be.
-    options = _not_slower(bundle, measured, options)
-    return options if budget is None else within_budget(bundle, place, measured, options, budget)
+    found = advice(bundle, measured, options)
+    for note in found.notes:
+        _LOG.info("%s", note)
+    return found.options if budget is None else within_budget(bundle, place(), measured, found.options, budget)
 
 
-def _not_slower(bundle: Bundle, measured: Measured | None, options: Options) -> Options:
-    if measured is None or not measured.guarantees or _chooses_stages(options):
-        return options
-    plan = request_from_options(bundle, options).plan
-    known = measured.at(plan.height_px, plan.width_px)
-    if len(plan.stages) == 1 or known is None or known.faster != "single":
-        return options
-    _LOG.info(
-        "one stage: at %d x %d px it was measured to be faster on this machine (stages took %.2f times as long); "
-        "--start-sigma asks for stages all the same",
-        plan.width_px,
-        plan.height_px,
-        known.staged_over_single,
+def one_stage(known: Guarantee) -> str:
+    """A sentence about a size at which stages are slower."""
+    return (
+        f"one stage: at {known.width} x {known.height} px it was measured to be faster on this machine (stages took "
+        f"{known.staged_over_single.ratio:.2f} times as long); start_sigma asks for stages all the same"
     )
-    return {**options, "start_sigma": 1.0}
+
+
+def outrun(known: Guarantee) -> str:
+    """A sentence about a size at which the engine is slower than its reference."""
+    assert known.engine_over_reference is not None
+    return (
+        f"at {known.width} x {known.height} px this engine was measured to be slower on this machine than "
+        f"{known.reference} (it took {known.engine_over_reference.ratio:.2f} times as long): choose that one"
+    )
 
 
 def _chooses_stages(options: Options) -> bool:

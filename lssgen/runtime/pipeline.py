@@ -18,7 +18,7 @@ from lssgen.bundle import verify as verify_bundle
 from lssgen.engines.base import Backend, Engines
 from lssgen.engines.demand import Demand
 from lssgen.engines.options import EngineOptions
-from lssgen.engines.registry import default_engine, open_backend
+from lssgen.engines.registry import open_backend
 from lssgen.errors import BackendError, EngineError, NonFiniteError
 from lssgen.plan import Plan
 from lssgen.ports import Array
@@ -382,7 +382,7 @@ def load(
     """
     opened = read_bundle(paths.find_bundle(bundle))
     see_whole(opened, verify)
-    return Pipeline(opened, open_backend(engine or default_engine(), **options), batches=batches)
+    return Pipeline(opened, open_backend(engine, **options), batches=batches)
 
 
 def _geometry(request: Request, text: Mapping[str, Array]) -> Geometry:

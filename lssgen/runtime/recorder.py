@@ -2,20 +2,21 @@
 
 import json
 from base64 import b64encode
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 
 from lssgen.bundle import Bundle
 from lssgen.durable import whole_file
-from lssgen.engines.base import Backend, Binding, Buffer, Engine, Engines, Mark
-from lssgen.engines.demand import Demand
+from lssgen.engines.base import Backend, Binding, Buffer, Engine
+from lssgen.engines.demand import Demand, size_in_cells
+from lssgen.engines.wrapping import WrappedBackend, WrappedEngine, WrappedEngines
 from lssgen.errors import PromptError
-from lssgen.ports import Array, Port
+from lssgen.ports import Array
 
 Hear = Callable[[str, Mapping[str, Array]], None]
 """Given the name of a graph and its inputs, before every call of it."""
@@ -24,7 +25,7 @@ CALLS = 4
 """Calls of a graph at one size that are written: what differs later is the latent and the row, and files get large."""
 
 
-class RecordingBackend:
+class RecordingBackend(WrappedBackend):
     """`lssgen.engines.base.Backend` that tells what goes into its engines. Reading it back makes every call wait.
 
     Args:
@@ -33,70 +34,23 @@ class RecordingBackend:
     """
 
     def __init__(self, backend: Backend, hear: Hear) -> None:
-        self._backend = backend
+        super().__init__(backend)
         self._hear = hear
 
-    @property
-    def name(self) -> str:
-        return self._backend.name
+    def open(self, bundle: Bundle, demand: Demand) -> WrappedEngines:
+        return WrappedEngines(self.inner.open(bundle, demand), self._recorded)
 
-    def open(self, bundle: Bundle, demand: Demand) -> "RecordingEngines":
-        return RecordingEngines(self._backend.open(bundle, demand), self._hear)
-
-    def empty(self, shape: Sequence[int], dtype: Any) -> Buffer:
-        return self._backend.empty(shape, dtype)
-
-    def mark(self) -> Mark:
-        return self._backend.mark()
-
-    def free_bytes(self) -> int | None:
-        return self._backend.free_bytes()
-
-    def describe(self) -> Mapping[str, object]:
-        return self._backend.describe()
+    def _recorded(self, graph: str, engine: Engine) -> "RecordingEngine":
+        return RecordingEngine(engine, graph, self._hear)
 
 
-class RecordingEngines:
-    """`lssgen.engines.base.Engines` of a `RecordingBackend`."""
-
-    def __init__(self, engines: Engines, hear: Hear) -> None:
-        self._engines = engines
-        self._hear = hear
-        self._known: dict[str, RecordingEngine] = {}
-
-    def __getitem__(self, graph: str) -> "RecordingEngine":
-        engine, known = self._engines[graph], self._known.get(graph)
-        # `require` may put another engine in a graph's place, and close the one that was recorded before.
-        if known is None or known.engine is not engine:
-            known = self._known[graph] = RecordingEngine(engine, graph, self._hear)
-        return known
-
-    def require(self, demand: Demand) -> None:
-        self._engines.require(demand)
-
-    def close(self) -> None:
-        self._engines.close()
-
-
-class RecordingEngine:
+class RecordingEngine(WrappedEngine):
     """`lssgen.engines.base.Engine` of a `RecordingBackend`."""
 
     def __init__(self, engine: Engine, graph: str, hear: Hear) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self._graph = graph
         self._hear = hear
-
-    @property
-    def name(self) -> str:
-        return self.engine.name
-
-    @property
-    def inputs(self) -> tuple[Port, ...]:
-        return self.engine.inputs
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        return self.engine.outputs
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Binding:
         run = self.engine.bind(buffers)
@@ -151,14 +105,8 @@ def polygraphy_array(value: Array) -> dict[str, str]:
 
 def _size(bundle: Bundle, graph: str, inputs: Mapping[str, Array]) -> str:
     """-<width>x<height> in cells; nothing for a graph that has no size."""
-    entry = bundle.manifest.graphs[graph]
-    sizes = {
-        entry.axes[axis]: size
-        for port in entry.inputs
-        for axis, size in zip(port.shape, inputs[port.name].shape, strict=True)
-        if isinstance(axis, str)
-    }
-    return f"-{sizes['width']}x{sizes['height']}" if "width" in sizes else ""
+    size = size_in_cells(bundle.manifest.graphs[graph], {name: value.shape for name, value in inputs.items()})
+    return f"-{size[1]}x{size[0]}" if size else ""
 
 
 def _opened(stack: ExitStack, path: Path) -> TextIO:

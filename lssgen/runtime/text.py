@@ -60,6 +60,7 @@ class TextEncoder:
         self._remember = remember
         self._tell = tell or warn
         self._known: OrderedDict[tuple[str, Lengths, Weighting], Mapping[str, Array]] = OrderedDict()
+        self._bytes = 0
 
     def lengths(self, text: str, weighting: Weighting = "none") -> Lengths:
         """How many tokens the prompt needs in each tokenizer, filling included.
@@ -94,9 +95,9 @@ class TextEncoder:
         key = (text, lengths, weighting)
         if key not in self._known:
             plain = weighting == "none"
-            self._known[key] = (
-                self._run(engine, text, lengths) if plain else self._weighed(engine, text, lengths, weighting)
-            )
+            made = self._run(engine, text, lengths) if plain else self._weighed(engine, text, lengths, weighting)
+            self._known[key] = made
+            self._bytes += _bytes(made)
             self._forget()
         self._known.move_to_end(key)
         return self._known[key]
@@ -104,12 +105,12 @@ class TextEncoder:
     @property
     def remembered(self) -> int:
         """Bytes of the encoded prompts that are kept."""
-        return sum(array.nbytes for known in self._known.values() for array in known.values())
+        return self._bytes
 
     def _forget(self) -> None:
         """Let go of prompts until the rest fits; the newest stays, since it is needed now."""
-        while len(self._known) > 1 and self.remembered > self._remember:
-            self._known.popitem(last=False)
+        while len(self._known) > 1 and self._bytes > self._remember:
+            self._bytes -= _bytes(self._known.popitem(last=False)[1])
 
     def _weighed(self, engine: Engine, text: str, lengths: Lengths, weighting: Weighting) -> Mapping[str, Array]:
         said = weighted(text, weighting)
@@ -175,6 +176,10 @@ class TextEncoder:
                     f"tokens and does not hear {lost!r}"
                 )
         return said
+
+
+def _bytes(encoded: Mapping[str, Array]) -> int:
+    return sum(array.nbytes for array in encoded.values())
 
 
 def warn(message: str) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 
 from lssgen.errors import BackendError, EngineError, LssgenError, RefusedError
-from lssgen.serving.api import Observation
 from lssgen.serving.desk import Desk
 from lssgen.serving.lanes import Lanes
 from lssgen.serving.model import Model
@@ -12,6 +11,7 @@ from lssgen.serving.models import Models
 from lssgen.serving.options import ServerOptions
 from lssgen.serving.painter import Painter
 from lssgen.serving.queues import Queues, Waiting
+from lssgen.serving.status import Observation
 from lssgen.serving.work import Crowd, Job, Piece
 
 Busy = Callable[[Callable[[], None]], None]
@@ -145,11 +145,12 @@ class Admission:
             return True
         if not model.loaded and not self._models.make_room(model, self._budget, self._lanes.uses):
             return False
+        self._settle()  # weights are not exchanged, nor kernels measured, beside work in flight
         began = monotonic()
         try:
             model.require(job.demand)
         except LssgenError as error:
-            code = "too_large" if isinstance(error, BackendError) and model.loaded else "broken_model"
+            code = "no_memory" if isinstance(error, BackendError) and model.loaded else "broken_model"
             refusal = RefusedError(f"{model.name} cannot be made ready for this request: {error}", code=code)
             refusal.__cause__ = error
             self.end(job, refusal)

@@ -1,4 +1,4 @@
-"""What a server is asked, what it tells while it works, and what it says about itself: records, no behaviour.
+"""What a server is asked, what it tells while it works, and what it gives: records, no behaviour.
 
     from lssgen.serving.api import ImageRequest
 
@@ -13,7 +13,7 @@ HTTP, Ray and Triton are built on these three files and nothing below them.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from PIL import Image
@@ -26,7 +26,8 @@ RefusalCode = Literal[
     "invalid_value",  # a word, number, size, schedule, prompt or picture that cannot be used
     "unknown_model",
     "unknown_draft",  # never made, forgotten, or gone after its time
-    "too_large",  # more pixels, steps or pictures than this server takes, or more memory than it has
+    "too_large",  # more pixels, steps or pictures than this server takes
+    "no_memory",  # more memory than it has
     "deadline_impossible",  # no schedule fits; `fastest_ms` says what would
     "deadline_passed",  # it was taken, and its time ran out
     "queue_full",  # try again after `retry_after_s`
@@ -75,6 +76,10 @@ class ImageRequest:
     previews: bool = False
     estimate_every: int = 0
     draft: bool = False
+
+    def without_pictures(self) -> "ImageRequest":
+        """The same without the pictures that came with it, which are as large as their owner has them."""
+        return replace(self, init_image=None, mask_image=None, conditions={})
 
 
 # --- Events -----------------------------------------------------------------------------------------------------------
@@ -280,139 +285,3 @@ class Quote:
     fastest_seconds: float | None
     pixels: int
     notes: tuple[str, ...]
-
-
-# --- What a server says of itself -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelInfo:
-    """A model of a server.
-
-    Attributes:
-        name: Name that a request asks for.
-        aliases: Other names for it.
-        folder: Bundle's folder.
-        family: Record that the bundle was exported with.
-        created: Unix time at which the bundle was written.
-        loaded: True where its engines are open.
-        height, width: Default picture size in pixels.
-        multiple: Pixels of which every side is a multiple.
-        starts: True where runs can start from a picture.
-        stages: True where pictures can be painted in stages.
-        bytes: Size of its graphs' files.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    folder: str
-    family: str
-    created: int
-    loaded: bool
-    height: int
-    width: int
-    multiple: int
-    starts: bool
-    stages: bool
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneStats:
-    """Pictures that share engine calls.
-
-    Attributes:
-        model: Its name.
-        height_px, width_px: Picture size of the stage.
-        branches: Guidance branches of a step.
-        batch: Pictures that fit its buffers; `rows` of them are taken.
-        rows: Pictures that are painted.
-    """
-
-    model: str
-    height_px: int
-    width_px: int
-    branches: int
-    batch: int
-    rows: int
-
-
-Phase = Literal["starting", "ready", "draining", "closed", "stuck", "broken"]
-"""Place of a server in its life. Only "ready" is ready; all but "stuck", "broken" and "closed" are live."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
-    """A server at a moment. Counts only grow.
-
-    Attributes:
-        phase: See `Phase`.
-        waiting: Requests none of whose pictures was begun.
-        running: Requests that are painted.
-        waiting_pixels: Pixels of pictures that were not begun.
-        drafts: Drafts that are kept.
-        draft_bytes: Their memory.
-        lanes: Pictures that are painted together at the moment.
-        buffer_bytes: Memory of the buffers on the device.
-        memory_bytes: Memory that weights and buffers may take.
-        loaded_bytes: Weights of the models that are loaded.
-        accepted, done, cancelled, failed: Requests.
-        refused: Requests that were not taken, or not finished, by `RefusalCode`.
-        pictures, pixels, steps: Work that was done; steps count pictures, not engine calls.
-        calls: Engine calls of steps; `steps / calls` is the mean batch.
-        previews: Previews and estimates that were decoded.
-        nonfinite: Pictures that held NaN or infinity.
-        busy_seconds: Time in engine calls.
-    """
-
-    phase: Phase
-    waiting: int
-    running: int
-    waiting_pixels: int
-    drafts: int
-    draft_bytes: int
-    lanes: tuple[LaneStats, ...]
-    buffer_bytes: int
-    memory_bytes: int
-    loaded_bytes: int
-    accepted: int
-    done: int
-    cancelled: int
-    failed: int
-    refused: Mapping[str, int]
-    pictures: int
-    pixels: int
-    steps: int
-    calls: int
-    previews: int
-    nonfinite: int
-    busy_seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
-    """Something that was measured, for histograms.
-
-    Attributes:
-        kind: "step": an engine call of `rows` pictures in buffers for `batch`. "stage", "preview", "decode", "text",
-            "transition", "load": as the spans. "queue": the wait of a request. "request": a whole one; `outcome` says
-            how it ended.
-        model: Name of the model.
-        seconds: Duration.
-        height_px, width_px: Picture size; 0 where it has none.
-        rows, batch: Pictures in the call, and pictures that its buffers hold.
-        outcome: A `State`, of a request that has ended; else "".
-    """
-
-    kind: Literal["step", "stage", "preview", "decode", "text", "encode", "transition", "load", "queue", "request"]
-    model: str
-    seconds: float
-    height_px: int = 0
-    width_px: int = 0
-    rows: int = 1
-    batch: int = 1
-    outcome: str = ""
-
-
-Observe = Callable[[Observation], None]
-"""Called in the scheduler's thread; it must return at once."""

@@ -13,6 +13,7 @@ from typing import cast
 from lssgen.engines.demand import Size
 from lssgen.errors import LssgenError, RefusedError
 from lssgen.plan import Plan
+from lssgen.runtime.advice import Advice
 from lssgen.runtime.asking import asked_run, unheard
 from lssgen.runtime.candidates import Candidate, best_within, candidates
 from lssgen.runtime.noise import check_seed
@@ -138,11 +139,35 @@ class Clerk:
             raise _refusal(f"{name} is {_shown(value)}; it must be a number of milliseconds above 0", param=name)
         return value
 
+    def seconds_left(self, job: Job) -> float | None:
+        """Estimated seconds until a job is done whose schedule stays as it is; None where nothing was measured yet.
+
+        Raises:
+            RefusedError: Its deadline is earlier.
+        """
+        asked = job.ticket.asked
+        model, count = self._models[job.ticket.model], len(job.pieces)
+        seconds = self.forecast.behind(
+            self._desk.jobs, model, job.painted, count, job.deadline, previews=asked.previews
+        )
+        if asked.deadline_ms is None or seconds is None or seconds <= asked.deadline_ms / 1e3:
+            return seconds
+        fault = RefusedError(
+            f"deadline_ms is {asked.deadline_ms:g}, but what is left of the draft takes {1e3 * seconds:.0f} ms here; "
+            "give it more time, or keep fewer pictures",
+            code="deadline_impossible",
+            param="deadline_ms",
+            fastest_ms=1e3 * seconds,
+        )
+        raise self._desk.refused(fault)
+
     def _read(self, asked: ImageRequest) -> Order:
         model = self._models.find(_text(asked.model, "model"))
         self._see(asked)
         see_prompt(asked.prompt)
         options = self._seeded(asked)
+        # A draft is the first of several stages: who asks for one asks for stages.
+        advice = Advice(options) if asked.draft else model.advice(options)
         starts: dict[int, Start | None] = {}
 
         def make(words: Options) -> Request:
@@ -152,7 +177,7 @@ class Clerk:
             return request
 
         deadline = inf if asked.deadline_ms is None else monotonic() + asked.deadline_ms / 1e3
-        chosen, fastest = self._chosen(asked, model, options, make, deadline)
+        chosen, fastest = self._chosen(asked, model, advice.options, make, deadline)
         request = chosen.request
         self._see_size(request, asked, model)
         check_seed(request.seed + asked.n - 1)
@@ -166,7 +191,7 @@ class Clerk:
             alone=self.forecast.alone(model, plan, asked.n, previews=asked.previews),
             fastest=fastest,
             deadline=deadline,
-            notes=self._notes(asked, model, chosen),
+            notes=(*self._notes(asked, model, chosen), *advice.notes),
         )
 
     def _notes(self, asked: ImageRequest, model: Model, chosen: Candidate) -> tuple[str, ...]:
@@ -287,7 +312,7 @@ class Clerk:
             raise _refusal(
                 f"a picture of {request.plan.width_px} x {request.plan.height_px} px takes {need / 1e6:.0f} MB with "
                 f"{model.name}'s weights; this server has {self._budget / 1e6:.0f} MB: ask for a smaller picture",
-                "too_large",
+                "no_memory",
                 "size",
             )
 

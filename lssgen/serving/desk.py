@@ -8,8 +8,9 @@ from threading import Condition, RLock
 from time import monotonic, time
 
 from lssgen.errors import CancelledError, LssgenError, NonFiniteError, RefusedError
-from lssgen.serving.api import Answer, Done, Failed, Observation, Observe, Progress, Timings, Usage
+from lssgen.serving.api import Answer, Done, Failed, Progress, Timings, Usage
 from lssgen.serving.options import ServerOptions
+from lssgen.serving.status import Observation, Observe
 from lssgen.serving.ticket import outcome_of
 from lssgen.serving.work import Job, Piece, pixels_of
 
@@ -18,7 +19,7 @@ _LOG = logging.getLogger("lssgen")
 
 @dataclass(slots=True)
 class Counts:
-    """What a server has done since it began; see `lssgen.serving.api.Stats`."""
+    """What a server has done since it began; see `lssgen.serving.status.Stats`."""
 
     accepted: int = 0
     done: int = 0
@@ -209,7 +210,7 @@ class Desk:
             return
         try:
             self._observe(seen)
-        except Exception:
+        except BaseException:  # SystemExit too would end the scheduler's thread
             _LOG.exception("the observer of this server failed; it is told nothing more")
             self._observe = None
 

@@ -10,11 +10,12 @@ from PIL import Image
 from lssgen.runtime.origin import pasted
 from lssgen.runtime.results import Picture
 from lssgen.runtime.sampler import Floats, nonfinite
-from lssgen.serving.api import Observation, PictureDone, Preview
+from lssgen.serving.api import PictureDone, Preview
 from lssgen.serving.desk import Desk
 from lssgen.serving.drafts import Drafts
 from lssgen.serving.lane import Lane
 from lssgen.serving.painter import Painter
+from lssgen.serving.status import Observation
 from lssgen.serving.work import Piece
 
 

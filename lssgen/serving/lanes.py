@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
 from lssgen.errors import BackendError
-from lssgen.serving.api import LaneStats
 from lssgen.serving.lane import Lane
 from lssgen.serving.memory import Scratch, fitting, lane_bytes
 from lssgen.serving.model import Model
 from lssgen.serving.options import Rank, ServerOptions
+from lssgen.serving.status import LaneStats
 from lssgen.serving.work import Crowd, Piece
 
 Standing = Callable[[Lane], float]

@@ -9,15 +9,16 @@ from lssgen.bundle import verify as verify_bundle
 from lssgen.engines.base import Backend, Engines
 from lssgen.engines.demand import Demand
 from lssgen.errors import EngineError
+from lssgen.runtime.advice import Advice, advice, known_of
 from lssgen.runtime.conditioning import Conditioner
 from lssgen.runtime.demand import demand_of
-from lssgen.runtime.options import Request
+from lssgen.runtime.options import Options, Request
 from lssgen.runtime.text import TextEncoder
 from lssgen.runtime.workspace import Geometry, Workspace
 from lssgen.runtime.workspaces import Workspaces
 from lssgen.schedules import Search, read_searches
-from lssgen.serving.api import ModelInfo
 from lssgen.serving.plans import Plans
+from lssgen.serving.status import ModelInfo
 from lssgen.serving.times import StepTimes
 
 
@@ -44,9 +45,18 @@ class Model:
         self.used = 0.0
         self._searches = {(one.height, one.width): one for one in read_searches(bundle)}
         self._backend = backend
+        self._measured = known_of(bundle, backend)
         self._engines: Engines | None = None
         self._met: set[Demand] = set()
         self._workspaces = Workspaces(self._make, keep_bytes)
+
+    def advice(self, options: Options) -> Advice:
+        """What was measured of the bundle says about a run, as it does where the same run is alone.
+
+        Raises:
+            PlanError: The run cannot be carried out as asked.
+        """
+        return advice(self.bundle, self._measured, options)
 
     @property
     def loaded(self) -> bool:

@@ -1,6 +1,7 @@
 """The models of a server by name and alias, and which of them are loaded: as many as there is memory for."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from threading import Lock
@@ -8,16 +9,23 @@ from threading import Lock
 from lssgen import paths
 from lssgen.bundle import read_bundle
 from lssgen.engines.base import Backend
-from lssgen.errors import BundleError, RefusedError
+from lssgen.errors import BundleError, ModelError, RefusedError
+from lssgen.lora.asked import Lora
+from lssgen.lora.placed import see_library
+from lssgen.lora.said import places_of
+from lssgen.lora.styled import styled
 from lssgen.paths import find_bundle
 from lssgen.runtime.pipeline import KEEP_BYTES
-from lssgen.serving.api import ModelInfo
 from lssgen.serving.model import Model
+from lssgen.serving.status import ModelInfo
 from lssgen.serving.times import place_of, remember, remembered
 from lssgen.verification import Verify, see_whole
 
 STYLE = "@"
-"""Between a model's name and that of a bundle with other weights: "sd3@style"."""
+"""Sign between a model's name and that of a LoRA: "sd3@style"."""
+
+_LONGEST = 100
+"""Bytes of a LoRA's name: with its model's, and the ending of a file, it is one that every file system takes."""
 
 
 class Models:
@@ -26,18 +34,31 @@ class Models:
     Args:
         bundles: Folders by name; at least one, the default first.
         aliases: Further names.
+        loras: LoRAs by the name that follows the model's: "style" of "sd3@style".
         backend: Where they run.
         verify: When to compare files with their hashes.
 
     Raises:
         BundleError: No bundle there, or a damaged one; or an alias that leads nowhere or stands for two.
+        ModelError: A LoRA is not there, has no name that can be asked for, or cannot be merged here.
     """
 
     def __init__(
-        self, bundles: Mapping[str, Path], aliases: Mapping[str, str], backend: Backend, verify: Verify
+        self,
+        bundles: Mapping[str, Path],
+        aliases: Mapping[str, str],
+        loras: Mapping[str, Lora],
+        backend: Backend,
+        verify: Verify,
     ) -> None:
         self._backend = backend
         self._verify: Verify = verify
+        self._loras = dict(loras)
+        for name, lora in loras.items():
+            if not _is_plain(name):
+                raise ModelError(f"{name!r} cannot name a LoRA; choose letters, digits, dashes and dots")
+            places_of(lora.path)
+            see_library()
         self._lock = Lock()
         self._models: dict[str, Model] = {}
         for name, folder in bundles.items():
@@ -68,20 +89,22 @@ class Models:
         return sum(model.bytes for model in self if model.loaded)
 
     def find(self, name: str) -> Model:
-        """The model of a name or alias; a bundle "sd3@style" of the user's is found without being told of.
+        """The model of a name or alias; "sd3@style" is opened, or made of the LoRA, when it is first asked for.
 
         Raises:
-            RefusedError: There is none.
+            RefusedError: There is none, or it cannot be had.
         """
         if not name:
             return self.first
-        name = self._aliases.get(name, name)
-        with self._lock:
-            if name not in self._models and self._is_style(name):
-                try:
-                    self._models[name] = self._opened(name, paths.bundles() / name)
-                except BundleError as error:
-                    raise RefusedError(str(error), code="broken_model", param="model") from error
+        base, sign, style = self._aliases.get(name, name).partition(STYLE)
+        base = self._aliases.get(base, base)
+        name = f"{base}{sign}{style}"
+        if name not in self._models and base in self._models and _is_plain(style):
+            try:
+                with self._lock:  # whoever asks for the same meanwhile waits, and finds it
+                    self._open_style(name, base, style)
+            except (BundleError, ModelError) as error:
+                raise RefusedError(f"{name}: {error}", code="broken_model", param="model") from error
         if name not in self._models:
             known = [*self._models, *self._aliases]
             near = get_close_matches(name, known, 1)
@@ -91,9 +114,18 @@ class Models:
 
     def infos(self) -> tuple[ModelInfo, ...]:
         """What the server says of them."""
-        return tuple(
-            model.info([alias for alias, name in self._aliases.items() if name == model.name]) for model in self
-        )
+        return (*map(self.info, self), *self._to_be_made())
+
+    def _to_be_made(self) -> Iterator[ModelInfo]:
+        """LoRAs that the owner named, with every bundle, as far as nobody has asked for them yet."""
+        for model in self:
+            for style in self._loras if STYLE not in model.name else ():
+                if (name := f"{model.name}{STYLE}{style}") not in self._models:
+                    yield replace(model.info(()), name=name, folder="", loaded=False)
+
+    def info(self, model: Model) -> ModelInfo:
+        """What the server says of one."""
+        return model.info([alias for alias, name in self._aliases.items() if name == model.name])
 
     def make_room(self, model: Model, budget: int, in_use: Callable[[str], bool]) -> bool:
         """Unload models that nobody uses, least recently used first, until another one fits; whether it does.
@@ -119,10 +151,21 @@ class Models:
         for model in self:
             model.close()
 
-    def _is_style(self, name: str) -> bool:
-        base, found, style = name.partition(STYLE)
-        plain = Path(name).name == name and not name.startswith(".")
-        return bool(found and style and plain and base in self._models and (paths.bundles() / name).is_dir())
+    def _open_style(self, name: str, base: str, style: str) -> None:
+        """A bundle of that name, or else that of the model with a LoRA of that name; nothing where there is neither."""
+        if name in self._models:
+            return
+        file = paths.loras() / f"{style}.safetensors"
+        lora = self._loras.get(style) or (Lora(file) if file.is_file() else None)
+        folder = paths.bundles() / name
+        if not folder.is_dir():
+            if lora is None:
+                return
+            folder = styled(self._models[base].bundle, lora, paths.styles()).folder
+        model = self._opened(name, folder)
+        if not len(model.times):
+            model.times.learn(self._models[base].times)  # the same arithmetic with other numbers
+        self._models[name] = model
 
     def _opened(self, name: str, folder: Path) -> Model:
         bundle = read_bundle(find_bundle(folder))
@@ -130,6 +173,12 @@ class Models:
         model = Model(name, bundle, self._backend, keep_bytes=KEEP_BYTES)
         model.times = remembered(place_of(bundle, self._backend.describe()), bundle.manifest.facts.cost)
         return model
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name can be that of a file in a folder."""
+    short = 0 < len(name.encode(errors="replace")) <= _LONGEST
+    return short and Path(name).name == name and not name.startswith(".") and STYLE not in name
 
 
 def named(bundles: str | Path | Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, Path]:

@@ -7,7 +7,6 @@ that is taken back costs at most one step.
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf
@@ -18,7 +17,6 @@ from lssgen.engines.base import Backend, Mark
 from lssgen.errors import CancelledError, EngineError, LssgenError, RefusedError
 from lssgen.runtime.sampler import Floats
 from lssgen.serving.admission import Admission
-from lssgen.serving.api import Observation
 from lssgen.serving.desk import Desk
 from lssgen.serving.drafts import Drafts
 from lssgen.serving.finish import Finisher
@@ -28,6 +26,7 @@ from lssgen.serving.model import Model
 from lssgen.serving.models import Models
 from lssgen.serving.options import ServerOptions
 from lssgen.serving.painter import Painter
+from lssgen.serving.status import Observation
 from lssgen.serving.times import Call
 from lssgen.serving.work import Job, Piece
 
@@ -110,10 +109,9 @@ class Scheduler:
     def paint(self, job: Job) -> None:
         """A request was taken."""
         channels = self._models[job.ticket.model].bundle.manifest.facts.channels
-        with suppress(RuntimeError):  # the loop has ended, and so has whoever draws
-            for piece in job.pieces:
-                if piece.stage == 0:
-                    piece.draw_ahead(0, channels, self._pool)
+        for piece in job.pieces:
+            if piece.stage == 0:
+                piece.draw_ahead(0, channels, self._pool)
         self.call(lambda: self._take(job))
 
     def cancel(self, job: Job, error: LssgenError | None = None) -> None:

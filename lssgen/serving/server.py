@@ -1,38 +1,36 @@
 """The door: bundles in, requests from any thread, pictures out. One thread of its own has the device."""
 
-import logging
+import atexit
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
-from threading import Condition, Thread, current_thread
 from time import monotonic
 from types import MappingProxyType, TracebackType
 from typing import Unpack
+from weakref import WeakSet
 
 from lssgen.engines.base import Backend
 from lssgen.engines.demand import Size
 from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import open_backend
-from lssgen.errors import CancelledError, EngineError, LssgenError, RefusedError
+from lssgen.errors import RefusedError
+from lssgen.lora.asked import Lora
 from lssgen.runtime.options import Options, request_from_options
-from lssgen.serving.api import Answer, Hear, ImageRequest, ModelInfo, Observe, Phase, Queued, Quote, Stats
+from lssgen.serving.api import Answer, Hear, ImageRequest, Queued, Quote
 from lssgen.serving.clerk import Clerk, Order, next_number
 from lssgen.serving.desk import Desk
 from lssgen.serving.drafts import Drafts
-from lssgen.serving.memory import Scratch, budget_of
-from lssgen.serving.model import Model
+from lssgen.serving.life import Life
+from lssgen.serving.memory import budget_of
 from lssgen.serving.models import Models, named
 from lssgen.serving.options import ServerOptions
 from lssgen.serving.scheduler import Scheduler
+from lssgen.serving.status import ModelInfo, Observe, Phase, Stats
 from lssgen.serving.ticket import Ticket
-from lssgen.serving.warm import Warmer, paints
-from lssgen.serving.watch import Watch
 from lssgen.serving.work import Job, pieces_of, pixels_of
 from lssgen.verification import Verify
-
-_LOG = logging.getLogger("lssgen")
 
 _LEAST_RETRY_S, _MOST_RETRY_S = 1.0, 60.0
 """Seconds between which a refused caller is asked to come back."""
@@ -47,9 +45,11 @@ class Server:
     Args:
         bundles: A folder, or the name of one below LSSGEN_HOME/bundles; several, or several by the name that requests
             ask for. Without names, a bundle is called as its folder. The first is the model of requests that name none.
-        engine: Where to run, see `lssgen.engines.registry.ENGINES`; or a backend that is open.
-        aliases: Other names of models, by name: {"sd3-default": "sd3"}. A name that is neither is looked up below
-            LSSGEN_HOME/bundles where it begins with a model's name and "@": "sd3@style".
+        engine: Where to run, as for `lssgen.load`; or a backend that is open.
+        aliases: Other names of models, by name: {"sd3-default": "sd3"}.
+        loras: LoRAs by the name that follows a model's and "@": with {"style": "style.safetensors:0.8"}, "sd3@style"
+            is a model. A name that is none of these is looked for as a bundle LSSGEN_HOME/bundles/sd3@style, and as
+            LSSGEN_HOME/loras/style.safetensors.
         options: Limits and policies.
         verify: When to compare files with their hashes, as for `lssgen.load`.
         observe: Given everything that is measured.
@@ -57,6 +57,7 @@ class Server:
 
     Raises:
         BundleError: No bundle there, or a damaged one; or two of one name.
+        ModelError: A LoRA is not there, or its strength is not a number.
         BackendError: The engine is unknown, has no such option, or its library, driver or device is missing.
         PlanError: A size to be ready for that the first model cannot paint.
     """
@@ -65,8 +66,9 @@ class Server:
         self,
         bundles: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
         *,
-        engine: str | Backend = "onnxruntime",
+        engine: str | Backend = "",
         aliases: Mapping[str, str] = MappingProxyType({}),
+        loras: Mapping[str, str | Path | Lora] = MappingProxyType({}),
         options: ServerOptions | None = None,
         verify: Verify = "once",
         observe: Observe | None = None,
@@ -74,7 +76,7 @@ class Server:
     ) -> None:
         self._options = options or ServerOptions()
         self._backend = open_backend(engine, **engine_options) if isinstance(engine, str) else engine
-        self._models = Models(named(bundles), aliases, self._backend, verify)
+        self._models = Models(named(bundles), aliases, _asked(loras), self._backend, verify)
         self._sizes = self._declared()
         self._budget = budget_of(self._backend, self._options.memory_gib)
         self._desk = Desk(self._options, observe)
@@ -83,30 +85,26 @@ class Server:
         self._clerk = Clerk(
             self._models, self._desk, self._drafts, self._scheduler.lanes, self._options, self._budget, self._sizes
         )
-        self._phase: Phase = "starting"
-        self._fault: LssgenError | None = None
-        self._changed = Condition()
-        self._watch = Watch(
-            lambda: self._scheduler.busy_since, self._options.stuck_seconds, self._is_stuck, self._is_free
+        self._life = Life(
+            self._backend, self._models, self._desk, self._scheduler, self._options, self._budget, self._sizes
         )
-        self._thread = Thread(target=self._work, name="lssgen-scheduler", daemon=True)
-        self._thread.start()
-        self._watch.start()
+        self._life.start()
+        _OPEN.add(self)
 
     @property
     def phase(self) -> Phase:
         """What the server is doing; see `Phase`."""
-        return self._phase
+        return self._life.phase
 
     @property
     def ready(self) -> bool:
         """Whether it is warm and takes requests. Requests are taken before it is warm, and wait."""
-        return self._phase == "ready"
+        return self._life.phase == "ready"
 
     @property
     def live(self) -> bool:
         """Whether it works at all; False means that the process should be started again."""
-        return self._phase in ("starting", "ready", "draining")
+        return self._life.live
 
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until it is warm; whether it is, in time.
@@ -114,15 +112,19 @@ class Server:
         Raises:
             BundleError, EngineError, PlanError: What kept it from becoming so.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._phase != "starting", timeout)
-        if self._fault is not None:
-            raise self._fault
-        return self.ready
+        return self._life.wait_ready(timeout)
 
     def models(self) -> tuple[ModelInfo, ...]:
-        """The models, the default first."""
+        """The models, the default first; those of LoRAs that were named before they are made."""
         return self._models.infos()
+
+    def model(self, name: str = "") -> ModelInfo:
+        """The model of a name or alias; makes one of a LoRA, which may take minutes the first time.
+
+        Raises:
+            RefusedError: There is none, or it cannot be had.
+        """
+        return self._models.info(self._models.find(name))
 
     def quote(self, asked: ImageRequest) -> Quote:
         """What would become of a request; nothing is done.
@@ -159,8 +161,10 @@ class Server:
         """Submit and wait.
 
         Raises:
-            RefusedError, EngineError, BundleError: As `submit` and `Ticket.result`.
+            RefusedError, EngineError, BundleError: As `submit` and `Ticket.result`; the second also where a listener
+                calls it.
         """
+        self._life.see_elsewhere("waited for")
         return self.submit(ImageRequest(prompt=prompt, n=n, model=model, options=options)).result()
 
     def refine(
@@ -198,8 +202,8 @@ class Server:
             ticket=self._ticket(asked, old.ticket),
             deadline=inf if deadline_ms is None else monotonic() + deadline_ms / 1e3,
         )
-        pieces = tuple(old.pieces[index].copy_for(job, place) for place, index in enumerate(keep))
-        return self._taken(job.has(pieces), None, hear)
+        job.has(tuple(old.pieces[index].copy_for(job, place) for place, index in enumerate(keep)))
+        return self._taken(job, self._clerk.seconds_left(job), hear)
 
     def forget(self, draft: str) -> bool:
         """Let go of a draft; whether it was there."""
@@ -209,7 +213,7 @@ class Server:
         """The server at this moment."""
         counts, waiting = self._desk.counts, len(self._desk.waiting)
         return Stats(
-            phase=self._phase,
+            phase=self._life.phase,
             waiting=waiting,
             running=len(self._desk) - waiting,
             waiting_pixels=self._desk.waiting_pixels,
@@ -235,9 +239,7 @@ class Server:
 
     def drain(self, timeout: float | None = None) -> bool:
         """Take no more requests, and wait for those that were taken; whether all have ended in time."""
-        if self.live:
-            self._enter("draining")
-        return self._desk.wait_empty(timeout)
+        return self._life.drain(timeout)
 
     def close(self, *, wait: bool = False) -> None:
         """Stop, and free everything.
@@ -248,23 +250,11 @@ class Server:
         Raises:
             EngineError: A listener calls it.
         """
-        if self._phase == "closed":
-            return
-        if current_thread() is self._thread:
-            raise EngineError("a server cannot be closed by a listener, whom it waits for; close it in another thread")
-        if wait:
-            self.drain()
-        stuck = self._phase == "stuck"
-        self._enter("closed")
-        self._scheduler.stop()
-        if not stuck:  # a device that does not answer keeps its thread, which ends with the process
-            self._thread.join()
-        self._watch.stop()
-        self._desk.fail_all(CancelledError("the server was closed"))
-        self._drafts.clear()
-        if not stuck:
+        _OPEN.discard(self)
+        if self._life.stop(wait=wait):
             self._models.remember()
             self._models.close()
+        self._drafts.clear()
 
     def __enter__(self) -> "Server":
         return self
@@ -276,12 +266,8 @@ class Server:
 
     def _see_open(self) -> None:
         """Refuse a request where nothing is painted any more."""
-        phase = self._phase
-        if phase in ("draining", "closed"):
-            raise self._desk.refused(RefusedError("this server stops, and takes no more requests", code="draining"))
-        if phase in ("stuck", "broken"):
-            said = f"the device does not work ({self._fault})" if self._fault else "the device does not answer"
-            raise self._desk.refused(RefusedError(f"{said}; start the server again", code="device_stuck"))
+        if (refusal := self._life.refusal()) is not None:
+            raise self._desk.refused(refusal)
 
     def _job(self, asked: ImageRequest, order: Order) -> Job:
         model, request = order.model, order.request
@@ -289,7 +275,7 @@ class Server:
         lengths = model.words.lengths(request, asked.prompt)
         ticket = Ticket(
             id=secrets.token_hex(16),
-            asked=asked,
+            asked=asked.without_pictures(),
             request=request,
             model=model.name,
             notes=order.notes,
@@ -329,7 +315,7 @@ class Server:
             ticket.listen(hear)
         ticket.tell(self._position(ticket))
         self._scheduler.paint(job)
-        if self._phase in ("closed", "stuck", "broken"):  # it became so meanwhile, and nobody would end this request
+        if not self._life.live:  # it ended meanwhile, and nobody would end this request
             self._desk.fail(job, RefusedError("this server stops, and takes no more requests", code="draining"))
         return ticket
 
@@ -355,8 +341,6 @@ class Server:
         if job is not None:
             (self._scheduler.cancel if wish == "cancel" else self._scheduler.estimate)(job)
 
-    # --- Life ---
-
     def _declared(self) -> tuple[Size, ...]:
         """Sizes to be ready for.
 
@@ -370,73 +354,22 @@ class Server:
             request_from_options(model.bundle, Options(height=height, width=width))
         return sizes
 
-    def _work(self) -> None:
-        """The scheduler's thread."""
-        try:
-            self._warm_up()
-            if self._phase == "starting":
-                self._enter("ready")
-            self._scheduler.run()
-        except LssgenError as error:
-            self._break(error)
-        except Exception as error:
-            _LOG.exception("the scheduler met a mistake of lssgen's")
-            self._break(EngineError(f"the server met a mistake of its own: {type(error).__name__}: {error}"))
-        finally:
-            self._scheduler.end()
 
-    def _warm_up(self) -> None:
-        """Warm the first model, and others as far as there is memory for all of them.
+_OPEN: WeakSet[Server] = WeakSet()
+"""Servers that were not closed."""
 
-        Raises:
-            BundleError, EngineError: The first cannot be loaded or run.
-        """
-        for model in self._models:
-            if self._models.loaded_bytes + model.bytes > self._budget and model is not self._models.first:
-                return
-            try:
-                self._warm(model)
-            except LssgenError as error:
-                if model is self._models.first:
-                    raise
-                _LOG.warning(
-                    "%s is not ready for requests, and will be tried again with the first: %s", model.name, error
-                )
 
-    def _warm(self, model: Model) -> None:
-        lanes = self._scheduler.lanes
-        warmer = Warmer(
-            backend=self._backend,
-            batches=self._options.batches,
-            painter=self._scheduler.painter,
-            scratch=lanes.scratch.setdefault(model.name, Scratch()),
-            most_batch=lambda size, branches: lanes.most(model, size, branches),
-        )
-        for size in self._sizes:
-            if self._phase == "closed":
-                return
-            if paints(model, size):
-                warmer.run(model, size)
+@atexit.register
+def _close_all() -> None:
+    """A program that ends by an error in the middle of a step would else be aborted: the device's thread ends in it."""
+    for server in list(_OPEN):
+        server.close()
 
-    def _break(self, error: LssgenError) -> None:
-        self._fault = error
-        self._enter("broken")
-        self._desk.fail_all(error)
 
-    def _is_stuck(self, seconds: float) -> None:
-        _LOG.error("the device has not answered for %.0f s; all requests end", seconds)
-        self._enter("stuck")
-        said = f"the device has not answered for {seconds:.0f} s; the request was given up"
-        self._desk.fail_all(RefusedError(said, code="device_stuck"))
+def _asked(loras: Mapping[str, str | Path | Lora]) -> dict[str, Lora]:
+    """LoRAs by name, from files or from files and strengths.
 
-    def _is_free(self) -> None:
-        _LOG.warning("the device answers again")
-        self._scheduler.forget_ended()
-        if self._phase == "stuck":
-            self._enter("ready")
-
-    def _enter(self, phase: Phase) -> None:
-        with self._changed:
-            if self._phase != "closed":
-                self._phase = phase
-            self._changed.notify_all()
+    Raises:
+        ModelError: A strength is not a finite number.
+    """
+    return {name: lora if isinstance(lora, Lora) else Lora.from_text(str(lora)) for name, lora in loras.items()}

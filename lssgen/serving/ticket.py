@@ -18,7 +18,7 @@ class Ticket:
 
     Attributes:
         id: 32 hexadecimal digits.
-        asked: Request as it came.
+        asked: Request as it came, without its pictures.
         request: Run that is carried out, every choice made; its seed is that of the first picture.
         model: Name of the model that paints it.
         notes: Sentences that the caller should read, as far as they are known by now.
@@ -140,7 +140,9 @@ class Ticket:
     def _call(self, hear: Hear, event: Event) -> None:
         try:
             hear(event)
-        except Exception:
+        except KeyboardInterrupt:  # of the main thread, which submits
+            raise
+        except BaseException:  # SystemExit and asyncio's CancelledError too would end the scheduler's thread
             _LOG.exception("a listener of request %s failed; it hears nothing more", self.id)
             self._hearers.remove(hear)
 

@@ -80,6 +80,11 @@ class StepTimes:
         self._known[call] = seconds if old is None else old + _NEW * (seconds - old)
         self._guessed.clear()
 
+    def learn(self, other: "StepTimes") -> None:
+        """Learn everything that another model's calls take."""
+        for call, seconds in list(other._known.items()):
+            self.note(call, seconds)
+
     def seconds(self, call: Call) -> float | None:
         """Mean or likely seconds of a call; None where none of its kind was made yet."""
         if call in self._known:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from lssgen.engines.base import Backend
 from lssgen.engines.demand import Size
-from lssgen.errors import PlanError
+from lssgen.errors import EngineError, PlanError
 from lssgen.manifest import Picture
 from lssgen.runtime.noise import NoiseStream
 from lssgen.runtime.options import Options, request_from_options
@@ -66,6 +66,12 @@ class Warmer:
             for batch in self.batches:
                 if batch <= self.most_batch(_cells(job, index), len(job.crowds[index].branches)):
                     latents = self._stage(model, painter, job, index, batch, before)
+            if not latents:
+                height, width = size
+                raise EngineError(
+                    f"the memory of this server does not hold one picture of {width} x {height} px beside "
+                    f"{model.name}'s weights, {model.bytes / 1e6:.0f} MB; raise memory_gib, or declare smaller sizes"
+                )
             piece = Piece(job, 0, 0, stage=index)
             for _ in range(2):
                 painter.decode(piece, latents[0])

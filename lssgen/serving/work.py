@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -312,7 +313,8 @@ class Piece:
         if stage < self.job.stages:
             shape = self.job.tables[stage].stage
             size, below = (channels, shape.height, shape.width), self.job.plan.kept_size(stage)
-            self.ahead = pool.submit(self._entries(channels).draw, size, below)
+            with suppress(RuntimeError):  # the program ends, and so has whoever draws; it is drawn when it is needed
+                self.ahead = pool.submit(self._entries(channels).draw, size, below)
 
     def noise_of(self, shape: Sequence[int]) -> Floats:
         """(C, h, w) noise that the stage begins with."""

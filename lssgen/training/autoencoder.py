@@ -2,24 +2,28 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from lssgen.errors import FetchError, ModelError
 from lssgen.files import open_regular
 from lssgen.models.configs import POINTER, read_json, refuse_pointer
 from lssgen.models.nets.installed import vae_sha256, vae_weights_file
-from lssgen.models.nets.vae import LatentSpace, per_channel
+from lssgen.models.nets.vae import TINY, LatentSpace, latents_said, normalisation, per_channel, same_latents
+from lssgen.models.spaces import SPACES, space_of_tiny
 from lssgen.training.machine import first_line
+from lssgen.training.taesd import TaesdAutoencoder, is_taesd_file, load_taesd
 
-CLASSES: Mapping[str, Any] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+CLASSES: Mapping[str, str] = {
+    "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl",
+    "AutoencoderTiny": "diffusers.models.autoencoders.autoencoder_tiny",
+}
+"""Classes of diffusers, with their modules, which take seconds to load and are of no use to files in TAESD's naming."""
+
 PROBE_PX = 64
 """Side of the picture that is encoded and decoded once to learn channels and cell size."""
 
@@ -44,6 +48,8 @@ class Autoencoder:
         channels: Number of channels of its latents.
         cell_px: Pixels along one side of a latent cell.
         sha256: Hash of its weight file.
+        normalisation: Fields of a VAE's config.json that say how the latents of the model are normalised.
+        of: Name of the latent space, a key in `SPACES`; empty: none that has a name.
     """
 
     name: str
@@ -52,6 +58,8 @@ class Autoencoder:
     channels: int
     cell_px: int
     sha256: str
+    normalisation: Mapping[str, Any]
+    of: str = ""
 
     def encode(self, pictures: Tensor) -> Posterior:
         """Args: pictures, (batch, 3, height, width) in [-1, 1]."""
@@ -73,12 +81,16 @@ def load_autoencoder(source: str, device: torch.device) -> Autoencoder:
     """Load an AutoencoderKL or AutoencoderTiny in float32.
 
     Args:
-        source: A VAE's folder, a pipeline's folder with a "vae" inside, or a hub id of either.
+        source: A VAE's folder, a pipeline's folder with a "vae" inside, a hub id of either, or one of the two files of
+            an autoencoder in TAESD's own naming.
 
     Raises:
         ModelError: There is no VAE, it is of another class, or damaged.
         FetchError: The hub cannot be reached, does not know it, or wants a licence accepted.
     """
+    if is_taesd_file(Path(source)):
+        vae, weights = load_taesd(Path(source))
+        return _probed(source, vae, weights, device)
     folder = _vae_folder(Path(source) if Path(source).is_dir() else _download(source))
     weights = vae_weights_file(folder)
     try:
@@ -89,10 +101,31 @@ def load_autoencoder(source: str, device: torch.device) -> Autoencoder:
     kind: object = read_json(folder / "config.json").get("_class_name")
     if not isinstance(kind, str) or kind not in CLASSES:
         raise ModelError(f"the VAE in {folder} is {kind!r}, but upsamplers are trained for {' and '.join(CLASSES)}")
-    vae = _loaded(CLASSES[kind], folder, weights.name.split(".")).to(device).eval().requires_grad_(False)
+    vae = _loaded(getattr(import_module(CLASSES[kind]), kind), folder, weights.name.split("."))
+    return _probed(source, vae, weights, device)
+
+
+def _probed(name: str, vae: Any, weights: Path, device: torch.device) -> Autoencoder:
+    """An autoencoder that has been tried on one picture, on the device.
+
+    Raises:
+        ModelError: It does not work, or not as it should.
+    """
+    folder = weights.parent
+    vae = vae.to(device).eval().requires_grad_(False)
+    if device.type == "cuda":  # whose tensor cores want it
+        vae = vae.to(memory_format=torch.channels_last)
     try:
         space = LatentSpace(vae.config)
-        unprobed = Autoencoder(name=source, vae=vae, space=space, channels=0, cell_px=0, sha256=vae_sha256(folder))
+        unprobed = Autoencoder(
+            name=name,
+            vae=vae,
+            space=space,
+            channels=0,
+            cell_px=0,
+            sha256=vae_sha256(weights),
+            normalisation=normalisation(vae.config),
+        )
         with torch.no_grad():
             latent = unprobed.encode(torch.zeros(1, 3, PROBE_PX, PROBE_PX, device=device)).mean
             picture = unprobed.decode(latent)
@@ -107,6 +140,41 @@ def load_autoencoder(source: str, device: torch.device) -> Autoencoder:
     if not (latent.isfinite().all() and picture.isfinite().all()):
         raise ModelError(f"the VAE in {folder} makes NaN or infinity of a grey picture; its weights are damaged")
     return replace(unprobed, channels=latent.shape[1], cell_px=PROBE_PX // latent.shape[2])
+
+
+def in_space(autoencoder: Autoencoder, name: str, source: str) -> Autoencoder:
+    """An autoencoder of which it is known whose latents it makes.
+
+    Args:
+        name: Key in `SPACES`, "own" for none of them, or "auto".
+        source: What the user gave, for messages.
+
+    Raises:
+        ModelError: Nothing says whose latents they are, or they are not those of `name`.
+    """
+    vae: Any = autoencoder.vae
+    tiny = vae.config["_class_name"] == TINY if "_class_name" in vae.config else type(vae).__name__ == TINY
+    known = space_of_tiny(autoencoder.sha256)
+    if name == "own" or (name == "auto" and known is None and not isinstance(vae, TaesdAutoencoder)):
+        return autoencoder
+    if name == "auto" and known is None:
+        raise ModelError(
+            f"nothing says whose latents {source} makes: it is none of the small autoencoders that are known; give "
+            f"--space with one of {', '.join(SPACES)}, or own for those of another model"
+        )
+    space = SPACES[name] if name != "auto" else known
+    assert space is not None, "seen above"
+    if space.channels != autoencoder.channels or known not in (None, space):
+        raise ModelError(
+            f"{source} makes latents of {known.title if known else f'{autoencoder.channels} channels'}, not those of "
+            f"{space.title} (--space {space.name}, {space.channels} channels)"
+        )
+    if not tiny and not same_latents(space.normalisation, autoencoder.normalisation):
+        raise ModelError(
+            f"{source} says {latents_said(autoencoder.normalisation)} of its latents, but those of {space.title} have "
+            f"{latents_said(space.normalisation)}; leave --space out"
+        )
+    return replace(autoencoder, normalisation=space.normalisation, of=space.name)
 
 
 def _loaded(kind: Any, folder: Path, parts: list[str]) -> Any:
@@ -143,6 +211,10 @@ def _vae_folder(folder: Path) -> Path:
 
 
 def _download(source: str) -> Path:
+    # A second to load, and of no use to folders.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         files = ["vae/config.json", "vae/diffusion_pytorch_model*", "config.json", "diffusion_pytorch_model*"]
         return Path(snapshot_download(source, allow_patterns=files))

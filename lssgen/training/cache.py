@@ -29,7 +29,7 @@ from lssgen.training.sealed import read_sealed, write_sealed
 SHARD, READ_TOGETHER = 32, 8
 """Pairs that are written together, and pairs that go through the encoder together (a divisor of the former)."""
 
-LAYOUT = 2
+LAYOUT = 3
 """Number that goes up whenever what a shard holds, or how it is made from a picture, changes."""
 
 _FIELDS, _PLACES = ("low", "low_std", "high", "pictures"), "undecodable"

@@ -11,7 +11,8 @@ from lssgen.training.limits import Limits, check_choices
 
 Downscale = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
 Target = Literal["origin", "nearest"]
-ImageLossName = Literal["none", "l1", "ms-ssim", "lpips"]
+Space = Literal["auto", "own", "sd", "sdxl", "sd3", "flux", "flux2"]
+ImageLossName = Literal["none", "l1", "ms-ssim", "mixed", "lpips"]
 
 _DATA, _LEARNING, _PLACE = "what it learns from", "how it learns", "where"
 
@@ -26,19 +27,27 @@ class PairRecipe:
             picture is the random crop, and the high one is its nearest-neighbour enlargement.
         downscale: Filter that makes the low picture. The published recipe has "nearest", whose pictures are full of
             aliasing that no diffusion model paints; the others smooth first.
+        zoom: Largest factor that a picture is shrunk by before it is cut, so that a few large photographs show things
+            at many sizes; 1 cuts them as they are.
+        turns: Mirror crops, and turn square ones, at random.
     """
 
-    height: int = 256
-    width: int = 256
+    height: int = 320
+    width: int = 320
     target: Target = choice(
         "origin", help="origin: the crop is the high picture; nearest: the low one, and pixels repeat", group=_DATA
     )
     downscale: Downscale = choice(
         "bicubic", help="filter that makes the low picture; nearest is the published one", group=_DATA
     )
+    zoom: float = choice(
+        2.0, help="largest factor that a picture is shrunk by before it is cut, drawn anew for every crop", group=_DATA
+    )
+    turns: bool = choice(True, help="mirror crops, and turn square ones, at random", group=_DATA)
 
     def __post_init__(self) -> None:
-        check_choices(self, {side: Limits(least=1, most=65_536) for side in ("height", "width")})
+        sides = {side: Limits(least=1, most=65_536) for side in ("height", "width")}
+        check_choices(self, sides | {"zoom": Limits(least=1, most=64, whole=False)})
 
     @property
     def crop(self) -> tuple[int, int]:
@@ -59,6 +68,7 @@ class PairRecipe:
 _CONFIG_LIMITS: Mapping[str, Limits] = {
     "cached_pairs": Limits(most=10_000_000),
     "steps": Limits(most=100_000_000),
+    "minutes": Limits(most=1_000_000, whole=False),
     "batch": Limits(least=1, most=65_536),
     "accumulate": Limits(least=1, most=65_536),
     # AdamW moves every weight by about the rate, whatever the gradient: above 1, nothing of the start is left.
@@ -80,10 +90,14 @@ class TrainConfig:
         pairs: Recipe that makes pairs of pictures.
         cached_pairs: Number of pairs that are encoded once and reused; 0 cuts and encodes fresh ones for every step.
         sample_low: Draw the low latent from the encoder's posterior, freshly in every step, instead of taking its mean.
+        resident: Keep the decoded pictures on the training device and cut them there; `cached_pairs` of them are
+            encoded in advance and stay there too, or none.
         steps: Optimiser steps; 0 only measures the upsampler that the job starts from.
+        minutes: Time after which the steps end, even if some are left; the learning rate falls with whichever ends
+            first. Reading and encoding pictures in advance does not count. 0: as long as the steps take.
         batch: Pairs that go through the networks together.
         accumulate: Batches a step.
-        learning_rate: Peak of the one-cycle schedule (30 % warm-up, cosine).
+        learning_rate: Peak of the one-cycle schedule (5 % warm-up, cosine).
         weight_decay, clip: Weight decay of AdamW, and the largest gradient norm.
         ema: Share of the average that each step keeps; the average is what is saved. Smaller in the first steps.
         latent_weight: Weight of the mean square error between latents in model space.
@@ -99,18 +113,26 @@ class TrainConfig:
     sample_low: bool = choice(
         True, help="draw the low latent from the encoder's posterior instead of taking its mean", group=_DATA
     )
+    resident: bool = choice(
+        False, help="keep all pictures decoded on the device, and cut them there: for a GPU", group=_DATA
+    )
     steps: int = choice(10_000, help="optimiser steps; 0 only measures the --start-from upsampler", group=_LEARNING)
-    batch: int = choice(16, help="pairs that go through the networks together", group=_LEARNING)
+    minutes: float = choice(
+        0.0, help="time in which the steps end, with a learning rate that fits; 0: when all are made", group=_LEARNING
+    )
+    batch: int = choice(12, help="pairs that go through the networks together", group=_LEARNING)
     accumulate: int = choice(1, help="batches a step", group=_LEARNING)
-    learning_rate: float = choice(1e-3, help="peak of the one-cycle schedule", group=_LEARNING)
+    learning_rate: float = choice(2e-3, help="peak of the one-cycle schedule", group=_LEARNING)
     weight_decay: float = choice(1e-4, help="weight decay of AdamW", group=_LEARNING)
     clip: float = choice(1.0, help="largest gradient norm", group=_LEARNING)
-    ema: float = choice(0.999, help="decay of the averaged weights, which are the result", group=_LEARNING)
+    ema: float = choice(0.995, help="decay of the averaged weights, which are the result", group=_LEARNING)
     latent_weight: float = choice(1.0, help="weight of the square error between latents", group=_LEARNING)
     image_loss: ImageLossName = choice(
-        "l1", help="loss on the decoded picture; lpips, the published one, needs its weights", group=_LEARNING
+        "mixed",
+        help="loss on the decoded picture; mixed is l1 and ms-ssim; lpips, the published one, needs its weights",
+        group=_LEARNING,
     )
-    image_weight: float = choice(1.0, help="weight of the loss on the decoded picture", group=_LEARNING)
+    image_weight: float = choice(0.5, help="weight of the loss on the decoded picture", group=_LEARNING)
     seed: int = choice(0, help="seed of the first weights, the pairs, their order and noise", group=_LEARNING)
     bf16: bool = choice(False, help="bfloat16 autocast", group=_LEARNING)
 
@@ -118,6 +140,8 @@ class TrainConfig:
         check_choices(self, _CONFIG_LIMITS)
         if self.latent_weight == 0 and not self.looks_at_pictures:
             raise TrainingError("latent_weight is 0 and there is no image loss: nothing is left to learn from")
+        if self.resident and self.pairs.downscale == "lanczos":
+            raise TrainingError("resident pairs cannot be made with lanczos; give another --downscale, as bicubic")
 
     @property
     def looks_at_pictures(self) -> bool:
@@ -129,12 +153,14 @@ class TrainJob:
     """What the command was asked to do.
 
     Attributes:
-        vae: Folder or hub id, see `load_autoencoder`.
+        vae: Folder, hub id or file, see `load_autoencoder`.
+        space: Models whose latents the VAE makes, a key in `lssgen.models.spaces.SPACES`. "auto": its config.json says
+            how they are normalised, or it is one of the small autoencoders that are known. "own": no known model's.
         images: Folder of training pictures.
         validation: Folder of validation pictures; empty: some of `images` are held out.
         output: Folder for state, cache, checkpoint and report.
         config: Choices that decide which upsampler comes out.
-        shape: Path of an upsampler's config.json to train that shape; empty: the published one for the VAE's channels.
+        shape: Path of an upsampler's config.json to train that shape; empty: the one that this package ships.
         start_from: Folder of an upsampler to go on from; empty: random weights.
         device: torch name, or "auto".
         threads: Number of torch's CPU threads, at most what the machine has; 0 leaves the number to torch.
@@ -145,7 +171,10 @@ class TrainJob:
         licence, trained_on: Lines of lssgen.json, in the user's words; `trained_on` may be empty.
     """
 
-    vae: str = choice(help="folder or hub id of a VAE, or of a pipeline with one", group=_DATA)
+    vae: str = choice(help="folder or hub id of a VAE, or of a pipeline with one, or a TAESD file", group=_DATA)
+    space: Space = choice(
+        "auto", help="whose latents the VAE makes, where it does not say: those of a model, or its own", group=_DATA
+    )
     images: Path = choice(help="folder of training pictures, searched with subfolders", metavar="DIR", group=_DATA)
     validation: str = choice(
         "", help="folder of validation pictures", metavar="DIR", group=_DATA, unset="some pictures are held out"
@@ -157,7 +186,7 @@ class TrainJob:
         help="an upsampler's config.json, to train another shape",
         metavar="FILE",
         group=_LEARNING,
-        unset="the published shape for the VAE's channels",
+        unset="the shape of this package's own",
     )
     start_from: str = choice(
         "", help="folder of an upsampler to go on from", metavar="DIR", group=_LEARNING, unset="random weights"

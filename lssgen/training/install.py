@@ -4,13 +4,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lssgen.durable import clear_partial, locked, whole_folder
 from lssgen.errors import TrainingError
 from lssgen.jsons import JsonError, read_object
 from lssgen.models.nets.installed import installed_upsampler
-from lssgen.models.nets.latent_upsampler import CONFIG_FILE, WEIGHTS_FILE
+from lssgen.models.nets.upsampler import CONFIG_FILE, WEIGHTS_FILE
+from lssgen.models.published import NORMALISATION
 from lssgen.training.autoencoder import Autoencoder
 from lssgen.training.config import TrainJob
 from lssgen.training.report import (
@@ -56,7 +57,6 @@ def _numbers(row: Row) -> str:
 
 def write_card(job: TrainJob, autoencoder: Autoencoder, trained_on: str, validation: Validation) -> None:
     """Write lssgen.json: which latent space the upsampler lives in, and what is known about it."""
-    vae_config: Any = cast(Any, autoencoder.vae).config
     history: dict[str, Any] = {"licence": job.licence, "trained_on": trained_on, "steps": job.config.steps}
     if not job.config.steps:  # measured, not trained: what was known stays true
         known = _card(Path(job.start_from))
@@ -64,10 +64,8 @@ def write_card(job: TrainJob, autoencoder: Autoencoder, trained_on: str, validat
     card = {
         "vae": autoencoder.name,
         "vae_sha256": autoencoder.sha256,
-        "scaling_factor": vae_config.get("scaling_factor"),
-        "shift_factor": vae_config.get("shift_factor"),
-        "latents_mean": vae_config.get("latents_mean"),
-        "latents_std": vae_config.get("latents_std"),
+        "space": autoencoder.of or None,
+        **{name: autoencoder.normalisation.get(name) for name in NORMALISATION},
         **history,
         "metrics": asdict(validation.row(UPSAMPLER)),
     }

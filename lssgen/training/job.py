@@ -15,23 +15,20 @@ from lssgen.durable import clear_folder, locked
 from lssgen.errors import TrainingError
 from lssgen.files import read_regular
 from lssgen.machine import at_most_cpus
-from lssgen.models.nets.latent_upsampler import (
-    WEIGHTS_FILE,
-    LatentUpSampler,
-    UpSamplerConfig,
-    published_config,
-    read_config,
-)
+from lssgen.models.nets.local_upsampler import LocalLatentUpSampler, local_config
+from lssgen.models.nets.upsampler import WEIGHTS_FILE
+from lssgen.models.nets.upsamplers import AnyUpsampler, load_upsampler, network_of
 from lssgen.progress import Say
-from lssgen.training.autoencoder import Autoencoder, load_autoencoder
+from lssgen.training.autoencoder import Autoencoder, in_space, load_autoencoder
 from lssgen.training.cache import EncodeJob, encode_pairs
-from lssgen.training.config import TrainJob
+from lssgen.training.config import TrainConfig, TrainJob
 from lssgen.training.install import install, shortcoming, write_card
 from lssgen.training.latents import CachedPairs, FreshPairs, Pairs
 from lssgen.training.machine import device_of, told_plainly
 from lssgen.training.pictures import CentreCrops, Pictures, RandomCrops, find_pictures, is_decodable, shuffled
 from lssgen.training.progress import followed
 from lssgen.training.report import Validation, validate, write_report
+from lssgen.training.resident import ResidentPairs, read_all
 from lssgen.training.stopping import interruptible
 from lssgen.training.trainer import Trainer, writing
 
@@ -87,7 +84,7 @@ def train_upsampler(job: TrainJob, say: Say) -> TrainResult:
         job = replace(job, workers=at_most_cpus(job.workers, "processes that read pictures", say))
         device = device_of(job.device)
         pictures = _pictures(job, say)
-        autoencoder = load_autoencoder(job.vae, device)
+        autoencoder = in_space(load_autoencoder(job.vae, device), job.space, job.vae)
         config.pairs.check(autoencoder.cell_px)
         say(f"VAE {autoencoder.name}: {autoencoder.channels} channels, cells of {autoencoder.cell_px} px, on {device}")
         with _held(job.output):
@@ -106,7 +103,7 @@ def _train(trainer: Trainer, job: TrainJob, pictures: "_Pictures", say: Say) -> 
     steps = job.config.steps
     if trainer.resume(say):
         say(f"going on after step {trainer.step} of {steps}")
-    if trainer.step == steps:
+    if trainer.done == 1:
         return
     with writing(job.output):
         pairs = _pairs(job, pictures.training, trainer, say)
@@ -236,27 +233,29 @@ def _print_of_start(job: TrainJob) -> str:
         return "weights that cannot be read"  # which loading them says better
 
 
-def _first_model(job: TrainJob, autoencoder: Autoencoder) -> LatentUpSampler:
+def _first_model(job: TrainJob, autoencoder: Autoencoder) -> AnyUpsampler:
     if job.start_from:
-        model = LatentUpSampler.from_pretrained(job.start_from)
+        model = load_upsampler(job.start_from)
     else:
-        shape = _shape(job, autoencoder)
         with torch.random.fork_rng(devices=[]):  # the caller's generator goes on as if nothing had been drawn
             torch.manual_seed(job.config.seed)
-            model = LatentUpSampler(shape)
+            model = _fresh_model(job, autoencoder.channels)
     model.check_fits(autoencoder.channels, model=autoencoder.name)
     return model
 
 
-def _shape(job: TrainJob, autoencoder: Autoencoder) -> UpSamplerConfig:
+def _fresh_model(job: TrainJob, channels: int) -> AnyUpsampler:
     if not job.shape:
-        return published_config(autoencoder.channels)
-    channels = autoencoder.channels
-    return replace(read_config(Path(job.shape)), in_channels=channels, out_channels=channels)
+        return LocalLatentUpSampler(local_config(channels))
+    network = network_of(Path(job.shape))
+    shape = network.config_from(Path(job.shape))
+    return network(replace(shape, in_channels=channels, out_channels=channels))
 
 
 def _pairs(job: TrainJob, paths: tuple[Path, ...], trainer: Trainer, say: Say) -> Pairs:
     config, autoencoder, device = job.config, trainer.autoencoder, trainer.device
+    if config.resident:
+        return _resident_pairs(config, paths, trainer, say)
     crops = RandomCrops(paths, config.pairs, config.seed)
     if not config.cached_pairs:
         return FreshPairs(
@@ -266,11 +265,9 @@ def _pairs(job: TrainJob, paths: tuple[Path, ...], trainer: Trainer, say: Say) -
             workers=job.workers,
             with_pictures=config.looks_at_pictures,
         )
-    needed = config.steps * config.batch * config.accumulate
     encode = EncodeJob(
         crops=crops,
-        # Pairs that no step would see need not be encoded.
-        total=min(config.cached_pairs, needed),
+        total=_in_advance(config),
         autoencoder=autoencoder,
         device=device,
         folder=job.output / "cache",
@@ -279,6 +276,28 @@ def _pairs(job: TrainJob, paths: tuple[Path, ...], trainer: Trainer, say: Say) -
     )
     encoded = encode_pairs(encode, say)
     return CachedPairs(pairs=encoded.pairs, seed=config.seed, device=device, undecodable=encoded.undecodable)
+
+
+def _in_advance(config: TrainConfig) -> int:
+    """Number of pairs that are encoded before the first step; those that no step would see need not be."""
+    return min(config.cached_pairs, config.steps * config.batch * config.accumulate)
+
+
+def _resident_pairs(config: TrainConfig, paths: Sequence[Path], trainer: Trainer, say: Say) -> Pairs:
+    resident = read_all(paths, trainer.device, say)
+    pairs = ResidentPairs(
+        resident=resident,
+        recipe=config.pairs,
+        seed=config.seed,
+        autoencoder=trainer.autoencoder,
+        device=trainer.device,
+        with_pictures=config.looks_at_pictures,
+        bf16=config.bf16,
+    )
+    if not config.cached_pairs:
+        return pairs
+    encoded = pairs.in_advance(_in_advance(config), say)
+    return CachedPairs(pairs=encoded, seed=config.seed, device=trainer.device, undecodable=resident.undecodable)
 
 
 def _conditions(trainer: Trainer, job: TrainJob, trained_on: str) -> dict[str, object]:
@@ -293,6 +312,9 @@ def _conditions(trainer: Trainer, job: TrainJob, trained_on: str) -> dict[str, o
         "validated on": job.validation or "pictures held out of the same folder",
         **pairs,
         **flat,
+        "space": trainer.autoencoder.of or "its own",
+        "steps made": trainer.step,
+        "seconds": round(trainer.seconds),
         "device": name,
         "torch": torch.__version__,
     }

@@ -89,6 +89,7 @@ class CachedPairs:
             # A batch may lie in two epochs, and in many where pairs are few: none is cut short.
             places = [divmod(position, total) for position in range(batch * size, (batch + 1) * size)]
             rows = torch.tensor([int(shuffled(total, self.seed, epoch)[index]) for epoch, index in places])
+            rows = rows.to(self.pairs.low.device)  # the host, or the training device
             yield Batch(*(t[rows].to(self.device) for t in self.pairs.tensors))
 
 

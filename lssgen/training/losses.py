@@ -15,6 +15,9 @@ from lssgen.training.config import ImageLossName
 
 ImageLoss = Callable[[Tensor, Tensor], Tensor]
 
+MS_SSIM_SHARE = 0.2
+"""Weight of 1 - MS-SSIM beside L1: both pull a latent about equally hard then, in the spaces that we ship for."""
+
 MS_SSIM_HALVINGS = 4
 MS_SSIM_WINDOWS = (11, 9, 7, 5, 3)
 ALEXNET = "alexnet-owt-7be5be79.pth"
@@ -53,6 +56,12 @@ def _ms_ssim(side_px: int, device: torch.device) -> ImageLoss:
     )
 
 
+def _mixed(side_px: int, device: torch.device) -> ImageLoss:
+    """L1, which keeps colours, and MS-SSIM, which keeps structure."""
+    unlike = _ms_ssim(side_px, device)
+    return lambda prediction, target: F.l1_loss(prediction, target) + MS_SSIM_SHARE * unlike(prediction, target)
+
+
 def _lpips(side_px: int, device: torch.device) -> ImageLoss:  # noqa: ARG001
     """LPIPS on AlexNet features, the published recipe's loss."""
     try:
@@ -81,5 +90,6 @@ _LOSSES: Mapping[ImageLossName, Callable[[int, torch.device], ImageLoss]] = {
     "none": _none,
     "l1": _l1,
     "ms-ssim": _ms_ssim,
+    "mixed": _mixed,
     "lpips": _lpips,
 }

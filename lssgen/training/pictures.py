@@ -132,12 +132,42 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor, int, int]]):
         return (int(order[(first + further) % count]) for further in range(count))
 
     def _cut(self, picture: Image.Image, position: int) -> "Pair":
+        cut = draw_cut(self.recipe, picture.size, self.seed, position)
+        part = picture.crop((cut.left, cut.top, cut.left + cut.width, cut.top + cut.height))
         height, width = self.recipe.crop
-        # 1 and 0 (`shuffled`) keep the two streams apart that begin with one seed.
-        rng = np.random.default_rng([self.seed, 1, position])
-        left = int(rng.integers(picture.width - width + 1))
-        top = int(rng.integers(picture.height - height + 1))
-        return pair_from_crop(picture.crop((left, top, left + width, top + height)), self.recipe)
+        if part.size != (width, height):
+            part = part.resize((width, height), Image.Resampling.BICUBIC)
+        for turn in cut.turns:
+            part = part.transpose(turn)
+        return pair_from_crop(part, self.recipe)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """What becomes of a picture: a part of it, in pixels, which is shrunk to the crop's size, and then turned."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    turns: tuple[Image.Transpose, ...]
+
+
+TURNS = (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE)
+"""All eight ways to lay a square are some of these, one after another."""
+
+
+def draw_cut(recipe: PairRecipe, size: tuple[int, int], seed: int, position: int) -> Cut:
+    """The cut of item `position`, from a picture of that width and height, which hold the crop."""
+    height, width = recipe.crop
+    # 1 and 0 (`shuffled`) keep the two streams apart that begin with one seed.
+    rng = np.random.default_rng([seed, 1, position])
+    zoom = min(recipe.zoom ** rng.random(), size[0] / width, size[1] / height)
+    part = (int(width * zoom), int(height * zoom))
+    left, top = (int(rng.integers(whole - side + 1)) for whole, side in zip(size, part, strict=True))
+    known = TURNS if height == width else TURNS[:2]  # a transposed crop would have another shape
+    turns = tuple(turn for turn in known if recipe.turns and rng.integers(2))
+    return Cut(left=left, top=top, width=part[0], height=part[1], turns=turns)
 
 
 class CentreCrops(Dataset[tuple[Tensor, Tensor]]):
@@ -163,7 +193,7 @@ def pair_from_crop(crop: Image.Image, recipe: PairRecipe) -> Pair:
         low, high = crop, crop.resize((recipe.width, recipe.height), Image.Resampling.NEAREST)
     else:
         low, high = crop.resize((recipe.width // 2, recipe.height // 2), RESAMPLING[recipe.downscale]), crop
-    return Pair(_tensor(low), _tensor(high))
+    return Pair(tensor_of(low), tensor_of(high))
 
 
 def is_decodable(path: Path, recipe: PairRecipe) -> bool:
@@ -203,6 +233,6 @@ def shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, 0, epoch]).permutation(count)
 
 
-def _tensor(image: Image.Image) -> Tensor:
+def tensor_of(image: Image.Image) -> Tensor:
     array: NDArray[Any] = np.array(image)  # a copy: Pillow's memory is read-only, which torch warns of
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lssgen.durable import whole_file, write_whole
-from lssgen.models.nets.latent_upsampler import LatentUpSampler
+from lssgen.models.nets.upsamplers import AnyUpsampler
 from lssgen.progress import Say
 from lssgen.training.autoencoder import Autoencoder
 from lssgen.training.pictures import CentreCrops, to_range
@@ -60,7 +60,7 @@ CAPTIONS = {BICUBIC: "bicubic", PIXELS: "pixel path", UPSAMPLER: "upsampler", CE
 
 @torch.no_grad()
 def validate(
-    model: LatentUpSampler, autoencoder: Autoencoder, crops: CentreCrops, device: torch.device, batch: int, say: Say
+    model: AnyUpsampler, autoencoder: Autoencoder, crops: CentreCrops, device: torch.device, batch: int, say: Say
 ) -> Validation:
     """Double every validation latent in each way and compare with the encoding of the high picture.
 

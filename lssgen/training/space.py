@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from lssgen.errors import ModelError
 from lssgen.models.nets.cosines import enlarged
-from lssgen.models.nets.latent_upsampler import WEIGHTS_FILE, LatentUpSampler
 from lssgen.models.nets.transition import PixelTransition, SelfLiftTransition, bicubic
+from lssgen.models.nets.upsampler import WEIGHTS_FILE
+from lssgen.models.nets.upsamplers import load_upsampler
 from lssgen.plan.facts import ScalingSpace
 from lssgen.plan.transitions import SIDES
 from lssgen.training.autoencoder import Autoencoder, load_autoencoder
@@ -40,7 +41,7 @@ class VaeSpace:
         _see_known(self._autoencoder)
         self._upsampler, self._weights = None, ""
         if upsampler is not None:
-            network = LatentUpSampler.from_pretrained(upsampler)
+            network = load_upsampler(upsampler)
             network.check_fits(self._autoencoder.channels, model=vae)
             self._upsampler, self._weights = network, sha256((upsampler / WEIGHTS_FILE).read_bytes()).hexdigest()
 

@@ -5,14 +5,19 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lssgen.bench.results import read_result
+from lssgen.bench.cases import Case, Effort
+from lssgen.bench.measure import measure
+from lssgen.bench.results import CaseResult, read_result
+from lssgen.bundle import Bundle, read_bundle
 from lssgen.commands.bench import ACTIONS, action_parser, main
 from lssgen.commands.bench.measuring import read_quality
 from lssgen.commands.plan import main as plan_main
-from lssgen.errors import BenchError
+from lssgen.errors import BenchError, EngineError
+from lssgen.measured import all_measured
 
 QUICK = ["--runs", "3", "--warmup", "1", "--threads", "1", "--set", "scaling_space=latent", "--prompt", "a red circle"]
 
@@ -50,6 +55,28 @@ def test_a_bundle_is_measured_into_a_table_a_file_a_history_and_plots(
     before = out.read_bytes()
     assert main(words) == 0  # it goes on with what is there: nothing is measured again
     assert json.loads(out.read_bytes())["cases"] == json.loads(before)["cases"]
+    assert len((tmp_path / "h.jsonl").read_text().splitlines()) == 4  # and nothing is in the history twice
+
+
+def test_a_measurement_that_dies_half_way_keeps_its_cases_and_goes_on(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, asked = tmp_path / "r.json", list[str]()
+
+    def dying(bundle: Bundle, opened: Any, case: Case, effort: Effort, **words: Any) -> CaseResult:
+        asked.append(case.name)
+        if len(asked) == 2:
+            raise EngineError("out of memory")
+        return measure(bundle, opened, case, effort, **words)
+
+    monkeypatch.setattr("lssgen.bench.measure.measure", dying)
+    words = [str(toy), *QUICK, "--sizes", "32,64", "-o", str(out), "--quiet"]
+    assert main(words) == 1
+    assert "out of memory" in capsys.readouterr().err
+    assert [case.name for case in read_result(out).cases] == ["32x32, batch 1"]
+    assert main(words) == 0
+    assert asked == ["32x32, batch 1", "64x64, batch 1", "64x64, batch 1"]
+    assert len(read_result(out).cases) == 2
 
 
 def test_engines_are_a_side_of_the_grid(toy: Path, tmp_path: Path) -> None:
@@ -72,7 +99,7 @@ def test_a_baseline_of_the_same_machine_is_held(
     toy: Path, baseline: Path, factor: float, status: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = json.loads(baseline.read_text())
-    whole["cases"][0]["image_latency_ms"]["p50"] *= factor
+    whole["cases"][0]["request_latency_ms"]["p50"] *= factor
     baseline.write_text(json.dumps(whole))
     assert main([str(toy), *QUICK, "--baseline", str(baseline), "--status", "9", "--quiet"]) == status
     assert f"{said}  batch 1" in capsys.readouterr().out
@@ -84,6 +111,11 @@ def test_a_baseline_of_the_same_machine_is_held(
         (("environment", "machine", "cpu"), "abacus", "machine cpu was abacus and is"),
         (("environment", "software", "lssgen"), "0.0.1", "software lssgen was 0.0.1 and is"),
         (("environment", "backend", "threads"), "64", "backend threads was 64 and is 1"),
+        (
+            ("environment", "machine", "gpu.driver_version"),
+            "560.1",
+            "machine gpu.driver_version was 560.1 and is absent",
+        ),
         (("bundle", "manifest_sha256"), "0" * 64, "its bundle is toy 000000000000, and this is toy"),
         (("engine",), "tensorrt", "its engine is tensorrt, and this is onnxruntime"),
         (("format",), 7, "has format 7"),
@@ -105,6 +137,17 @@ def test_a_baseline_of_another_machine_bundle_or_version_is_refused_before_anyth
     assert "p50" not in streams.out
 
 
+def test_a_baseline_whose_engines_were_compiled_otherwise_is_refused(
+    toy: Path, baseline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Known only when the case has run: which engine computes a component is chosen, or built, by then."""
+    whole = json.loads(baseline.read_text())
+    whole["cases"][0]["backend"]["engines"] = "{'step': '0123'}"
+    baseline.write_text(json.dumps(whole))
+    assert main([str(toy), *QUICK, "--baseline", str(baseline), "--quiet"]) == 1
+    assert "of other engines: engine's engines was {'step': '0123'} and is absent" in capsys.readouterr().err
+
+
 def test_a_damaged_baseline_is_told(toy: Path, baseline: Path, capsys: pytest.CaptureFixture[str]) -> None:
     baseline.write_text(baseline.read_text()[:-50])
     assert main([str(toy), *QUICK, "--baseline", str(baseline), "--quiet"]) == 1
@@ -117,7 +160,7 @@ def test_a_damaged_baseline_is_told(toy: Path, baseline: Path, capsys: pytest.Ca
         (["--runs", "2"], "2 is too small; give 3 or more"),
         (["--set", "steps"], "'steps' is not NAME=VALUE"),
         (["compare", "demo", "--rounds", "3"], "3 is too small; give 8 or more"),
-        (["loadgen", "demo", "--queries", "10"], "10 is too small; give 64 or more"),
+        (["loadgen", "demo", "--qps", "0"], "0 is too small"),
     ],
 )
 def test_words_that_make_no_sense_are_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,6 +229,10 @@ def test_a_guarantee_is_written_explained_and_forgotten(
     ]
     assert main([*words, "--pairs", "6"]) == 0
     assert "onnxruntime, 64 x 64 px: stages take" in capsys.readouterr().out
+    assert main([*words[:-1], "32,128", "--pairs", "6"]) == 0  # other sizes, beside what is there
+    assert "32x32: one stage anyway" in capsys.readouterr().out
+    (known,) = all_measured(read_bundle(folder)).values()
+    assert [one.width for one in known.guarantees] == [64, 128]
     assert (folder / "measured.json").exists()
     assert plan_main(["--bundle", str(folder), "--scaling-space", "latent"]) == 0
     assert re.search(r"Predicted from times of onnxruntime with 1 threads on .* times as fast", capsys.readouterr().out)

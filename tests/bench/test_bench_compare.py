@@ -163,6 +163,25 @@ def test_rounds_of_other_sides_or_of_another_machine_are_refused(code: Path, tmp
         rounds_to_go_on(path, a, b)
 
 
+def test_rounds_of_another_bundle_or_state_of_the_code_are_not_mixed_with_new_ones(code: Path, tmp_path: Path) -> None:
+    """The sides are written alike; what they name has changed since."""
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "manifest.json").write_text("{}")
+    a = side_from_text(f"{tmp_path / 'bundle'},code={code}")
+    path = tmp_path / "d.json"
+    write_duel(compare(a, a, QUICK), path)
+    assert len(rounds_to_go_on(path, a, a)) == 8
+    with pytest.raises(MismatchError, match="before prompt changed"):
+        rounds_to_go_on(path, a, a, "a blue square")
+    (tmp_path / "bundle" / "manifest.json").write_text("{ }")
+    with pytest.raises(MismatchError, match="before A's bundle and B's bundle changed, and rounds of"):
+        rounds_to_go_on(path, a, a)
+    (tmp_path / "bundle" / "manifest.json").write_text("{}")
+    (code / "lssgen" / "more.py").write_text("import time")
+    with pytest.raises(MismatchError, match="before A's code and B's code changed"):
+        rounds_to_go_on(path, a, a)
+
+
 def test_a_real_bundle_is_painted_by_this_checkout(toy: Path) -> None:
     with painter(side_from_text(f"{toy},threads=1,scaling_space=latent,seed=3")) as one:
         assert one.paint("a red circle") > 0

@@ -13,6 +13,7 @@ from lssgen.bench.exact import (
     baseline_of_bundle,
     baseline_of_plan,
     changes,
+    not_compared,
     plan_lines,
     read_baseline,
     write_baseline,
@@ -84,6 +85,23 @@ def test_what_depends_on_versions_is_compared_under_the_same_versions_only() -> 
     now = Baseline(name="x", exact={}, host={"calls": 2}, conditions={"python": "3.12"})
     assert not changes(now, before)
     assert changes(msgspec.structs.replace(now, conditions={"python": "3.11"}), before) == ["calls was 1 and is 2"]
+
+
+def test_instructions_may_move_by_two_percent_where_both_machines_count_them() -> None:
+    before = Baseline(name="x", exact={}, instructions=1_000_000)
+    assert not changes(msgspec.structs.replace(before, instructions=1_019_000), before)
+    (line,) = changes(msgspec.structs.replace(before, instructions=1_021_000), before)
+    assert line == "instructions of a run were 1000000 and are 1021000"
+    assert not changes(msgspec.structs.replace(before, instructions=None), before)
+
+
+def test_a_passed_gate_says_what_it_has_not_compared() -> None:
+    before = Baseline(name="x", exact={}, host={"calls": 1}, conditions={"python": "3.11"}, instructions=5)
+    assert not not_compared(before, before)
+    (said,) = not_compared(msgspec.structs.replace(before, conditions={"python": "3.12"}), before)
+    assert said.endswith("they are those of python 3.11, and this is python 3.12")
+    (said,) = not_compared(msgspec.structs.replace(before, instructions=None), before)
+    assert said == "instructions are not compared: this machine does not count them"
 
 
 def test_the_baseline_of_another_bundle_is_refused() -> None:

@@ -12,10 +12,20 @@ from lssgen.bench.guarantee import costs_of, guarantee, measured_now
 from lssgen.bench.idle import IdleBackend, IdleEngines
 from lssgen.bench.measure import measure
 from lssgen.bundle import Bundle, read_bundle
+from lssgen.commands.plan import as_measured
 from lssgen.engines.base import Binding
 from lssgen.engines.demand import Demand
+from lssgen.engines.registry import ENGINES, Place
 from lssgen.errors import BenchError, PlanError
-from lssgen.measured import MEASURED, Guarantee, Measured, place_of, read_measured, with_guarantee, write_measured
+from lssgen.measured import (
+    MEASURED,
+    Guarantee,
+    Measured,
+    Ratio,
+    place_of,
+    read_measured,
+    write_measured,
+)
 from lssgen.plan import ModelFacts, PlanOptions, make_plan, predicted_speedup
 from lssgen.plan.timing import Line, TimeCosts, predicted_ms, predicted_time_ratio
 from lssgen.runtime import Pipeline
@@ -26,9 +36,16 @@ def bundle(toy: Path, tmp_path: Path) -> Bundle:
     return read_bundle(shutil.copytree(toy, tmp_path / "toy"))
 
 
-def found(staged_over_single: float, reach: float = 0.05) -> Guarantee:
-    low, high = staged_over_single - reach, staged_over_single + reach
-    return Guarantee(width=64, height=64, staged_over_single=staged_over_single, lower=low, upper=high, pairs=12)
+def about(ratio: float) -> Ratio:
+    return Ratio(ratio=ratio, lower=ratio - 0.05, upper=ratio + 0.05, pairs=12)
+
+
+def found(staged_over_single: float, engine_over_reference: float | None = None) -> Guarantee:
+    engine = None if engine_over_reference is None else about(engine_over_reference)
+    return Guarantee(
+        width=64, height=64, staged_over_single=about(staged_over_single), engine_over_reference=engine,
+        reference="onnxruntime" if engine else "",
+    )  # fmt: skip
 
 
 def place(backend: IdleBackend) -> str:
@@ -46,6 +63,26 @@ def test_the_planner_uses_one_stage_where_stages_were_measured_to_be_slower(
         assert len(pipeline("a", scaling_space="latent", start_sigma=0.5).plan.stages) == 2  # who asks is heard
         assert len(pipeline.plan(scaling_space="latent", height=128, width=128).stages) > 1  # another size
     assert ("one stage: at 64 x 64 px it was measured to be faster" in caplog.text) == (stages == 1)
+
+
+@pytest.mark.parametrize(("ratio", "said"), [(None, False), (0.5, False), (1.0, False), (1.2, True)])
+def test_a_run_says_that_the_reference_was_measured_to_be_faster_than_its_engine(
+    bundle: Bundle, ratio: float | None, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = IdleBackend()
+    write_measured(bundle, place(backend), measured_now(None, [found(0.8, ratio)]))
+    with caplog.at_level(logging.INFO, "lssgen"), Pipeline(bundle, backend) as pipeline:
+        assert len(pipeline("a", scaling_space="latent", start_sigma=0.5).plan.stages) == 2
+    assert ("slower on this machine than onnxruntime (it took 1.20 times as long)" in caplog.text) == said
+
+
+def test_a_plan_says_what_was_measured_of_its_size(bundle: Bundle) -> None:
+    write_measured(bundle, "here", measured_now(None, [found(1.3, 1.2)]))
+    options = PlanOptions.from_defaults(bundle.manifest.facts.defaults, scaling_space="latent")
+    assert as_measured(bundle, options, make_plan(bundle.manifest.facts, options)) == [
+        "There, runs that name no start_sigma use one stage: stages take 1.30 (1.25 to 1.35)",
+        "There, onnxruntime is faster: this engine takes 1.20 (1.15 to 1.25)",
+    ]
 
 
 def test_what_another_engine_machine_or_manifest_was_measured_to_do_is_not_heeded(bundle: Bundle) -> None:
@@ -67,14 +104,55 @@ def test_a_damaged_file_of_measurements_is_none(bundle: Bundle, text: str) -> No
     assert read_measured(bundle, "here") is not None
 
 
-def test_places_are_kept_beside_each_other_and_sizes_replaced(bundle: Bundle) -> None:
+def test_a_place_is_an_engine_with_its_options_on_a_machine() -> None:
+    plain = place_of("openvino", {"threads": 2, "inference_precision": "auto", "low_memory": False})
+    assert plain.startswith("openvino with 2 threads on ")
+    slower = place_of("openvino", {"threads": 2, "inference_precision": "fp32", "low_memory": True})
+    assert slower.startswith("openvino with 2 threads, inference_precision fp32, low_memory True on ")
+    assert place_of("tensorrt", {"device": "NVIDIA H100"}) == "tensorrt with all threads on NVIDIA H100"
+
+
+def test_places_are_kept_beside_each_other(bundle: Bundle) -> None:
     write_measured(bundle, "a", measured_now(None, [found(0.8)]))
     write_measured(bundle, "b", measured_now(None, [found(1.2)]))
     first = read_measured(bundle, "a")
     assert first is not None
     assert first.guarantees[0].faster == "staged"
-    again = with_guarantee(first, found(1.0))
-    assert [one.faster for one in again.guarantees] == ["undecided"]
+
+
+class SlowDecoder(IdleBackend):
+    """Engines that do nothing, but for a decoder that takes its time."""
+
+    def open(self, bundle: Bundle, demand: Demand) -> IdleEngines:
+        del demand
+        engines = super().open(bundle, Demand())
+        engines["decode"].bind = lambda _: lambda: sleep(0.02)  # type: ignore[method-assign]
+        return engines
+
+
+def test_engine_and_reference_are_measured_in_turn_where_both_are_there(bundle: Bundle) -> None:
+    asked = {
+        "size": (64, 64),
+        "options": {"scaling_space": "latent", "start_sigma": 0.75},
+        "pairs": 6,
+        "prompt": "a red",
+    }
+    with Pipeline(bundle, SlowDecoder()) as slow, Pipeline(bundle, IdleBackend()) as idle:
+        behind = guarantee(slow, reference=idle, reference_name="idle", **asked)  # type: ignore[arg-type]
+        ahead = guarantee(idle, reference=slow, reference_name="slow", **asked)  # type: ignore[arg-type]
+        alone = guarantee(idle, **asked)  # type: ignore[arg-type]
+    assert behind is not None
+    assert ahead is not None
+    assert alone is not None
+    assert (behind.outrun, behind.reference, ahead.outrun) == (True, "idle", False)
+    assert (alone.engine_over_reference, alone.reference, alone.outrun) == (None, "", False)
+
+
+@pytest.mark.parametrize(("name", "entry"), ENGINES.items())
+def test_every_engine_has_a_reference_of_its_kind_of_device_or_is_one(name: str, entry: Place) -> None:
+    if entry.reference:
+        assert ENGINES[entry.reference].reference == ""
+        assert (name in ("auto", "openvino")) == (entry.reference == "onnxruntime")
 
 
 class SlowTransition(IdleBackend):

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from lssgen.bench import plots
 from lssgen.bench.cases import Case, Effort, Grid, cases_of, wordings
 from lssgen.bench.clocks import Pace
 from lssgen.bench.environment import Environment, differences, environment
@@ -105,7 +106,7 @@ def test_a_case_has_its_stages_steps_and_components(bundle: Bundle, result: Case
     assert result.stages[0].transition_ms is None
     assert result.stages[1].transition_ms is not None
     parts = result.text_ms.p50 + result.decode_ms.p50 + sum(stage.stage_ms.p50 for stage in result.stages)
-    assert 0 < parts <= 1.2 * result.image_latency_ms.p50  # medians of parts need not add up to the whole's
+    assert 0 < parts <= 1.2 * result.request_latency_ms.p50  # medians of parts need not add up to the whole's
     assert result.time_to_first_image_ms >= result.load_ms
     assert result.time_to_first_preview_ms is not None
     assert len(result.latencies_ms) == 12
@@ -208,7 +209,7 @@ def test_a_result_comes_back_as_it_was(result: CaseResult, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("damage", "said"),
     [(lambda text: text[:-40], "is damaged"), (lambda text: text[:0], "is damaged"),
-     (lambda text: text.replace('"format": 1', '"format": 7'), "has format 7"),
+     (lambda text: text.replace('"format": 2', '"format": 7'), "has format 7"),
      (lambda text: text.replace('"cases"', '"casse"').replace('"batch": 1', '"batch": "x"'), "")],
 )  # fmt: skip
 def test_a_damaged_result_is_told_by_name(result: CaseResult, tmp_path: Path, damage: Any, said: str) -> None:
@@ -220,6 +221,15 @@ def test_a_damaged_result_is_told_by_name(result: CaseResult, tmp_path: Path, da
         return
     with pytest.raises(BenchError, match=said):
         read_result(path)
+
+
+def test_the_plot_of_costs_shows_measured_arithmetic_and_prediction(
+    result: CaseResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(plots, "_save", lambda figure, _: drawn.extend(figure.axes[0].get_legend_handles_labels()[1]))
+    plots.plot_cost(whole(result), tmp_path / "cost.png", {stage.tokens: 1.0 for stage in result.stages})
+    assert drawn == ["measured", "arithmetic alone", "plan's prediction"]
 
 
 def test_a_result_that_is_not_there_is_told_with_how_to_make_it(tmp_path: Path) -> None:

@@ -58,6 +58,13 @@ def test_it_becomes_the_step_of_a_bundle_that_says_so(demo: Bundle, foreign: Pat
     assert all(np.array_equal(kept[name].const_value.numpy(), value) for name, value in weights.items())
 
 
+def test_a_bundle_that_is_quantised_already_takes_no_other_graph(demo: Bundle, foreign: Path, tmp_path: Path) -> None:
+    once = adopt(demo, foreign, tmp_path / "adopted", engine="onnxruntime", by=None, gate=Gate())
+    with pytest.raises(CalibrationError, match="is quantised already; take the bundle that it was made from"):
+        adopt(once, foreign, tmp_path / "twice", engine="onnxruntime", by=None, gate=Gate())
+    assert [path.name for path in tmp_path.iterdir()] == ["adopted"]
+
+
 def test_a_graph_without_quantising_nodes_is_refused(demo: Bundle, tmp_path: Path) -> None:
     plain = demo.path(demo.manifest.graphs["step"].file)
     with pytest.raises(CalibrationError, match="has no quantising nodes"):

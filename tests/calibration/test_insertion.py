@@ -1,6 +1,7 @@
 """The graph pass: what is rounded, what is not, and that the network stays the same function."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -208,3 +209,35 @@ def test_a_graph_of_another_family_is_refused(demo: Bundle) -> None:
         UnknownModelError, match="no record of what may be quantised in the family 'pixart'; there are sd"
     ):
         sensitivity_of("pixart")
+
+
+MASKED = """
+<ir_version: 10, opset_import: ["" : 23]>
+attend (float[1,2,24,16] q, float[1,2,24,16] k, float[1,2,24,16] v, float[1,1,24,24] mask) => (float[1,2,24,16] y) {
+  a = Mul(q, one) b = Mul(k, one) c = Mul(v, one) m = Mul(mask, one)
+  [attend] d = Attention(a, b, c, m)
+  y = Identity(d)
+}"""
+
+
+def test_a_mask_of_numbers_is_added_to_the_scores_of_an_attention_in_fp8(tmp_path: Path) -> None:
+    """Half of the keys are hidden; E4M3 has steps of a sixteenth, and rounding of three factors adds up to some 4 %."""
+    proto = onnx.parser.parse_model(MASKED)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1), "one"))
+    plain = tmp_path / "plain.onnx"
+    onnx.save(onnx.shape_inference.infer_shapes(proto), plain)
+    model = ir.load(plain)
+    ranges: Any = SimpleNamespace(of=lambda _: SimpleNamespace(peak=4.0))
+    assert decompose(model, ranges) == 1
+    ir.save(model, tmp_path / "fp8.onnx")
+    rng = np.random.default_rng(0)
+    inputs = {name: rng.standard_normal((1, 2, 24, 16)).astype(np.float32).clip(-4, 4) for name in "qkv"}
+    inputs["mask"] = np.where(rng.random((1, 1, 24, 24)) < 0.5, -1e4, 0).astype(np.float32)
+    exact, got = (run_alone(path, inputs) for path in (plain, tmp_path / "fp8.onnx"))
+    assert 1e-3 < np.linalg.norm(got - exact) / np.linalg.norm(exact) < 0.1
+
+
+def run_alone(path: Path, inputs: dict[str, Array]) -> Array:
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return np.asarray(ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, inputs)[0])

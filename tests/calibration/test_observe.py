@@ -70,6 +70,15 @@ def test_what_is_not_finite_is_remembered_and_spoils_nothing(calls: list[np.ndar
     assert (seen.low == low).all()
 
 
+def test_a_nan_that_an_engines_minimum_passes_over_is_remembered(calls: list[np.ndarray]) -> None:
+    """Kernels may prefer a number to NaN where they compare; a mean does not."""
+    low, high, square, rows, power = numbers_of(calls[0])
+    square[1] = np.nan
+    seen = seen_of(calls)
+    seen.add(low, high, square, rows, power)
+    assert seen.bad
+
+
 def test_histograms_hold_signs_apart_and_the_very_small_and_large() -> None:
     counts = histogram(np.array([-1.0, 1.0, 2.0, 1e-30, 1e30, 0.0]))
     assert counts.sum(axis=1).tolist() == [1, 4]

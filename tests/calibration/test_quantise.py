@@ -11,11 +11,12 @@ from lssgen.bundle import Bundle, read_bundle, verify
 from lssgen.calibration import quantise as module
 from lssgen.calibration.quality import Bound, Quality, Runs, compared
 from lssgen.calibration.quantise import Gate, QuantiseJob, quantise
-from lssgen.calibration.search import search, worst_first
+from lssgen.calibration.search import Choice, Work, choose, worst_first
 from lssgen.calibration.statistics import Statistics
 from lssgen.engines.demand import Demand, profiles_of
 from lssgen.engines.registry import open_backend
 from lssgen.errors import BuildError, CalibrationError
+from lssgen.manifest import Measured
 from lssgen.runtime import Pipeline
 
 
@@ -81,6 +82,42 @@ def test_a_quantised_large_stage_may_have_an_unquantised_small_one(
     assert 20 < quality.psnr_db[1] < 100
 
 
+@pytest.mark.slow  # ten graphs, each painted by
+def test_real_runs_leave_the_small_stage_as_it_was_where_the_bound_asks_for_it(
+    demo: Bundle, statistics: Statistics, tmp_path: Path
+) -> None:
+    """Of a small stage with ranges eight times as wide, which a graph for both must hold: 18 dB more noise in both.
+
+    The bound is what the large stage reaches alone, and then what both do.
+    """
+    for (_, stage, _), seen in statistics.seen.items():
+        if stage == 0:
+            seen.low, seen.high = 8 * seen.low, 8 * seen.high
+    reached = [
+        _measured(quantise(job(demo, statistics, tmp_path / str(px), from_px=px, text=False, gate=gate())))
+        for px in (0, 256)
+    ]
+    both, large = (min(measured.psnr_db) for measured in reached)
+    assert both < large - 6
+    asked = gate(bound=Bound(large - 0.1, 0.9))
+    made = quantise(job(demo, statistics, tmp_path / "chosen", text=False, gate=asked))
+    assert (made.manifest.small_step, made.manifest.small_cells) == ("step_small", 256)
+    assert made.manifest.graphs["step_small"] == demo.manifest.graphs["step"]
+    assert _measured(made).psnr_db == reached[1].psnr_db
+    verify(made)
+    asked = gate(bound=Bound(both - 0.1, 0.9))
+    whole = quantise(job(demo, statistics, tmp_path / "whole", text=False, gate=asked))
+    assert (whole.manifest.small_step, _measured(whole).psnr_db) == ("", reached[0].psnr_db)
+    assert set(whole.manifest.graphs) == set(demo.manifest.graphs)
+
+
+def _measured(bundle: Bundle) -> Measured:
+    about = bundle.manifest.graphs["step"].quantisation
+    assert about is not None
+    assert about.measured is not None
+    return about.measured
+
+
 def test_a_manifest_whose_small_step_is_none_is_damaged(demo: Bundle) -> None:
     from lssgen.soundness import first_fault
 
@@ -108,6 +145,24 @@ def test_a_bound_out_of_reach_leaves_nothing(demo: Bundle, statistics: Statistic
     runs = Runs(prompts=PROMPTS[:1], options={"height": 128, "width": 128, "num_inference_steps": 2})
     with pytest.raises(CalibrationError, match=r"with 28 of 57 products in high precision, and the bound is 190 dB"):
         quantise(job(demo, statistics, tmp_path, text=False, gate=gate(runs=runs, bound=Bound(190, 0.9))))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_that_does_not_open_says_why(
+    demo: Bundle, statistics: Statistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = open_backend("onnxruntime", threads=1)
+    opened = type(backend).open
+
+    def refusing(self: Any, bundle: Bundle, demand: Demand) -> Any:
+        if bundle.folder != demo.folder:
+            raise BuildError("this engine takes no codes")
+        return opened(self, bundle, demand)
+
+    monkeypatch.setattr(type(backend), "open", refusing)
+    runs = Runs(prompts=PROMPTS[:1], options={"height": 128, "width": 128, "num_inference_steps": 2})
+    with pytest.raises(BuildError, match="this engine takes no codes"):
+        quantise(job(demo, statistics, tmp_path, gate=gate(runs=runs, backend=backend)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -170,25 +225,56 @@ def of(psnr: float) -> Quality:
     return Quality((psnr,), (1.0,))
 
 
+ORDER = [f"{index:02}" for index in range(64)]
+WORK = Work(stages={0: 1.0}, products=dict.fromkeys(ORDER, 1 / 64))
+STAGED = Work(stages={0: 1.0, 512: 0.9, 1024: 0.7}, products=dict.fromkeys(ORDER, 1 / 64))
+SNR = {name: float(index) for index, name in enumerate(ORDER)}
+BOUND = Bound(25, 0.9)
+
+
 @pytest.mark.parametrize("needed", [0, 1, 3, 10, 31])
 def test_the_search_returns_few_more_products_than_are_needed(needed: int) -> None:
-    order = [str(index) for index in range(64)]
     tried: list[int] = []
 
-    def attempt(returned: frozenset[str]) -> Quality:
-        assert returned == set(order[: len(returned)])
-        tried.append(len(returned))
-        return of(30.0 if len(returned) >= needed else 10.0)
+    def attempt(choice: Choice) -> tuple[Quality, dict[str, float]]:
+        assert choice.returned == set(ORDER[: len(choice.returned)])
+        tried.append(len(choice.returned))
+        return of(30.0 if len(choice.returned) >= needed else 10.0), SNR
 
-    returned, quality = search(order, attempt, Bound(25, 0.9), attempt(frozenset()))
-    assert needed <= len(returned) <= max(needed + 2, 4 if needed else 0)
+    choice, quality = choose(WORK, attempt, BOUND)
+    assert needed <= len(choice.returned) <= max(needed + 2, 4 if needed else 0)
     assert quality == of(30.0)
     assert len(tried) <= 9  # a try is a graph and a few runs
 
 
 def test_the_search_gives_up_where_half_of_the_products_do_not_help() -> None:
-    with pytest.raises(CalibrationError, match=r"with 8 of 16 products in high precision.*choose a wider format"):
-        search([str(index) for index in range(16)], lambda _: of(1.0), Bound(25, 0.9), of(1.0))
+    with pytest.raises(CalibrationError, match=r"with 32 of 64 products in high precision, and.*choose a wider format"):
+        choose(WORK, lambda _: (of(1.0), SNR), BOUND)
+    said = r"with 32 of 64 products in high precision in stages from 1024 px on, and the bound is 25 dB"
+    with pytest.raises(CalibrationError, match=said):
+        choose(STAGED, lambda _: (of(1.0), SNR), BOUND)
+
+
+@pytest.mark.parametrize(
+    ("needed", "found"),
+    [
+        # Products to return until the bound is reached, by where quantised stages begin; and what is chosen.
+        ({0: 0, 512: 0, 1024: 0}, (0, 0)),
+        ({0: 2, 512: 0, 1024: 0}, (0, 2)),  # 2 of 64 cost less than the small stages
+        ({0: 20, 512: 0, 1024: 0}, (512, 0)),  # 20 of 64 cost more
+        ({0: 64, 512: 64, 1024: 0}, (1024, 0)),
+        ({0: 64, 512: 64, 1024: 5}, (1024, 6)),
+        ({0: 64, 512: 5, 1024: 0}, (512, 6)),
+    ],
+)
+def test_the_search_leaves_small_stages_out_where_that_keeps_more_work_in_few_bits(
+    needed: dict[int, int], found: tuple[int, int]
+) -> None:
+    def attempt(choice: Choice) -> tuple[Quality, dict[str, float]]:
+        return of(30.0 if len(choice.returned) >= needed[choice.from_px] else 10.0), SNR
+
+    choice, _ = choose(STAGED, attempt, BOUND)
+    assert (choice.from_px, len(choice.returned)) == found
 
 
 def test_the_noisiest_product_goes_back_first() -> None:

@@ -1,6 +1,11 @@
 """Ranges: an ordinary run, listened to."""
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +21,7 @@ from lssgen.calibration.ranges import measure_ranges
 from lssgen.calibration.statistics import Statistics, read_statistics
 from lssgen.engines.registry import open_backend
 from lssgen.errors import CalibrationError
+from lssgen.manifest import Quantisation
 from lssgen.models.quantisation import sensitivity_of
 from lssgen.ports import Array
 from lssgen.runtime import Pipeline
@@ -104,6 +110,38 @@ def test_a_file_of_another_calibration_is_left_as_it_is(demo: Bundle, ranges: Pa
     with pytest.raises(CalibrationError, match=r"another calibration .prompts was .*; choose another --output"):
         measure_ranges(ranges_job(demo, ranges, prompts=("something else",)))
     assert ranges.read_bytes() == before
+
+
+def test_what_a_killed_calibration_left_is_removed(demo: Bundle, tmp_path: Path) -> None:
+    """Killed behind the first prompt, by a signal that nothing can be done about."""
+    path = tmp_path / "demo.ranges.safetensors"
+    script = f"""
+import os, signal
+from pathlib import Path
+from calibrating import ranges_job
+from lssgen.bundle import read_bundle
+from lssgen.calibration import ranges
+write = ranges.write_statistics
+ranges.write_statistics = lambda *given: (write(*given), os.kill(os.getpid(), signal.SIGKILL))
+ranges.measure_ranges(ranges_job(read_bundle(Path({str(demo.folder)!r})), Path({str(path)!r})))
+"""
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    before = set(demo.folder.parent.iterdir())
+    assert subprocess.run([sys.executable, "-c", script], env=here, check=False).returncode == -signal.SIGKILL
+    assert set(demo.folder.parent.iterdir()) > before
+    assert read_statistics(path).about.done == 1
+    assert measure_ranges(ranges_job(demo, path)).about.finished
+    assert set(demo.folder.parent.iterdir()) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_bundle_that_is_quantised_already_is_refused(demo: Bundle, tmp_path: Path) -> None:
+    about = Quantisation(format="int8", engine="onnxruntime", products=57)
+    graphs = {**demo.manifest.graphs, "step": replace(demo.manifest.graphs["step"], quantisation=about)}
+    coded = Bundle(demo.folder, replace(demo.manifest, graphs=graphs))
+    with pytest.raises(CalibrationError, match="is quantised already; take the bundle that it was made from"):
+        measure_ranges(ranges_job(coded, tmp_path / "x.safetensors"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_finished_calibration_is_not_run_again(demo: Bundle, ranges: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,9 +30,19 @@ def test_ranges_then_quantise_makes_a_bundle_beside_the_other(
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     words = ["--format=fp8", "--for=tensorrt-rtx", "--target=sm89,sm120", f"--statistics={file}", "--compare=0"]
     assert main(["quantise", str(demo.folder), "-o", str(made), *words, *runs]) == 0
-    out, err = lines(capsys)
+    out, err = capsys.readouterr()
+    assert "TensorRT fuses attention in fp8 only where the rest is in fp16 or bf16" in err
     assert "57 products in fp8 for tensorrt-rtx, 0 kept, 5 attentions" in out
     assert "not timed" in err
+    again = [
+        "quantise",
+        str(made),
+        "-o",
+        str(tmp_path / "twice"),
+        "--verify=never",
+    ]
+    assert main(again) == 1
+    assert "is quantised already; take the bundle that it was made from" in lines(capsys)[1]
     assert read_bundle(made).manifest.graphs["step"].quantisation is not None
 
 

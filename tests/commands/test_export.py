@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lssgen.commands.export import build_parser, config_from_args, main
-from lssgen.export.config import ExportConfig, Lora
+from lssgen.export.config import ExportConfig
+from lssgen.lora.asked import Lora
 from lssgen.models.aliases import ALIASES
 
 

@@ -38,10 +38,10 @@ def test_the_table_says_what_happens_in_every_stage(capsys: pytest.CaptureFixtur
 
 
 def test_cached_steps_are_counted_apart_from_those_that_are_evaluated(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main("--model sd3 --steps 40 --cached-steps medium --start-sigma 1".split()) == 0
+    assert main(["--model", "sd3", "--steps", "40", "--cached-steps", "medium", "--start-sigma", "1"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[3][5:8] == ["22", "18", "40"]
-    assert main("--model sd3 --steps 40 --cached-steps medium --start-sigma 1 --json".split()) == 0
+    assert main(["--model", "sd3", "--steps", "40", "--cached-steps", "medium", "--start-sigma", "1", "--json"]) == 0
     (stage,) = json.loads(capsys.readouterr().out)["plan"]["stages"]
     assert sum(len(step["cached"]) for step in stage["steps"]) == 18
 

@@ -117,6 +117,8 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(
         (["{bundle}", "--public-url", "ftp://x"], "ServingError: public_url is 'ftp://x'"),
         (["{bundle}", "--sizes", "61"], "PlanError: "),
         (["{bundle}", "--alias", "x=nothing"], "nothing"),
+        (["{bundle}", "--lora", "x={missing}"], "ModelError: there is no LoRA .*missing"),
+        (["{bundle}", "--lora", "a@b={bundle}"], "ModelError: 'a@b' cannot name a LoRA"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(

@@ -11,7 +11,7 @@ from PIL import Image
 from lssgen.commands.train_upsampler import build_parser, job_from_args, main
 from lssgen.training.config import PairRecipe, TrainConfig, TrainJob
 
-SHORT = ("--crop", "32", "--steps", "2", "--batch", "2", "--device", "cpu")
+SHORT = ("--crop", "32", "--steps", "2", "--batch", "2", "--image-loss", "l1", "--device", "cpu")
 
 
 @pytest.fixture

@@ -2,14 +2,19 @@
 
 import json
 import sys
+from dataclasses import replace
+from math import inf
 from pathlib import Path
+from shutil import copytree
+from time import monotonic
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
-from benchmarks.gpu import check, latency, layers, parity, quantised
-from lssgen.bundle import Bundle, read_bundle
+from benchmarks.gpu import check, hollow, latency, layers, parity, quantised
+from lssgen.bundle import MANIFEST, Bundle, manifest_json, read_bundle
 from lssgen.engines.onnxruntime import OrtBackend, OrtOptions
 from lssgen.engines.registry import open_backend
 from lssgen.errors import BackendError
@@ -94,7 +99,39 @@ def test_a_wrong_result_is_the_exit_status(
     off.share = 0.5
     monkeypatch.setattr(check, "open_backend", lambda name: off if name == "tensorrt" else OrtBackend())
     arguments = ["--bundle", str(toy), "--engines", "tensorrt", "--full-size", "--output", str(tmp_path / "check.json")]
-    assert check.main(arguments) == 1
+    assert check.main([*arguments, "--parts", "parity"]) == 1
+
+
+def test_what_was_found_is_written_as_it_is_found_and_no_part_begins_too_late(toy: Path, tmp_path: Path) -> None:
+    path = tmp_path / "check.json"
+    record = check.Record(path, monotonic() - 1, {"device": "a card"})
+    record.verdicts.append(parity.Verdict(what="step", engine="x", error=0.0, bound=1.0))
+    record.say("ok")
+    assert json.loads(path.read_text())["verdicts"][0]["what"] == "step"
+    check.examine(read_bundle(toy), tmp_path, {"tensorrt": OrtBackend}, record, check.PARTS)
+    assert json.loads(path.read_text())["skipped"] == [
+        f"{part} of toy on tensorrt: the time is over" for part in check.PARTS
+    ]
+
+
+def test_a_bundle_of_random_weights_travels_hollow_and_is_filled_again(toy: Path, tmp_path: Path) -> None:
+    heavy, light = tmp_path / "heavy", tmp_path / "light"
+    copytree(toy, heavy)
+    weight = np.random.default_rng(0).normal(3, 0.5, (1024, 1024)).astype(np.float32)
+    model = onnx.load(heavy / "step.onnx")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "weight"))
+    onnx.save(model, heavy / "step.onnx", save_as_external_data=True, location="step.data")
+    bundle = read_bundle(heavy)
+    step = replace(bundle.manifest.graphs["step"], data=("step.data",))
+    changed = replace(bundle.manifest, graphs={**bundle.manifest.graphs, "step": step})
+    (heavy / MANIFEST).write_bytes(manifest_json(changed))
+    hollow.pack(heavy, light)
+    assert not (light / "step.data").exists()
+    hollow.fill(light)
+    filled = onnx.numpy_helper.to_array(onnx.load(light / "step.onnx").graph.initializer[-1])
+    # A million numbers: their mean and spread are within five standard errors of those of the first.
+    assert filled.mean() == pytest.approx(3, abs=0.005)
+    assert filled.std() == pytest.approx(0.5, abs=0.005)
 
 
 def test_every_tensor_inside_a_graph_is_compared_worst_first(toy: Path) -> None:
@@ -110,10 +147,10 @@ def test_every_tensor_inside_a_graph_is_compared_worst_first(toy: Path) -> None:
 
 
 def test_without_polygraphy_or_tensorrt_layers_are_skipped_and_that_is_said(
-    toy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "polygraphy.backend.onnx", None)
-    record = check.Record({})
+    record = check.Record(tmp_path / "check.json", inf, {})
     check.look_inside(read_bundle(toy), "step", record)
     assert record.layers == []
     assert record.skipped[0].startswith("layers of toy step: ")

@@ -1,27 +1,25 @@
 import gc
 import weakref
-from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
-from onnx.parser import parse_model
-from toy_bundle import FACTS
+from one_graph import graph
 
 from lssgen.bundle import Bundle, read_bundle
+from lssgen.engines import onnxruntime as module
+from lssgen.engines.base import HostMark
 from lssgen.engines.demand import Demand
 from lssgen.engines.onnxruntime import CUDA, OrtBackend, OrtEngine, predicted
 from lssgen.engines.options import OrtCudaOptions, OrtOptions
 from lssgen.errors import BackendError, BuildError, BundleError, EngineError, ShapeError
-from lssgen.manifest import Graph
 from lssgen.ports import Port
 from lssgen.runtime import Pipeline
-from lssgen.testing import FakeBuffer, FakeModel, fake_bundle
+from lssgen.testing import FakeBuffer
 
 ADD = "(float[batch, 4] x, float[batch, 4] y) => (float[batch, 4] z) { z = Add (x, y) }"
 HALF = """(float[batch, 4] x) => (float[batch, 4] z) {
@@ -29,24 +27,6 @@ HALF = """(float[batch, 4] x) => (float[batch, 4] z) {
     sine = Sin (low)
     z = Cast <to = 1> (sine)
 }"""
-
-
-def graph(folder: Path, body: str) -> Bundle:
-    """A bundle of one graph, called "toy"; it counts nothing, since nothing is compiled for sizes here."""
-    model = parse_model(f'<ir_version: 10, opset_import: ["" : 23]> graph {body}')
-    bundle = fake_bundle(folder, FakeModel(facts=FACTS, networks={}))
-    onnx.save(model, folder / "toy.onnx")
-    entry = Graph(
-        file="toy.onnx", sha256={}, key="", precision="fp32", inputs=ports(model.graph.input),
-        outputs=ports(model.graph.output), runs="stage", axes={},
-    )  # fmt: skip
-    return Bundle(folder, replace(bundle.manifest, graphs={"toy": entry}))
-
-
-def ports(values: Any) -> tuple[Port, ...]:
-    return tuple(
-        Port(v.name, "float32", tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim)) for v in values
-    )
 
 
 def opened(backend: OrtBackend, bundle: Bundle) -> OrtEngine:
@@ -285,6 +265,30 @@ def test_fp32_means_fp32_on_a_gpu_unless_tf32_is_asked_for(toy: Path, gpu: type[
     for tf32 in (False, True):
         OrtBackend(OrtCudaOptions(device_id=1, tf32=tf32), CUDA).open(read_bundle(toy), Demand(graphs=("step",)))
         assert gpu.made["settings"] == {"device_id": "1", "use_tf32": str(int(tf32))}
+
+
+def test_work_on_a_gpu_goes_through_a_stream_that_times_it(
+    toy: Path, gpu: type[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = SimpleNamespace(stream=77, event=lambda: "an event", describe=lambda: {"device": "NVIDIA H100"})
+    monkeypatch.setattr(module, "_gpu", lambda _: device)
+    backend = OrtBackend(OrtCudaOptions(), CUDA)
+    backend.open(read_bundle(toy), Demand(graphs=("step",)))
+    assert gpu.made["settings"]["user_compute_stream"] == "77"
+    assert backend.mark() == "an event"
+    assert backend.describe()["device"] == "NVIDIA H100"
+
+
+def test_without_cuda_bindings_the_hosts_clock_times_a_gpu(gpu: type[Session]) -> None:
+    del gpu  # this machine's, which has no GPU
+    assert isinstance(OrtBackend(OrtCudaOptions(), CUDA).mark(), HostMark)
+
+
+def test_a_tensor_without_room_is_one_sentence(backend: OrtBackend) -> None:
+    with pytest.raises(
+        BackendError, match=r"cpu has no room for a tensor of shape \(1048576, 1048576\) \(4398047 MB\)"
+    ):
+        backend.empty((2**20, 2**20), np.float32)
 
 
 def test_an_attention_that_fell_to_the_cpu_is_named_and_refused(toy: Path, gpu: type[Session]) -> None:

@@ -145,7 +145,7 @@ def test_without_upsampler_the_bundle_is_bicubic_and_says_what_that_costs(
     said: list[str] = []
     manifest = export(replace(config, model=str(copy)), said.append).manifest
     assert "transition_resnet" not in written
-    assert manifest.facts.scaling_spaces == ("latent", "pixel")
+    assert manifest.facts.scaling_spaces == ("latent", "pixel", "dct")
     assert manifest.facts.defaults.scaling_space == "latent"
     warning = next(line for line in said if line.startswith("WARNING"))
     assert "blurs" in warning

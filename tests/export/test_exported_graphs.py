@@ -51,7 +51,7 @@ def test_bundle_is_whole_and_unchanged(bundle: Bundle) -> None:
 
 
 def test_bundle_has_every_graph_of_the_contract(bundle: Bundle) -> None:
-    spaces = {f"transition_{space}" for space in ("resnet", "latent", "pixel")}
+    spaces = {f"transition_{space}" for space in ("resnet", "latent", "pixel", "dct")}
     assert set(bundle.manifest.graphs) == {"text", "step", "decode", "encode", *spaces}
 
 

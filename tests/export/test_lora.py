@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lssgen.errors import ModelError
 from lssgen.export.checkpoint import Checkpoint
-from lssgen.export.config import ExportConfig, Lora
+from lssgen.export.config import ExportConfig
 from lssgen.export.export import export
+from lssgen.lora.asked import Lora
 
 QUERY = "transformer.transformer_blocks.0.attn.to_q"
 CLIP = "text_encoder.text_model.encoder.layers.1.self_attn.q_proj"

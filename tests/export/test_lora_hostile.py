@@ -17,10 +17,10 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from lssgen.errors import LssgenError, ModelError
-from lssgen.export import patterns
 from lssgen.export.checkpoint import Checkpoint
-from lssgen.export.config import Lora
-from lssgen.export.patterns import first_fits
+from lssgen.lora import patterns
+from lssgen.lora.asked import Lora
+from lssgen.lora.patterns import first_fits
 
 QUERY = "transformer.transformer_blocks.0.attn.to_q"
 PARTS = ("transformer", "text_encoder")
@@ -245,7 +245,7 @@ def test_million_keys_are_refused_in_seconds(sd3: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda _: None, "there is no LoRA .*; give a safetensors file, a folder with one, or a hub id"),
+        (lambda _: None, "there is no LoRA .*; give a safetensors file, or a folder with one"),
         (lambda path: path.mkdir(), "has no LoRA; expected adapter_model.safetensors or pytorch_lora"),
         (
             lambda path: (path / "unet").mkdir(parents=True) or (path / "adapter_model.bin").touch(),

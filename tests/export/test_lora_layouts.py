@@ -12,10 +12,11 @@ from original_layout import Asked, Tensors, unet
 from safetensors.torch import save_file
 
 from lssgen.export.changes import Delta
-from lssgen.export.config import Lora
 from lssgen.export.lora import read_lora
-from lssgen.export.lora_names import Renaming, Target, renaming
+from lssgen.export.lora_renaming import renaming
 from lssgen.export.writer import weightless
+from lssgen.lora.asked import Lora
+from lssgen.lora.names import Renaming, Target
 from lssgen.models.aliases import ALIASES
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lssgen.export.checkpoint import Checkpoint
-from lssgen.export.config import Lora
+from lssgen.lora.asked import Lora
 
 
 def text(trainer: str, part: str) -> dict[str, str]:

@@ -29,7 +29,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from lssgen.errors import ModelError
 from lssgen.export.checkpoint import Checkpoint
-from lssgen.export.config import Lora
+from lssgen.lora.asked import Lora
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 PARTS = ("unet", "text_encoder")

@@ -18,7 +18,8 @@ from lssgen.export import workshop as graphs
 from lssgen.export.config import ExportConfig
 from lssgen.export.export import export
 
-ALL = ["text", "step", "decode", "encode", "transition_resnet", "transition_latent", "transition_pixel"]
+ALL = ["text", "step", "decode", "encode"]
+ALL += [f"transition_{space}" for space in ("resnet", "latent", "pixel", "dct")]
 
 
 def test_second_export_writes_nothing(config: ExportConfig, written: list[str]) -> None:

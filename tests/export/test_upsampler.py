@@ -17,7 +17,8 @@ from lssgen.export import upsampler as room
 from lssgen.export.config import ExportConfig
 from lssgen.export.export import export
 from lssgen.manifest import Upsampler
-from lssgen.models.nets.latent_upsampler import WEIGHTS_FILE, LatentUpSampler
+from lssgen.models.nets.latent_upsampler import LatentUpSampler
+from lssgen.models.nets.upsampler import WEIGHTS_FILE
 from lssgen.models.published import PUBLISHED, PublishedUpsampler
 
 SDXL = {"scaling_factor": 0.13025}

@@ -15,7 +15,7 @@ from lssgen.export.hub import find_model
 from lssgen.export.store import open_store
 from lssgen.export.vae import with_vae
 from lssgen.export.workshop import Workshop
-from lssgen.models.nets.transition import transition_recipes
+from lssgen.models.nets.transition import Ways, transition_recipes
 from lssgen.models.nets.vae import vae_recipes
 from lssgen.parity.pieces import session
 from lssgen.ports import Array
@@ -29,7 +29,7 @@ Graphs = dict[str, Any]
 def graphs_of(checkpoint: Checkpoint, folder: Path, cell_px: int) -> Graphs:
     """Sessions of the three graphs that a VAE is in."""
     components = Parts(checkpoint, torch.float32)
-    transitions = transition_recipes(components, ("pixel",), 4, latents=checkpoint.config("vae"))
+    transitions = transition_recipes(components, ("pixel",), 4, Ways())
     with open_store(folder) as store:
         workshop = Workshop(
             checkpoint=checkpoint, cell_px=cell_px, resolutions=((64, 64),), branches=1, token_axes={},

@@ -15,7 +15,7 @@ from lssgen.commands.plan import main as plan_main
 from lssgen.commands.run import main as run_main
 from lssgen.engines.registry import open_backend
 from lssgen.errors import PlanError
-from lssgen.measured import Guarantee, Measured, place_of, write_measured
+from lssgen.measured import Guarantee, Measured, Ratio, place_of, write_measured
 from lssgen.plan import Plan
 from lssgen.plan.budget import Budget
 from lssgen.plan.timing import Line, TimeCosts, predicted_ms
@@ -133,7 +133,7 @@ def test_without_measured_times_a_budget_is_refused_with_what_to_run(toy: Path) 
 
 def test_a_budget_never_chooses_stages_where_one_stage_was_measured_to_be_faster(bundle: Bundle) -> None:
     write_search(bundle, SEARCH)
-    slower = Guarantee(width=64, height=64, staged_over_single=1.3, lower=1.2, upper=1.4, pairs=12)
+    slower = Guarantee(width=64, height=64, staged_over_single=Ratio(ratio=1.3, lower=1.2, upper=1.4, pairs=12))
     measure(bundle, slower)
     assert len(planned(bundle, budget_ms=600).stages) == 1
     with pytest.raises(PlanError, match=r"the fastest schedule takes 512 ms"):

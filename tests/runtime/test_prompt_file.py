@@ -8,6 +8,7 @@ import pytest
 from fakes import fake_pipeline
 
 from lssgen.errors import PlanError, PromptError
+from lssgen.measured import Guarantee, Measured, Ratio, place_of, write_measured
 from lssgen.runtime.options import Options
 from lssgen.runtime.prompt_file import PromptFolders, PromptLine, read_prompt_file
 from lssgen.runtime.record import settings_from_file
@@ -40,6 +41,17 @@ def test_folders_are_laid_out_as_geneval_reads_them(tmp_path: Path) -> None:
     result = json.loads((made / "result.json").read_text())
     assert (result["n_sample"], result["batch_size"]) == (2, 1)
     assert result["time"] == pytest.approx(sum(batch["total"] - batch["load"] for batch in result["batches"]))
+
+
+def test_the_record_says_one_stage_where_stages_were_measured_to_be_slower(tmp_path: Path) -> None:
+    slow = Ratio(ratio=1.3, lower=1.2, upper=1.4, pairs=12)
+    known = Guarantee(width=64, height=64, staged_over_single=slow)
+    pipeline = fake_pipeline(tmp_path / "bundle")
+    place = place_of(pipeline.backend.name, pipeline.backend.describe())
+    write_measured(pipeline.bundle, place, Measured(written="2026-11-26", guarantees=(known,)))
+    with PromptFolders(pipeline, tmp_path / "out", Options(scaling_space="latent"), ".png") as folders:
+        list(folders.paint(folders.missing(lines_of(tmp_path)), lambda _: None))
+    assert settings_from_file(tmp_path / "out" / "run.json").options["start_sigma"] == 1.0
 
 
 def test_every_prompt_starts_at_the_same_seed(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import msgspec
 import numpy as np
@@ -22,6 +22,7 @@ from lssgen.testing import FakeBackend
 def test_options_mirror_request_and_plan_options() -> None:
     declared = {name: get_type_hints(record)[name] for record in (Request, PlanOptions) for name in flags_of(record)}
     declared["skip_layers"] = bool | SkipLayerGuidance
+    declared["start_sigma"] = float | Literal["auto"]
     declared["scheduler"] = str | SchedulerChoice | None
     assert get_type_hints(Options) == declared
     assert list(Options.__annotations__)[: len(flags_of(Request))] == list(flags_of(Request))

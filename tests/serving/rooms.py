@@ -14,7 +14,8 @@ from lssgen.plan.facts import ModelFacts
 from lssgen.ports import Array
 from lssgen.runtime import Options, Pipeline
 from lssgen.serving import ImageRequest, Server, ServerOptions
-from lssgen.serving.api import Event, Observation
+from lssgen.serving.api import Event
+from lssgen.serving.status import Observation
 from lssgen.testing import (
     Ask,
     FakeBackend,

@@ -98,7 +98,7 @@ class Traffic:
             done.set()
 
         self._server._scheduler.call(both)
-        assert done.wait(30), self._server._fault
+        assert done.wait(30), self._server._life._fault
 
     def _plan(self, earlier: int) -> None:
         for number, arrival in enumerate(self._coming):
@@ -191,13 +191,14 @@ def test_so_it_is_in_onnx_runtime(real: tuple[Server, Follower, Pipeline], comin
 
 
 @pytest.mark.slow
-def test_so_it_is_with_a_model_that_paints(demo: Bundle) -> None:
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_so_it_is_with_a_model_that_paints(demo: Bundle, engine: str) -> None:
     follower = Follower()
     options = ServerOptions(batches=(1, 2, 4, 8), sizes=((128, 128),))
     rng = random.Random(13)
     with (
-        Server(demo.folder, observe=follower, options=options, threads=1) as server,
-        lssgen.load(demo.folder, threads=1) as pipeline,
+        Server(demo.folder, engine=engine, observe=follower, options=options, threads=1) as server,
+        lssgen.load(demo.folder, engine=engine, threads=1) as pipeline,
     ):
         assert server.wait_ready(60)
         coming = [

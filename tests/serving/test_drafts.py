@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rooms import Follower, alone, ask, fake_server
+from test_schedules_in_time import slow
 
 from lssgen.errors import RefusedError
 from lssgen.serving import ImageRequest
@@ -83,6 +84,19 @@ def test_drafts_go_after_their_time_by_memory_and_when_they_are_forgotten(tmp_pa
         assert server.forget(second.draft)
         assert not server.forget(second.draft)
         assert server.stats().drafts == 0
+
+
+def test_what_is_left_of_a_draft_is_refused_at_once_where_it_cannot_be_done_in_time(tmp_path: Path) -> None:
+    with fake_server(tmp_path) as server:
+        drawn = server.submit(draft()).result(10)
+        slow(server, per_cell=0.1)
+        with pytest.raises(RefusedError, match="what is left of the draft takes") as refusal:
+            server.refine(drawn.draft, [0], deadline_ms=5)
+        assert (refusal.value.code, refusal.value.param) == ("deadline_impossible", "deadline_ms")
+        assert refusal.value.fastest_ms is not None
+        ticket = server.refine(drawn.draft, [0], deadline_ms=1.01 * refusal.value.fastest_ms)
+        assert ticket.result(10).pictures
+        assert server.stats().refused["deadline_impossible"] == 1
 
 
 def test_a_draft_does_not_call_what_it_does_not_need(tmp_path: Path) -> None:

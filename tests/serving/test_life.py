@@ -1,6 +1,10 @@
 """A server's life: warm, cancelled within a step, drained, closed, stuck, broken; and every request ends once."""
 
+import asyncio
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -9,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from rooms import Follower, ask, bundle_of, denoise, fake_server, kinds, networks
 
 import lssgen
 from lssgen.bundle import MANIFEST
-from lssgen.errors import BundleError, CancelledError, EngineError, NonFiniteError, RefusedError
+from lssgen.errors import BackendError, BundleError, CancelledError, EngineError, NonFiniteError, RefusedError
 from lssgen.ports import Array
 from lssgen.serving import Server, ServerOptions
 from lssgen.serving.api import Event, PictureDone, Progress, Queued
@@ -245,7 +250,7 @@ def test_a_mistake_of_ours_ends_every_request_and_the_server(tmp_path: Path, cap
         gate.open.set()
         with pytest.raises(EngineError, match="a mistake of its own: ZeroDivisionError"):
             ticket.result(10)
-        server._thread.join(10)
+        server._life._thread.join(10)
         assert (server.phase, server.live, len(server._desk)) == ("broken", False, 0)
         with pytest.raises(RefusedError, match="start the server again"):
             server.submit(ask())
@@ -349,8 +354,100 @@ def test_many_threads_get_an_end_each(tmp_path: Path) -> None:
     assert stats.refused.get("queue_full", 0) == ends.count("queue_full")
 
 
+def test_the_engine_that_is_not_named_is_that_of_load(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LSSGEN_ENGINE", "steam")
+    for open_it in (lssgen.load, lssgen.Server):
+        with pytest.raises(BackendError, match="there is no engine called 'steam'"):
+            open_it(toy)
+
+
+def test_a_program_that_ends_in_the_middle_of_a_step_ends_as_it_should(toy: Path) -> None:
+    code = f"""
+import lssgen
+from lssgen.serving import ImageRequest, ServerOptions
+server = lssgen.Server({str(toy)!r}, threads=1, options=ServerOptions(sizes=((32, 32),)))
+server.wait_ready()
+words = {{"height": 1024, "width": 1024, "num_inference_steps": 200, "start_sigma": 1.0}}
+ticket = server.submit(ImageRequest(prompt="a", options=words))
+staged = {{"num_inference_steps": 4, "scaling_space": "latent"}}
+more = [server.submit(ImageRequest(prompt="a", options=staged, n=4)) for _ in range(50)]
+while ticket.progress is None:
+    pass
+raise SystemExit("oops")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "oops\n")
+
+
 def test_bundles_that_are_not_there_are_refused_at_the_door(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=MANIFEST):
         Server(tmp_path / "nothing")
     with pytest.raises(BundleError, match="no bundle was given"):
         Server([])
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, asyncio.CancelledError, GeneratorExit])
+def test_whatever_a_listener_or_an_observer_raises_the_next_request_is_painted(
+    tmp_path: Path, kind: type[BaseException]
+) -> None:
+    def fails(event: Event) -> None:
+        if isinstance(event, PictureDone):
+            raise kind
+
+    def observe(_: Any) -> None:
+        raise kind
+
+    with fake_server(tmp_path, observe=observe) as server:
+        assert server.submit(ask(), fails).result(10).pictures
+        assert server.submit(ask()).result(10).pictures
+
+
+@pytest.mark.parametrize("wait", ["drain", "paint"])
+def test_a_listener_that_would_wait_for_its_own_thread_is_told_so(tmp_path: Path, wait: str) -> None:
+    refused: list[str] = []
+
+    def waits(event: Event) -> None:
+        if isinstance(event, PictureDone):
+            try:
+                server.drain() if wait == "drain" else server.paint("a fox")
+            except EngineError as error:
+                refused.append(str(error))
+
+    with fake_server(tmp_path) as server:
+        assert server.submit(ask(), waits).result(10).pictures
+        assert server.submit(ask()).result(10).pictures
+    assert "by a listener, whom it waits for" in refused[0]
+
+
+FORKED = """
+import os, sys
+from pathlib import Path
+from rooms import ask, fake_server
+from lssgen.errors import RefusedError
+
+with fake_server(Path(sys.argv[1])) as server:
+    assert server.submit(ask()).result(10).pictures
+    if not (child := os.fork()):
+        try:
+            server.submit(ask()).result(10)
+        except RefusedError as error:
+            os._exit(7 if "forked" in str(error) else 8)
+        os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert server.submit(ask()).result(10).pictures
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_of_the_process_is_refused_and_does_not_hang(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FORKED, str(tmp_path)]
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=paths, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_ticket_does_not_hold_the_pictures_that_came(tmp_path: Path) -> None:
+    with fake_server(tmp_path) as server:
+        ticket = server.submit(ask(init_image=Image.new("RGB", (64, 64))))
+        assert ticket.result(10).pictures
+    assert ticket.asked.init_image is None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rooms import FullBackend, ask, bundle_of, fake_server, networks
 from test_life import Gate
 
-from lssgen.errors import BackendError, BundleError, RefusedError
+from lssgen.errors import BackendError, BundleError, EngineError, RefusedError
 from lssgen.plan import PlanOptions
 from lssgen.runtime import Pipeline
 from lssgen.runtime.workspace import Geometry, Workspace
@@ -214,3 +214,13 @@ def test_plans_are_made_once_and_the_oldest_are_forgotten(tmp_path: Path) -> Non
     assert again == first
     assert again is not first
     assert len(plans.tables(first)) == len(first.stages)  # of a plan that was forgotten, too
+
+
+def test_a_server_whose_memory_holds_no_picture_says_so(tmp_path: Path) -> None:
+    options = ServerOptions(batches=(1,), memory_gib=1000 / 2**30, sizes=((32, 32),))
+    bundle = bundle_of(tmp_path / "toy", networks())
+    with (
+        Server({"toy": bundle.folder}, engine=FakeBackend(networks()), verify="never", options=options) as server,
+        pytest.raises(EngineError, match=r"does not hold one picture of 32 x 32 px beside toy's weights.*memory_gib"),
+    ):
+        server.wait_ready(10)

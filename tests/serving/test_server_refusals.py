@@ -90,7 +90,7 @@ def test_a_picture_that_the_memory_cannot_hold_is_refused_before_anything_is_loa
     with fake_server(tmp_path, memory_gib=2**20 / 2**30, most_pixels=10**8) as server:
         with pytest.raises(RefusedError, match=r"takes [0-9]+ MB with toy's weights; this server has 1 MB") as refusal:
             server.submit(ask(height=4096, width=4096))
-        assert (refusal.value.code, refusal.value.param) == ("too_large", "size")
+        assert (refusal.value.code, refusal.value.param) == ("no_memory", "size")
         assert server.submit(ask()).result(10).pictures
 
 

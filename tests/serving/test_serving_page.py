@@ -9,8 +9,9 @@ import pytest
 
 from lssgen.bundle import Bundle
 from lssgen.serving import ServerOptions
-from lssgen.serving.api import Phase, RefusalCode
+from lssgen.serving.api import RefusalCode
 from lssgen.serving.options import Rank
+from lssgen.serving.status import Phase
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")

@@ -145,6 +145,6 @@ def test_a_hub_that_does_not_answer_is_a_fetch_error(monkeypatch: pytest.MonkeyP
     def offline(*_: object, **__: object) -> str:
         raise LocalEntryNotFoundError("no connection")
 
-    monkeypatch.setattr("lssgen.training.autoencoder.snapshot_download", offline)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(FetchError, match=r"'some/vae' is not a folder here, .* did not give it: no connection"):
         load_autoencoder("some/vae", CPU)

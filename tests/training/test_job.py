@@ -16,7 +16,7 @@ from training_damage import spoil
 from lssgen import paths
 from lssgen.durable import locked
 from lssgen.errors import TrainingError, UpsamplerError
-from lssgen.models.nets.installed import installed_upsampler, vae_sha256
+from lssgen.models.nets.installed import installed_upsampler, vae_sha256, vae_weights_file
 from lssgen.models.nets.latent_upsampler import LatentUpSampler, published_config
 from lssgen.training import job as job_module
 from lssgen.training import machine
@@ -31,7 +31,7 @@ QUIET = [].append
 def test_a_job_ends_with_an_installed_checkpoint_and_its_report(job: TrainJob, vae: Path) -> None:
     said: list[str] = []
     result = train_upsampler(job, said.append)
-    sha256 = vae_sha256(vae / "vae")
+    sha256 = vae_sha256(vae_weights_file(vae / "vae"))
     assert result.folder == installed_upsampler(sha256) == paths.upsamplers() / sha256[:16]
     assert "10 pictures in" in said[0]
     for folder in (job.output, result.folder):

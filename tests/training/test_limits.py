@@ -34,7 +34,7 @@ def test_a_number_that_is_no_use_is_refused_by_name(record: object, name: str, v
         (TrainConfig(), {"batch": 1.5}, "batch is 1.5, but must be a whole number"),
         (TrainConfig(), {"learning_rate": 0}, "learning_rate is 0, but must be a number above 0 and at most 1"),
         (TrainConfig(), {"ema": 1.0}, "ema is 1.0, but must be a number of at least 0 and below 1"),
-        (TrainConfig(), {"image_loss": "l2"}, "image_loss is 'l2', but must be one of none, l1, ms-ssim, lpips"),
+        (TrainConfig(), {"image_loss": "l2"}, "image_loss is 'l2', but must be one of none, l1, ms-ssim, mixed, lpips"),
         (TrainConfig(), {"bf16": "no"}, "bf16 is 'no', but must be True or False"),
         (TrainConfig(), {"latent_weight": 0.0, "image_loss": "none"}, "nothing is left to learn from"),
         (PairRecipe(), {"downscale": "area"}, "downscale is 'area', but must be one of nearest, box"),

@@ -18,7 +18,7 @@ from lssgen.training.config import PairRecipe
 from lssgen.training.latents import read_pairs
 from lssgen.training.pictures import CentreCrops, RandomCrops, find_pictures, pair_from_crop, to_range
 
-RECIPE = PairRecipe(height=32, width=32)
+RECIPE = PairRecipe(height=32, width=32, turns=False)
 
 
 def test_small_and_broken_pictures_are_skipped_with_their_number(images: Path, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def spoilt(images: Path, tmp_path: Path) -> tuple[Path, ...]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_picture_that_cannot_be_decoded_is_passed_over_and_counted(spoilt: tuple[Path, ...], workers: int) -> None:
     undecodable: set[Path] = set()
-    whole = PairRecipe(height=36, width=40)
+    whole = PairRecipe(height=36, width=40, turns=False)
     batches = list(read_pairs(RandomCrops(spoilt, whole, 0), range(8), 4, workers, undecodable))
     looks = {high.numpy().tobytes() for _, batch in batches for high in batch}
     assert undecodable == {spoilt[1], spoilt[2]}

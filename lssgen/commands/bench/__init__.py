@@ -11,12 +11,13 @@ from lssgen.commands.common import run
 from lssgen.commands.parser import Parser
 
 ACTIONS = {
+    "aiperf": "Tell what AIPerf has measured of a server, in the bench's words, and add it to a history.",
     "compare": "Compare two bundles, engines, options or checkouts of the code: PASS, FAIL or UNDECIDED.",
     "exact": "Compare what a run asks for, without a clock, with a committed baseline.",
     "explain": "Tell which engine computes which component on this machine, and why.",
     "guarantee": "Measure whether stages are faster than one stage, and write it into the bundle.",
     "history": "Show how latencies of a JSONL file went, and where they changed.",
-    "loadgen": "Let MLPerf's LoadGen measure a bundle: SingleStream or Offline.",
+    "loadgen": "Let MLPerf's LoadGen measure a bundle or a server: SingleStream, Offline or Server.",
 }
 """Effect of every action, by its name; `lssgen.commands.bench.<name>` has its `build_parser` and `work`."""
 

@@ -57,7 +57,7 @@ def work(args: argparse.Namespace) -> int:
     b = a if args.expect_same else side_from_text(args.b)
     for side in (a, b):
         bundle_of(argparse.Namespace(bundle=side.bundle), "lssgen bench")  # says what is wrong before any process does
-    known = rounds_to_go_on(args.output, a, b) if args.output else ()
+    known = rounds_to_go_on(args.output, a, b, args.prompt) if args.output else ()
     with watched(args, _LOG.info) as watch:
 
         def hear(duel: Duel) -> None:

@@ -8,6 +8,7 @@ from lssgen.bench.exact import (
     baseline_of_bundle,
     baseline_of_plan,
     changes,
+    not_compared,
     read_baseline,
     write_baseline,
 )
@@ -59,10 +60,16 @@ def work(args: argparse.Namespace) -> int:
     if args.baseline is None:
         print(
             "\n".join(f"{name}: {value}" for part in (now.exact, now.host, now.ratios) for name, value in part.items())
+            + (f"\ninstructions of a run: {now.instructions}" if now.instructions else "")
         )
         return 0
-    found = changes(now, read_baseline(args.baseline))
-    print("\n".join(found) or f"PASS: {len(now.exact)} lines are as in {args.baseline}")
+    before = read_baseline(args.baseline)
+    found = changes(now, before)
+    print(
+        "\n".join(
+            (*(found or (f"PASS: {len(now.exact)} lines are as in {args.baseline}",)), *not_compared(now, before))
+        )
+    )
     if found:
         print(
             f"FAIL: {len(found)} lines differ from {args.baseline}; if that is meant, make them the baseline: --update"

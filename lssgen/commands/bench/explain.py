@@ -1,13 +1,16 @@
 """lssgen bench explain: which engine computes which component, and why."""
 
 import argparse
+from collections.abc import Sequence
 
 from lssgen.commands.bench.shared import bundle_of
 from lssgen.commands.parser import Parser
 from lssgen.commands.values import integer, within
+from lssgen.engines.cpu.choice import Choice
 from lssgen.engines.options import MOST_THREADS, THREADS, OrtOptions
 from lssgen.engines.registry import open_backend
-from lssgen.measured import Measured, place_of, read_measured
+from lssgen.measured import Guarantee
+from lssgen.runtime.advice import known_of
 
 EXAMPLES = ("demo", "bundles/sd3 --threads 8")
 
@@ -37,26 +40,32 @@ def work(args: argparse.Namespace) -> int:
     for graph in bundle.manifest.graphs:
         if args.again:
             backend.forget(bundle, graph)
-        choice = backend.choice(bundle, graph)
-        print(f"{graph}: {choice.engine}, {choice.reason}")
-        for trial in choice.trials:
-            print(f"    {trial}")
+        print("\n".join(told(backend.choice(bundle, graph))))
     if len(candidates()) == 1:
         print('only ONNX Runtime is installed; pip install "lssgen[openvino]" adds another engine')
     for engine in ("auto", *candidates()):
-        known = read_measured(bundle, place_of(engine, open_backend(engine, threads=args.threads).describe()))
+        known = known_of(bundle, open_backend(engine, threads=args.threads))
         if known:
-            print(guarantees(engine, known))
+            print("\n".join((f"measured {known.written}:", *guarantees(engine, known.guarantees))))
     return 0
 
 
-def guarantees(engine: str, known: Measured) -> str:
-    """What was measured of stages and one stage."""
-    lines = [
-        f"{engine}, {one.width} x {one.height} px: stages take {one.staged_over_single:.2f} "
-        f"({one.lower:.2f} to {one.upper:.2f}) of the time of one stage: "
-        + {"staged": "stages are used", "single": "one stage is used", "undecided": "as asked"}[one.faster]
-        + (f"; {1 / one.engine_over_reference:.2f} times as fast as onnxruntime" if one.engine_over_reference else "")
-        for one in known.guarantees
+def told(choice: Choice) -> list[str]:
+    """What was chosen for a component, and why: lines for people."""
+    lines = [f"{choice.graph}: {choice}"]
+    for one in choice.sizes:
+        where = f"{one.size_px[1]}x{one.size_px[0]}: " if one.size_px[1] else ""
+        lines += [f"    {where}{one.engine}, {one.reason}", *(f"        {trial}" for trial in one.trials)]
+    return lines
+
+
+def guarantees(engine: str, known: Sequence[Guarantee]) -> list[str]:
+    """What was measured of stages and one stage, and of the engine and its reference: a line a size."""
+    uses = {"staged": "stages are used", "single": "one stage is used", "undecided": "as asked"}
+    return [
+        f"{engine}, {one.width} x {one.height} px: stages take {one.staged_over_single} of the time of one stage: "
+        + uses[one.faster]
+        + (f"; it takes {one.engine_over_reference} of {one.reference}'s time" if one.engine_over_reference else "")
+        + (": choose that one" if one.outrun else "")
+        for one in known
     ]
-    return "\n".join((f"measured {known.written}:", *lines))

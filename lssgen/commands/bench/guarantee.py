@@ -1,28 +1,33 @@
-"""lssgen bench guarantee: stages or one stage, measured per size and written into the bundle."""
+"""lssgen bench guarantee: stages or one stage, engine or reference, measured per size and written into the bundle."""
 
 import argparse
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from lssgen.bench.cases import Case, Effort
 from lssgen.bench.guarantee import costs_of, guarantee, measured_now
-from lssgen.bench.measure import measure
+from lssgen.bench.measure import OnRun, measure
 from lssgen.bench.results import CaseResult
 from lssgen.bundle import Bundle
 from lssgen.commands.bench.explain import guarantees
-from lssgen.commands.bench.shared import add_bundle, bundle_of, opener, run_options
+from lssgen.commands.bench.shared import add_bundle, bundle_of, run_options, watched
+from lssgen.commands.engine_options import engine_words
 from lssgen.commands.parser import Parser
 from lssgen.commands.values import integer, rows_first, several, within
-from lssgen.engines.demand import branch_counts
-from lssgen.engines.registry import open_backend
-from lssgen.errors import BenchError
-from lssgen.measured import MEASURED, Guarantee, place_of, write_measured
+from lssgen.engines.demand import Size, branch_counts
+from lssgen.engines.options import EngineOptions
+from lssgen.engines.registry import ENGINES, open_backend, words_of
+from lssgen.errors import BenchError, EngineError
+from lssgen.measured import MEASURED, Guarantee, Measured, place_of, read_measured, write_measured
 from lssgen.runtime import Pipeline
 from lssgen.runtime.options import request_from_options
 
 EXAMPLES = ("demo --engine openvino", "bundles/sd3 --sizes 512,1024 --pairs 20")
 
 _LOG = logging.getLogger("lssgen")
-_REFERENCE = "onnxruntime"
 _TRANSITION = "transition_"
 _FEW = Effort(runs=5, warmup=1)
 
@@ -57,36 +62,78 @@ def _other_ways(bundle: Bundle, case: Case) -> list[Case]:
 
 
 def work(args: argparse.Namespace) -> int:
-    """Measure and write.
+    """Measure and write, size by size: what a run that is stopped has measured stays.
 
     Raises:
-        BenchError: The bundle cannot be written, or no size has stages.
+        BenchError: The bundle cannot be written.
+        EngineError: The engine cannot run it.
     """
     bundle, options = bundle_of(args, "lssgen bench guarantee"), run_options(args)
     if args.forget:
         bundle.path(MEASURED).unlink(missing_ok=True)
         return 0
-    opened = opener(build_parser("lssgen bench guarantee"), args)
+    words = engine_words(build_parser("lssgen bench guarantee"), args)
+    backend = open_backend(args.engine, **words)
+    # Its own name: "auto" is ONNX Runtime where that is alone, and runs ask by what they find.
+    job = _Job(bundle, backend.name, words, args.pairs, args.prompt)
+    place, passes = place_of(backend.name, backend.describe()), max(branch_counts(bundle.manifest))
     # Said aloud: else what an earlier day wrote would decide which way is measured now.
-    sigma = options.get("start_sigma", bundle.manifest.facts.defaults.start_sigma)
-    sizes = args.sizes or bundle.manifest.resolutions
-    found: list[Guarantee] = []
+    options.setdefault("start_sigma", bundle.manifest.facts.defaults.start_sigma)
+    known = read_measured(bundle, place)
+    found: list[Guarantee] = list(known.guarantees) if known else []
     cases: list[CaseResult] = []
-    for size in sizes:
-        own = {**options, "height": size[0], "width": size[1], "start_sigma": sigma}
-        case = Case(name=f"{size[1]}x{size[0]}", options=own)
-        cases.append(measure(bundle, opened, case, _FEW, prompt=args.prompt))
-        cases += [measure(bundle, opened, other, _FEW, prompt=args.prompt) for other in _other_ways(bundle, case)]
-        with Pipeline(bundle, opened()) as pipeline, Pipeline(bundle, open_backend(_REFERENCE)) as reference:
-            other = None if args.engine == _REFERENCE else reference
-            made = guarantee(pipeline, size, own, reference=other, pairs=args.pairs, prompt=args.prompt)
-            if made is not None:
-                found.append(made)
-    place = place_of(args.engine, opened().describe())
-    measured = measured_now(costs_of(cases, bundle.manifest.facts, max(branch_counts(bundle.manifest))), found)
+    with watched(args, _LOG.info) as watch:
+        for size in args.sizes or bundle.manifest.resolutions:
+            now, made = job.measured(size, options, watch.at)
+            cases += now
+            found = [one for one in found if (one.height, one.width) != size] + ([made] if made else [])
+            _write(bundle, place, measured_now(costs_of(cases, bundle.manifest.facts, passes), found))
+            said = guarantees(job.engine, (made,)) if made else [f"{now[0].name}: one stage anyway"]
+            print("\n".join(said), flush=True)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is measured, whatever the size.
+
+    Attributes:
+        bundle, engine, words: Bundle, and the engine in question with its options.
+        pairs, prompt: Pairs of pictures and words of the prompts.
+    """
+
+    bundle: Bundle
+    engine: str
+    words: EngineOptions
+    pairs: int
+    prompt: str
+
+    def measured(
+        self, size: Size, options: Mapping[str, Any], hear: OnRun
+    ) -> tuple[list[CaseResult], Guarantee | None]:  # fmt: skip
+        """The parts of one size, by every way to the next one, and its guarantee; without the reference, and a line
+        that says so, where that one cannot run."""
+        own = {**options, "height": size[0], "width": size[1]}
+        case, opened = Case(name=f"{size[1]}x{size[0]}", options=own), partial(open_backend, self.engine, **self.words)
+        results = [
+            measure(self.bundle, opened, one, _FEW, prompt=self.prompt, on_run=hear)
+            for one in (case, *_other_ways(self.bundle, case))
+        ]
+        reference = ENGINES[self.engine].reference
+        ask = partial(guarantee, size=size, options=own, pairs=self.pairs, prompt=self.prompt, on_run=hear)
+        with Pipeline(self.bundle, opened()) as pipeline:
+            if not reference:
+                return results, ask(pipeline)
+            try:
+                with Pipeline(self.bundle, open_backend(reference, **words_of(reference, self.words))) as plain:
+                    return results, ask(pipeline, reference=plain, reference_name=reference)
+            except EngineError as error:
+                _LOG.warning("%s is not compared with %s: %s", self.engine, reference, error)
+                return results, ask(pipeline)
+
+
+def _write(bundle: Bundle, place: str, measured: Measured) -> None:
     try:
         write_measured(bundle, place, measured)
     except OSError as error:
         raise BenchError(f"{bundle.path(MEASURED)} cannot be written: {error.strerror}") from error
-    print(guarantees(args.engine, measured) if found else "no size has stages; the costs were measured and written")
-    return 0

@@ -3,13 +3,11 @@
 import argparse
 import csv
 import logging
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 from lssgen.bench.cases import Case, Effort, Grid, cases_of
-from lssgen.bench.environment import differences, environment
+from lssgen.bench.environment import differences, environment, facts_that_differ
 from lssgen.bench.history import append, points_of
 from lssgen.bench.measure import measure_all
 from lssgen.bench.plots import plot_cost, plot_quality, plot_stages
@@ -22,9 +20,11 @@ from lssgen.commands.flags import add_flags, given
 from lssgen.commands.parser import Parser
 from lssgen.commands.values import number
 from lssgen.engines.base import Backend
-from lssgen.engines.options import EngineOptions
-from lssgen.engines.registry import open_backend, options_class
+from lssgen.engines.demand import branch_counts
+from lssgen.engines.registry import open_backend, words_of
 from lssgen.errors import BenchError, MismatchError
+from lssgen.plan.timing import step_work
+from lssgen.runtime.advice import known_of
 
 _LOG = logging.getLogger("lssgen")
 
@@ -73,11 +73,10 @@ def measured_case_by_case(parser: Parser, args: argparse.Namespace) -> int:
 
     def opened(case: Case) -> Backend:
         engine = case.engine or args.engine
-        known = {one.name for one in fields(options_class(engine))}
-        own = {name: value for name, value in words.items() if name in known}
-        return open_backend(engine, **cast(EngineOptions, own))
+        return open_backend(engine, **words_of(engine, words))
 
-    where = environment(opened(cases[0]).describe())
+    backend = opened(cases[0])
+    where = environment(backend.describe())
     empty = BenchResult(bundle=identity(bundle), engine=args.engine, environment=where)
     before = _baseline(args.baseline, empty) if args.baseline else None
     known = _known(args.output, empty)
@@ -90,17 +89,31 @@ def measured_case_by_case(parser: Parser, args: argparse.Namespace) -> int:
     result = _with(empty, done)
     print(as_table(result, markdown=args.markdown))
     print(f"\n{conditions(result)}")
-    _kept(args, bundle, result)
+    _kept(args, result, known, _predicted(bundle, backend, result))
     return _held(args, result, before, cases)
 
 
-def _kept(args: argparse.Namespace, bundle: Bundle, result: BenchResult) -> None:
-    del bundle
+def _predicted(bundle: Bundle, backend: Backend, result: BenchResult) -> dict[int, float]:
+    """What the plan predicts of a step of one picture, by tokens, from the costs that the bundle keeps of this engine;
+    empty where it keeps none."""
+    measured, facts = known_of(bundle, backend), bundle.manifest.facts
+    if measured is None or measured.costs is None:
+        return {}
+    line, passes = measured.costs.step, max(branch_counts(bundle.manifest))
+    stages = [stage for case in result.cases for stage in case.stages]
+    return {stage.tokens: line.at(*step_work(facts, stage.cells, passes)) for stage in stages}
+
+
+def _kept(
+    args: argparse.Namespace, result: BenchResult, known: Mapping[str, CaseResult], predicted: Mapping[int, float]
+) -> None:
     if args.history:
-        append(points_of(result, args.label), args.history)
+        # What an earlier run has measured, it has written.
+        fresh = [case for case in result.cases if case is not known.get(case.name)]
+        append(points_of(_with(result, fresh), args.label), args.history)
     if args.plots:
         plot_stages(result, args.plots / "stages.png")
-        plot_cost(result, args.plots / "cost.png")
+        plot_cost(result, args.plots / "cost.png", predicted)
         if args.quality:
             plot_quality(result, read_quality(args.quality), args.plots / "quality.png")
 
@@ -110,12 +123,14 @@ def _held(
 ) -> int:  # fmt: skip
     if before is None:
         return 0
-    medians = {case.name: case.image_latency_ms.p50 for case in before.cases}
+    known = {case.name: case for case in before.cases}
     slower = 0
     for case, now in zip(cases, result.cases, strict=True):
-        if case.name not in medians:
+        if case.name not in known:
             raise MismatchError(f"{args.baseline} has no case {case.name!r}; measure the same cases for it")
-        ratio = now.image_latency_ms.p50 / medians[case.name]
+        if faults := facts_that_differ("engine's", now.backend, known[case.name].backend):
+            raise MismatchError(f"{args.baseline} has {case.name!r} of other engines: {'; '.join(faults[:4])}")
+        ratio = now.request_latency_ms.p50 / known[case.name].request_latency_ms.p50
         verdict = "FAIL" if ratio > 1 + args.tolerance else "PASS"
         slower += verdict == "FAIL"
         print(f"{verdict}  {case.name}: {100 * (ratio - 1):+.1f} % against {args.baseline}")

@@ -1,4 +1,4 @@
-"""The engine "auto": for every component of a bundle the fastest of the CPU's engines that computes it rightly.
+"""The engine "auto": for every component of a bundle, at each size, the fastest of the CPU's engines that is right.
 
 Measured once on every machine for every bundle, in turn, and remembered. All engines read and write the same host
 memory, so that components of one run may be computed by different ones.
@@ -6,8 +6,10 @@ memory, so that components of one run may be computed by different ones.
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,19 +21,21 @@ from lssgen.engines.base import (
     Buffer,
     Engine,
     Engines,
+    GraphEngine,
     HostBuffer,
     HostMark,
     check_buffers,
     see_graph,
 )
-from lssgen.engines.cpu.choice import Choice, forgotten, recalled, remembered
+from lssgen.engines.cpu.choice import LARGE_BYTES, Choice, chosen, forgotten, recalled, remembered
 from lssgen.engines.cpu.trial import trials_of
-from lssgen.engines.demand import Demand
+from lssgen.engines.demand import Demand, size_in_cells
 from lssgen.engines.onnxruntime import OrtBuffer
 from lssgen.engines.options import OrtOptions, OvOptions
 from lssgen.errors import ShapeError
 from lssgen.machine import free_memory
-from lssgen.ports import Array, Port
+from lssgen.manifest import Graph
+from lssgen.ports import Array
 
 _LOG = logging.getLogger("lssgen")
 
@@ -58,28 +62,28 @@ _VIEWS = {"onnxruntime": OrtBuffer.over, "openvino": _ov_buffer}
 """Function that makes an engine's own buffer of an array, by the engine's name."""
 
 
-class AutoEngine:
-    """One component on the engine that was chosen for it; `lssgen.engines.base.Engine`."""
+class AutoEngine(GraphEngine):
+    """One component on the engine that was chosen for each of its sizes; `lssgen.engines.base.Engine`.
 
-    def __init__(self, inner: Engine, backend: str) -> None:
-        self.inner = inner
-        self._backend = backend
+    Args:
+        graph: The graph's entry in the manifest.
+        engines: Engines by the name of their backend; that of the largest size first.
+        choice: Says which of them runs at a size.
+        cell_px: Pixels along one side of a latent cell.
+    """
 
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def inputs(self) -> tuple[Port, ...]:
-        return self.inner.inputs
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        return self.inner.outputs
+    def __init__(self, graph: Graph, engines: Mapping[str, Engine], choice: Choice, cell_px: int) -> None:
+        super().__init__(next(iter(engines.values())).name, graph)
+        self.engines = engines
+        self._graph = graph
+        self._choice = choice
+        self._cell_px = cell_px
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Binding:
         check_buffers(self.name, (*self.inputs, *self.outputs), buffers)
-        return self.inner.bind({name: _own(buffer).seen_by(self._backend) for name, buffer in buffers.items()})
+        size = size_in_cells(self._graph, {name: buffer.shape for name, buffer in buffers.items()})
+        backend = self._choice.engine_at(size and (size[0] * self._cell_px, size[1] * self._cell_px))
+        return self.engines[backend].bind({name: _own(buffer).seen_by(backend) for name, buffer in buffers.items()})
 
 
 class AutoEngines:
@@ -93,20 +97,22 @@ class AutoEngines:
         self.require(demand)
 
     def __getitem__(self, graph: str) -> AutoEngine:
-        name = self._backend.chosen[graph]
-        engine, known = self._inner[name][graph], self._known.get(graph)
-        if known is None or known.inner is not engine:
-            known = self._known[graph] = AutoEngine(engine, name)
+        choice, known = self._backend.chosen(self._bundle)[graph], self._known.get(graph)
+        engines = {name: self._inner[name][graph] for name in choice.engines}
+        if known is None or known.engines != engines:
+            manifest = self._bundle.manifest
+            known = AutoEngine(manifest.graphs[graph], engines, choice, manifest.facts.cell_px)
+            self._known[graph] = known
         return known
 
     def require(self, demand: Demand) -> None:
         graphs = demand.graphs or tuple(self._bundle.manifest.graphs)
         for graph in graphs:
             see_graph(self._bundle, graph)
-        self._backend.choose(self._bundle, graphs)
-        for name in dict.fromkeys(self._backend.chosen[graph] for graph in graphs):
-            own = tuple(graph for graph in graphs if self._backend.chosen[graph] == name)
-            part = Demand(own, demand.batches, demand.branches, demand.resolutions, demand.previews)
+        chosen = self._backend.choose(self._bundle, graphs)
+        for name in dict.fromkeys(name for graph in graphs for name in chosen[graph].engines):
+            own = tuple(graph for graph in graphs if name in chosen[graph].engines)
+            part = replace(demand, graphs=own)
             if name in self._inner:
                 self._inner[name].require(part)
             else:
@@ -124,15 +130,12 @@ class AutoBackend:
 
     Args:
         options: How to run, whichever engine runs.
-
-    Attributes:
-        chosen: Name of the engine of every graph that was asked for.
     """
 
     def __init__(self, options: OrtOptions) -> None:
         self._options = options
         self._backends: dict[str, Backend] = {}
-        self.chosen: dict[str, str] = {}
+        self._chosen: dict[Path, dict[str, Choice]] = {}
 
     @property
     def name(self) -> str:
@@ -166,13 +169,23 @@ class AutoBackend:
 
     def describe(self) -> Mapping[str, object]:
         inner = {name: dict(backend.describe()) for name, backend in self._backends.items()}
-        return {"backend": self.name, "threads": self._options.threads, "engines": inner, "components": self.chosen}
+        last = next(reversed(self._chosen.values()), {})  # a run has one bundle
+        components = {graph: str(choice) for graph, choice in last.items()}
+        return {"backend": self.name, "threads": self._options.threads, "engines": inner, "components": components}
 
-    def choose(self, bundle: Bundle, graphs: Sequence[str]) -> None:
-        """See that every graph has its engine: remembered, or measured now."""
+    def chosen(self, bundle: Bundle) -> dict[str, Choice]:
+        """Choice for every graph of a bundle that was asked for."""
+        return self._chosen.setdefault(bundle.folder.resolve(), {})
+
+    def choose(self, bundle: Bundle, graphs: Sequence[str]) -> Mapping[str, Choice]:
+        """Choice for every graph: remembered, or measured now."""
+        chosen = self.chosen(bundle)
         for graph in graphs:
-            if graph not in self.chosen:
-                self.chosen[graph] = self.choice(bundle, graph).engine
+            if graph not in chosen:
+                choice = self.choice(bundle, graph)
+                once = self._options.low_memory or bundle.stored_bytes(graph) > LARGE_BYTES
+                chosen[graph] = choice.alike() if once else choice
+        return chosen
 
     def forget(self, bundle: Bundle, graph: str) -> None:
         """Let the next choice for a graph be measured anew."""
@@ -190,7 +203,7 @@ class AutoBackend:
             return known
         _LOG.info("measuring %s on %s, once on this machine", graph, " and ".join(names))
         trials = trials_of(bundle, graph, {name: self.backend(name) for name in names})
-        return remembered(bundle, graph, threads, names, trials)
+        return remembered(bundle, threads, names, chosen(graph, trials))
 
 
 def candidates() -> tuple[str, ...]:

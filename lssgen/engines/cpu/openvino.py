@@ -19,7 +19,8 @@ import openvino as ov
 
 from lssgen import paths
 from lssgen.bundle import Bundle
-from lssgen.engines.base import Binding, Buffer, HostBuffer, HostMark, check_buffers, see_graph
+from lssgen.engines.base import Binding, Buffer, GraphEngine, HostBuffer, HostMark, check_buffers, see_graph
+from lssgen.engines.cpu.choice import LARGE_BYTES
 from lssgen.engines.cpu.probe import CANDIDATES, Candidate, Finding, Probing, finding_of
 from lssgen.engines.demand import Demand, token_axes
 from lssgen.engines.memory import stays
@@ -27,12 +28,9 @@ from lssgen.engines.options import OvOptions
 from lssgen.errors import BackendError, BuildError, EngineError, ShapeError
 from lssgen.machine import at_most_cpus, free_memory
 from lssgen.manifest import Graph
-from lssgen.ports import Array, Port
+from lssgen.ports import Array
 
 _LOG = logging.getLogger("lssgen")
-
-STATIC_BYTES = 2**31
-"""Weights of a graph that is compiled for each size; a larger one is compiled once: every copy has its own weights."""
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Shape of every input, by port; -1 where it may change."""
@@ -46,7 +44,7 @@ class OvBuffer(HostBuffer):
         self.tensor = ov.Tensor(array, shared_memory=True)
 
 
-class OvEngine:
+class OvEngine(GraphEngine):
     """A graph of a bundle, compiled when it is first bound; `lssgen.engines.base.Engine`.
 
     Args:
@@ -63,9 +61,8 @@ class OvEngine:
         self, backend: "OvBackend", name: str, graph: Graph, source: str, *, how: Candidate, ranged: frozenset[str],
         static: bool,
     ) -> None:  # fmt: skip
+        super().__init__(name, graph)
         self._backend = backend
-        self._name = name
-        self._graph = graph
         self._source = source
         self._how = how
         self._ranged = ranged
@@ -74,18 +71,6 @@ class OvEngine:
         self._bindings: weakref.WeakSet[_OvBinding] = weakref.WeakSet()
         self._closed = False
         self.stays = False
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def inputs(self) -> tuple[Port, ...]:
-        return self._graph.inputs
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        return self._graph.outputs
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Binding:
         self._see_open("bound")
@@ -204,7 +189,8 @@ class OvEngines:
             str(self._bundle.path(entry.file)),
             how=self._backend.candidate_of(self._bundle, graph),
             ranged=self._ranged,
-            static=entry.runs != "prompt" and self._bundle.stored_bytes(graph) <= STATIC_BYTES,
+            # Compiled for each size, it is there as often, each time with weights of its own.
+            static=entry.runs != "prompt" and self._bundle.stored_bytes(graph) <= LARGE_BYTES,
         )
 
 

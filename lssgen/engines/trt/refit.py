@@ -97,6 +97,7 @@ def refit(library: Library, device: Device, donor: Entry, onnx: Path) -> Any:
         raise BuildError(f"{donor.plan} is damaged")
     with device.turn, library.listen() as log:
         device.choose()
+        device.synchronize()  # a server may have asked for steps, and weights are not exchanged beside them
         engine, refitter = _opened(library, donor.plan)
         if engine is None or refitter is None:
             raise BuildError(f"{donor.plan} cannot be refitted here: {log.reason()}")

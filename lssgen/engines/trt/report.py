@@ -26,6 +26,8 @@ _KIND = re.compile(r"LayerType: (\w+)")
 _READ = (re.compile(r"Inputs: \[(.*?)\], Constants"), re.compile(r"Constants: \[(.*?)\], Outputs"))
 _DTYPE = re.compile(r"Datatype: (\w+)")
 _FEW = ("FP4E2M1", "Int8", "FP8")  # of NVFP4, whose scales are FP8, the codes
+CONVOLUTION = "correlation"
+"""TensorRT's name for it. A layer of its own that adds the bias names the node too, and does not count."""
 _ACTIVATION = re.compile(r"^Total Activation Memory: (\d+) bytes")
 _WEIGHTS = re.compile(r"^Total Weights Memory: (\d+) bytes")
 
@@ -151,12 +153,14 @@ class Layer:
         nodes: ONNX nodes it came from.
         output_bytes: Size of its largest output.
         codes: Type of the codes that it multiplies; empty: it multiplies none.
+        product: Part of the names of ONNX nodes that are its products.
     """
 
     name: str
     nodes: tuple[str, ...]
     output_bytes: int
     codes: str = ""
+    product: str = "/MatMul"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +209,7 @@ def _coded(layers: Sequence[Layer]) -> dict[str, int]:
         if layer.codes and "mha" in layer.name:
             found[f"{layer.codes} attention"] = found.get(f"{layer.codes} attention", 0) + 1
         elif layer.codes:
-            products = sum("/MatMul" in node for node in layer.nodes)
+            products = sum(layer.product in node for node in layer.nodes)
             found[layer.codes] = found.get(layer.codes, 0) + products
     return found
 
@@ -278,13 +282,15 @@ def _layer(row: str) -> Layer:
     head, _, metadata = row.partition("Metadata: ")
     outputs = _OUTPUTS.search(head)
     sizes = [_bytes(*match.groups()) for match in _TENSOR.finditer(outputs[1])] if outputs else []
-    return Layer(name, onnx_nodes(metadata), max(sizes, default=0), _codes(head))
+    kind = _KIND.search(head)
+    product = "/Conv" if kind is not None and kind[1] == CONVOLUTION else "/MatMul"
+    return Layer(name, onnx_nodes(metadata), max(sizes, default=0), _codes(head), product)
 
 
 def _codes(head: str) -> str:
     """Type of the codes that a layer multiplies: of what goes in, and where that is none, of its weights."""
     kind = _KIND.search(head)
-    if kind is None or (kind[1] not in ("gemm", "runtime_fusion") and "mha" not in head.partition(",")[0]):
+    if kind is None or (kind[1] not in ("gemm", "runtime_fusion", CONVOLUTION) and "mha" not in head.partition(",")[0]):
         return ""
     inputs, constants = (set(_DTYPE.findall(found[1])) if (found := at.search(head)) else set[str]() for at in _READ)
     known = [name for name in _FEW if name in inputs] or [name for name in _FEW if name in constants]

@@ -1,4 +1,4 @@
-"""Where the upsampler for a VAE is installed: found by the content of the VAE's weights, not by a name."""
+"""Where upsamplers are: installed for a VAE, found by the content of its weights; or in this package, for a space."""
 
 from pathlib import Path
 
@@ -7,6 +7,9 @@ from lssgen.bundle import sha256_of
 from lssgen.errors import ModelError
 
 STEM = "diffusion_pytorch_model"
+
+SHIPPED = Path(__file__).parents[1] / "upsamplers"
+"""Folder of this package's own: one for every latent space that has one."""
 
 
 def vae_weights_file(folder: Path) -> Path:
@@ -21,15 +24,16 @@ def vae_weights_file(folder: Path) -> Path:
     raise ModelError(f"no {STEM}.safetensors in {folder}; give the folder of a diffusers VAE, or of its pipeline")
 
 
-def vae_sha256(folder: Path) -> str:
-    """Hash of that weight file: the VAE's identity.
-
-    Raises:
-        ModelError: The folder holds none.
-    """
-    return sha256_of(vae_weights_file(folder))
+def vae_sha256(weights: Path) -> str:
+    """Hash of a VAE's weight file: its identity."""
+    return sha256_of(weights)
 
 
 def installed_upsampler(vae_sha256: str) -> Path:
     """Folder in which `lssgen-train-upsampler` puts the upsampler for the VAE with these weights; it may not exist."""
     return paths.upsamplers() / vae_sha256[:16]
+
+
+def shipped_upsampler(space: str) -> Path:
+    """Folder of this package's own upsampler for a latent space of `lssgen.models.spaces`; it may not exist."""
+    return SHIPPED / space

@@ -1,34 +1,21 @@
-"""The latent upsampler of LSSGen: a small ResNet that doubles a latent, in the published checkpoint format.
+"""The latent upsampler as published with LSSGen: a small ResNet that doubles a latent.
 
 Source: LSSGen, arXiv 2507.16154; configuration fields, keys and layer order as published with it.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
-from pathlib import Path
-from typing import Any, Self, cast
+from typing import cast
 
-import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lssgen.durable import whole_file, write_whole
 from lssgen.errors import UpsamplerError
-from lssgen.jsons import JsonError, read_object
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-CLASS_NAME = "LatentUpSampler"
-FILES = f"{CONFIG_FILE} and {WEIGHTS_FILE}"
+from lssgen.models.nets.upsampler import Upsampler, is_positive
 
 ACTIVATIONS = {"silu": F.silu, "swish": F.silu, "mish": F.mish, "gelu": F.gelu, "relu": F.relu}
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 BLOCK_EPS, OUT_EPS = 1e-6, 1e-5
 """The published networks divide by slightly different numbers in their blocks and before the last convolution."""
@@ -62,12 +49,12 @@ class UpSamplerConfig:
 
     def __post_init__(self) -> None:
         for name in ("in_channels", "out_channels", "norm_num_groups"):
-            if not _is_positive(getattr(self, name)):
+            if not is_positive(getattr(self, name)):
                 raise UpsamplerError(f"upsampler config: {name} is {getattr(self, name)!r}, but must be an int above 0")
         for name, fits, kind in (
-            ("block_out_channels", _is_positive, "ints above 0"),
+            ("block_out_channels", is_positive, "ints above 0"),
             ("is_up_samples", _is_bool, "true and false"),
-            ("strides", _is_positive, "ints above 0"),
+            ("strides", is_positive, "ints above 0"),
         ):
             values: object = getattr(self, name)
             if not isinstance(values, tuple) or not values or not all(map(fits, cast(tuple[object, ...], values))):
@@ -119,7 +106,7 @@ def published_config(channels: int) -> UpSamplerConfig:
     )
 
 
-class LatentUpSampler(nn.Module):
+class LatentUpSampler(Upsampler[UpSamplerConfig]):
     """Doubles a latent: conv, residual blocks of which the first enlarges, norm, activation, conv.
 
     Works in the model's own latent space (after the VAE's scaling and shift), nothing is clamped and there is no
@@ -128,63 +115,15 @@ class LatentUpSampler(nn.Module):
     Source: LSSGen, arXiv 2507.16154, as published.
     """
 
+    Config = UpSamplerConfig
+
     def __init__(self, config: UpSamplerConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.upsampler = _ResNet(config)  # published keys all start with "upsampler."
 
     def forward(self, latent: Tensor) -> Tensor:
         """Args: latent, (batch, in_channels, h, w). Returns: (batch, out_channels, scale * h, scale * w)."""
         return self.upsampler(latent)
-
-    def check_fits(self, channels: int, *, model: str) -> None:
-        """See that this upsampler can stand between two stages of a model with `channels` latent channels.
-
-        Raises:
-            UpsamplerError: It takes or makes another number of channels, or does not double.
-        """
-        config = self.config
-        if (config.in_channels, config.out_channels) != (channels, channels):
-            raise UpsamplerError(
-                f"the upsampler turns {config.in_channels} latent channels into {config.out_channels}, but {model} "
-                f"has {channels}; use one that was trained for this model's VAE (lssgen-train-upsampler makes one)"
-            )
-        if config.scale != 2:
-            raise UpsamplerError(f"the upsampler enlarges {config.scale} times, but stages double; use one that does")
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Self:
-        """Load a checkpoint folder, ready for inference.
-
-        Args:
-            folder: Holds config.json and diffusion_pytorch_model.safetensors (F32, F16 or BF16).
-            dtype: Type of the parameters after loading.
-
-        Raises:
-            UpsamplerError: A file is missing or damaged, the configuration makes no sense, or keys, shapes,
-                types or values of the weights do not fit it.
-        """
-        folder = Path(folder)
-        config = read_config(folder / CONFIG_FILE)
-        with torch.device("meta"):  # the weights come from the file: draw no random ones
-            model = cls(config)
-        weights = _read_weights(folder / WEIGHTS_FILE)
-        _check_weights(weights, model.state_dict(), folder / WEIGHTS_FILE)
-        model.load_state_dict({key: value.to(dtype) for key, value in weights.items()}, assign=True)
-        return model.eval().requires_grad_(False)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and diffusion_pytorch_model.safetensors, the parameters in the type they have.
-
-        Each file is whole or as it was, so that nobody reads half of one.
-        """
-        folder = Path(folder)
-        config = {"_class_name": CLASS_NAME, **asdict(self.config)}
-        # Trained weights are channels_last, which safetensors refuses to write.
-        weights = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        with whole_file(folder / WEIGHTS_FILE) as draft:
-            save_file(weights, draft, metadata={"format": "pt"})
-        write_whole(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
 
 class _ResNet(nn.Module):
@@ -238,66 +177,6 @@ class _Block(nn.Module):
             corners = None if self.mode == "nearest" else False
             skip = F.interpolate(skip, scale_factor=self.factor, mode=self.mode, align_corners=corners)
         return y + skip
-
-
-def read_config(path: Path) -> UpSamplerConfig:
-    """Read an upsampler's config.json.
-
-    Raises:
-        UpsamplerError: Missing, not JSON, of another class, or with fields or values that are not known.
-    """
-    try:
-        raw = read_object(path)
-    except JsonError as error:
-        if not path.exists():
-            raise UpsamplerError(f"no {path.name} in {path.parent}; an upsampler is a folder with {FILES}") from error
-        raise UpsamplerError(f"{path} {error}; fetch or train the upsampler again") from error
-    if raw.get("_class_name") != CLASS_NAME:
-        came = str(raw.get("_class_name"))[:80]
-        raise UpsamplerError(f"{path} describes {came!r}, not a {CLASS_NAME}; give the upsampler's own folder")
-    values = {key: value for key, value in raw.items() if not key.startswith("_")}
-    known = {field.name for field in fields(UpSamplerConfig)}
-    if unknown := sorted(set(values) - known):
-        raise UpsamplerError(f"{path} has fields that no {CLASS_NAME} has: {', '.join(unknown)}")
-    arguments: dict[str, Any] = {
-        key: tuple(cast(list[Any], v)) if isinstance(v, list) else v for key, v in values.items()
-    }
-    return UpSamplerConfig(**arguments)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise UpsamplerError(f"no {path.name} in {path.parent}; an upsampler is a folder with {FILES}") from error
-    except (OSError, SafetensorError) as error:
-        raise UpsamplerError(f"{path} is damaged: {error}; fetch or train the upsampler again") from error
-
-
-def _check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
-    missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    if missing or extra:
-        raise UpsamplerError(
-            f"{path} does not hold the weights its config.json asks for; "
-            f"missing: {_some(missing)}; not expected: {_some(extra)}"
-        )
-    for key, value in weights.items():
-        if value.shape != expected[key].shape:
-            raise UpsamplerError(
-                f"{path}: {key} has shape {list(value.shape)}, but config.json asks for {list(expected[key].shape)}"
-            )
-        if value.dtype not in DTYPES:
-            raise UpsamplerError(f"{path}: {key} is {value.dtype}, but upsamplers are F32, F16 or BF16")
-        if not value.isfinite().all():
-            raise UpsamplerError(f"{path}: {key} holds NaN or infinity; fetch or train the upsampler again")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "nothing"
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _is_bool(value: object) -> bool:

@@ -3,8 +3,6 @@
 import base64
 from typing import Any
 
-import msgspec
-
 from lssgen.serving.http.jobs import Job, Painted, Partial, Told
 from lssgen.serving.http.reception import Reception
 
@@ -49,7 +47,7 @@ def job_status(job: Job, base: str) -> dict[str, Any]:
         "progress": None,
         "pictures": len(job.pictures),
         "previews": sum(isinstance(one, Partial) for one in job.told),
-        "draft": bool(job.draft),
+        "draft": job.drafted,
         "seed": job.order.asked.fields.seed if job.order else job.record and job.record.fields.get("seed"),
         "model": job.ticket.model if job.ticket else job.answer.get("model"),
         "notes": list(job.ticket.notes) if job.ticket else job.answer.get("notes", []),
@@ -114,8 +112,3 @@ def _state(job: Job) -> str:
 
 def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def sse(name: str, data: dict[str, Any]) -> bytes:
-    """A server-sent event."""
-    return b"event: %s\ndata: %s\n\n" % (name.encode(), msgspec.json.encode(data))

@@ -10,9 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from lssgen.serving.api import ModelInfo
 from lssgen.serving.http import logs
-from lssgen.serving.http.answers import images_answer, job_status, sse, told_event
+from lssgen.serving.http.answers import images_answer, job_status, told_event
 from lssgen.serving.http.bodies import Bodies, form_of
 from lssgen.serving.http.fields import (
     Common,
@@ -32,9 +31,10 @@ from lssgen.serving.http.metrics import CONTENT_TYPE, Metrics
 from lssgen.serving.http.orders import Asked, asked_edit
 from lssgen.serving.http.reception import Reception
 from lssgen.serving.http.refusals import HttpError
-from lssgen.serving.http.responses import EventStream, error_answer, first_of, json_answer
+from lssgen.serving.http.responses import EventStream, error_answer, first_of, json_answer, sse
 from lssgen.serving.http.settings import HttpSettings
 from lssgen.serving.http.tracing import Tracer
+from lssgen.serving.status import ModelInfo
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -135,6 +135,9 @@ class Api:
         if job.error is not None:
             raise job.error
         asked = request.query_params.get("response_format")
+        if asked not in (None, "url", "b64_json"):
+            message = f"response_format is {asked[:64]!r}; choose url or b64_json"
+            raise HttpError("invalid_value", message, param="response_format")
         as_url = asked == "url" if asked else bool(job.order and job.order.respond == "url")
         return json_answer(await images_answer(self.reception, job, base=self._base(request), as_url=as_url))
 
@@ -208,7 +211,8 @@ class Api:
         draft = self._job(request)
         if draft.open:
             raise HttpError("job_not_finished", f"draft {draft.id} has not ended; ask for its status", param="id")
-        return self._accepted(request, await self.reception.refine(draft, fields.keep, _client(request)))
+        job = await self.reception.refine(draft, fields.keep, _client(request), idempotency=_idempotency(request))
+        return self._accepted(request, job)
 
     async def _job_events(self, job: Job, base: str) -> AsyncGenerator[bytes, None]:
         """States as they change, previews and pictures as they come, the last state at the end."""
@@ -243,7 +247,7 @@ class Api:
         return json_answer({"object": "list", "data": [_model(one) for one in self.reception.room.models()]})
 
     async def model(self, request: Request) -> Response:
-        return json_answer(_model(self.reception.model(request.path_params["id"])))
+        return json_answer(_model(await self.reception.model(request.path_params["id"])))
 
     async def live(self, request: Request) -> Response:
         del request

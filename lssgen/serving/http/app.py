@@ -37,12 +37,16 @@ def _never(client: Any) -> None:
     del client
 
 
-def build_app(api: Api, *, abort: Callable[[Any], None] = _never) -> Starlette:
+def build_app(
+    api: Api, *, abort: Callable[[Any], None] = _never, time_left: Callable[[], float] | None = None
+) -> Starlette:
     """The application.
 
     Args:
         api: Its endpoints.
         abort: Ends the connection of a client, by its address as ASGI has it.
+        time_left: Seconds that what was taken still has, once the server is told to stop; None: all that the settings
+            give.
     """
     keyed: list[tuple[str, str, Endpoint]] = [
         ("POST", "/v1/images/generations", api.generations),
@@ -96,12 +100,12 @@ def build_app(api: Api, *, abort: Callable[[Any], None] = _never) -> Starlette:
         routes=routes,
         middleware=[gate, *([cors] if api.settings.allow_origin else [])],
         exception_handlers={HTTPException: not_found},
-        lifespan=lambda _: _life(api),
+        lifespan=lambda _: _life(api, time_left or (lambda: api.settings.drain_seconds)),
     )
 
 
 @asynccontextmanager
-async def _life(api: Api) -> AsyncGenerator[None, None]:
+async def _life(api: Api, time_left: Callable[[], float]) -> AsyncGenerator[None, None]:
     """Go on with what an earlier run left, and look after what is kept, while the application lives."""
     await api.reception.restore()
     sweeper = asyncio.create_task(api.reception.sweep())
@@ -110,7 +114,7 @@ async def _life(api: Api) -> AsyncGenerator[None, None]:
     finally:
         sweeper.cancel()
         await asyncio.gather(sweeper, return_exceptions=True)
-        await api.reception.drain(api.settings.drain_seconds)
+        await api.reception.drain(time_left())
         await api.reception.close()
         if api.tracer is not None:
             await asyncio.to_thread(api.tracer.close)

@@ -16,11 +16,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lssgen.serving.http import logs
 from lssgen.serving.http.limits import Limits
 from lssgen.serving.http.metrics import Metrics
-from lssgen.serving.http.refusals import HttpError
+from lssgen.serving.http.refusals import HttpError, stopping
 from lssgen.serving.http.responses import error_answer
 
 PIECE = 2**16
 """Bytes of a body that are sent at a time."""
+
+_NO_ANSWER = 499
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _PAINTS = re.compile(r"/v1/(images|jobs)")
@@ -116,6 +118,12 @@ class Gate:
         except HttpError as error:
             scope["state"]["refused"] = error.code
             await error_answer(error)(scope, receive, answer.send)
+        except asyncio.CancelledError:  # the server stops, and the time that it gave to what was open is over
+            if answer.status != _NO_ANSWER:
+                raise
+            error = stopping()
+            scope["state"]["refused"] = error.code
+            await error_answer(error)(scope, receive, answer.send)
         except SlowClientError:
             scope["state"]["refused"] = "client_too_slow"
             self._abort(scope.get("client"))
@@ -167,7 +175,7 @@ class _Answer:
         self._send = send
         self._request_id = request_id
         self._seconds = seconds
-        self.status = 499
+        self.status = _NO_ANSWER
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

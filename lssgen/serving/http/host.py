@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Unpack
@@ -14,6 +15,7 @@ from lssgen import paths
 from lssgen.durable import locked
 from lssgen.engines.options import EngineOptions
 from lssgen.errors import ServingError
+from lssgen.lora.asked import Lora
 from lssgen.serving.http.api import Api
 from lssgen.serving.http.app import build_app
 from lssgen.serving.http.jobs import Job
@@ -87,14 +89,18 @@ def app_of(
         tracer=tracer,
         keeps=keeps,
     )
-    return build_app(api, abort=connections.abort) if connections else build_app(api)
+    if connections is None:
+        return build_app(api)
+    time_left = partial(connections.time_left, settings.drain_seconds)
+    return build_app(api, abort=connections.abort, time_left=time_left)
 
 
 def serve(
     bundles: Sequence[str | Path] | Mapping[str, str | Path],
     *,
-    engine: str = "onnxruntime",
+    engine: str = "",
     aliases: Mapping[str, str] = MappingProxyType({}),
+    loras: Mapping[str, str | Path | Lora] = MappingProxyType({}),
     settings: HttpSettings | None = None,
     limits: Limits | None = None,
     options: ServerOptions | None = None,
@@ -104,7 +110,7 @@ def serve(
     """Serve bundles by HTTP until told to stop.
 
     Args:
-        bundles, engine, aliases, options, verify, engine_options: As for `lssgen.Server`.
+        bundles, engine, aliases, loras, options, verify, engine_options: As for `lssgen.Server`.
         settings, limits: How it faces the net.
 
     Raises:
@@ -123,6 +129,7 @@ def serve(
                 bundles,
                 engine=engine,
                 aliases=aliases,
+                loras=loras,
                 options=options,
                 verify=verify,
                 observe=metrics.observe,

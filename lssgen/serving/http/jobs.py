@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from PIL import Image
@@ -89,7 +89,8 @@ class Job:
         kept: True where it goes on without anybody who waits.
         stored: True where its pictures are put into the store.
         idempotency, digest: Key that it came with, and what it asked for.
-        ticket: Ticket of the engine room; None of one that ended before the server was started.
+        ticket: Ticket of the engine room, until it has ended.
+        last: Last step that was done for it, once it has ended.
         state: End of it; "open" before that.
         ended: Unix time of its end.
         error: Why it did not end well.
@@ -112,6 +113,7 @@ class Job:
     idempotency: str = ""
     digest: str = ""
     ticket: Ticket | None = None
+    last: Progress | None = None
     state: JobState = "open"
     ended: float = 0.0
     error: HttpError | None = None
@@ -132,28 +134,50 @@ class Job:
     @property
     def route(self) -> Route:
         """Which of the three it was sent to."""
-        if self.order is not None:
-            return self.order.asked.route
-        assert self.record is not None, "a job without an order is one of the journal's"
-        return self.record.route
+        return self.order.asked.route if self.order else self.noted.route
 
     @property
     def progress(self) -> Progress | None:
         """The last step that the device has done for it."""
-        return self.ticket.progress if self.ticket else None
+        return self.ticket.progress if self.ticket else self.last
 
     def queued(self) -> Queued | None:
         """Where it waits; None once it is painted, or over."""
         return self.ticket.queued() if self.ticket and self.ticket.state == "queued" else None
 
+    @property
+    def drafted(self) -> bool:
+        """Whether it has left a draft, whose pictures can be finished."""
+        said = self.order.asked if self.order else self.record
+        return self.state == "done" and said is not None and said.draft and not said.keep
+
+    @property
+    def noted(self) -> JobRecord:
+        """Its record, where it has one for sure."""
+        assert self.record is not None, "a job without an order is one of the journal's"
+        return self.record
+
     def cancel(self) -> None:
         """Take it back."""
         if self.open and self.ticket:
             self.ticket.cancel()
-        elif self.open:  # it waits to be begun again after a restart
-            self.state, self.ended = "cancelled", time.time()
-            self.error = HttpError("cancelled", "the job was cancelled before it was begun again")
+        elif self.open:  # it waits to be begun again
+            self.end("cancelled", HttpError("cancelled", "the job was cancelled before it was begun again"))
             self.changed()
+
+    def end(self, state: JobState, error: HttpError | None) -> None:
+        """Let it have ended; nobody who waits is woken yet."""
+        self.state, self.error, self.ended = state, error, time.time()
+
+    def let_go(self) -> None:
+        """Keep no more of it than is told once it has ended: a ticket has every picture that it ever told of."""
+        if self.ticket is not None:
+            self.answer = {"model": self.ticket.model, "notes": list(self.ticket.notes), **self.answer}
+            self.last, self.ticket = self.ticket.progress, None
+
+    def let_previews_go(self) -> None:
+        """Keep the places of its previews, not what they show."""
+        self.told = [replace(one, data=b"") if isinstance(one, Partial) else one for one in self.told]
 
     def changed(self) -> None:
         """Wake those who wait."""
@@ -171,7 +195,8 @@ class Job:
         while True:
             while seen < len(self.told):
                 seen += 1
-                yield self.told[seen - 1]
+                if self.told[seen - 1].data != b"":  # a preview that was let go of
+                    yield self.told[seen - 1]
             if not self.open:
                 return
             changed = self._changed
@@ -203,8 +228,10 @@ class Pump:
                 job.changed()
         except Exception as error:
             _LOG.exception("request %s failed", job.id)
-            _end(job, "failed", refusal_of(error))
-            job.cancel()
+            if job.ticket is not None:  # what is painted by now would be heard by nobody
+                job.ticket.cancel()
+            job.end("failed", refusal_of(error))
+        job.let_go()
         await self.ended(job)
         job.changed()
 
@@ -217,9 +244,9 @@ class Pump:
             case Done(answer=answer):
                 job.answer = {**job.answer, **_told_at_the_end(answer)}
                 job.draft = answer.draft
-                _end(job, "done", None)
+                job.end("done", None)
             case Failed(error=error):
-                _end(job, "cancelled" if isinstance(error, CancelledError) else "failed", refusal_of(error))
+                job.end("cancelled" if isinstance(error, CancelledError) else "failed", refusal_of(error))
             case _:
                 pass
 
@@ -241,7 +268,10 @@ class Pump:
         data = await self._encoded(picture.image, order, parameters_of(picture, job.ticket.request))
         name = ""
         if job.stored:
-            name = await asyncio.get_running_loop().run_in_executor(self.encoders, self.keep, data, order.form)
+            try:
+                name = await asyncio.get_running_loop().run_in_executor(self.encoders, self.keep, data, order.form)
+            except OSError as error:
+                raise HttpError("internal_error", f"a picture cannot be kept: {error.strerror}") from error
         width, height = picture.image.size
         held = None if name else data
         painted = Painted(index=event.index, data=held, name=name, seed=picture.seed, width=width, height=height)
@@ -253,10 +283,6 @@ class Pump:
             return picture_bytes(image, SUFFIXES[order.form], said, quality=order.compression)
 
         return await asyncio.get_running_loop().run_in_executor(self.encoders, encode)
-
-
-def _end(job: Job, state: JobState, error: HttpError | None) -> None:
-    job.state, job.error, job.ended = state, error, time.time()
 
 
 def told_before(order: Order) -> dict[str, Any]:

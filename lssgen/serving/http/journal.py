@@ -56,7 +56,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
         id: 32 hexadecimal digits.
         client: Name of whose it is.
         created: Unix time of the acknowledgement.
-        route, fields, draft: The request.
+        route, fields, draft, keep: The request.
         images: Names of the fields of its pictures.
         mask: Name of the field of its mask; empty: it has none.
         idempotency, digest: Idempotency key that it came with, and `Asked.digest` of what it asked for.
@@ -74,6 +74,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     route: Route
     fields: dict[str, Any]
     draft: bool = False
+    keep: tuple[int, ...] = ()
     images: tuple[str, ...] = ()
     mask: str = ""
     idempotency: str = ""
@@ -160,7 +161,7 @@ class Journal:
         )
         mask = Upload(record.mask, read_regular(paths[-1], MOST_UPLOAD)) if record.mask else None
         fields = restored(record.fields, _FIELDS[record.route])
-        return Asked(route=record.route, fields=fields, images=images, mask=mask, draft=record.draft)
+        return Asked(route=record.route, fields=fields, images=images, mask=mask, draft=record.draft, keep=record.keep)
 
     def _inputs(self, record: JobRecord) -> list[Path]:
         names = [str(index) for index in range(len(record.images))] + ["mask"] * bool(record.mask)

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from lssgen.serving.api import Observation, Stats
+from lssgen.serving.status import Observation, Stats
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

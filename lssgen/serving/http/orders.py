@@ -10,13 +10,14 @@ import msgspec
 from PIL import Image
 
 from lssgen.runtime.options import Options
-from lssgen.serving.api import ImageRequest, ModelInfo
+from lssgen.serving.api import ImageRequest
 from lssgen.serving.http.fields import RUN_WORDS, Common, Edit, EditForm, Form, Format, Generation, VariationForm
 from lssgen.serving.http.inputs import Upload, mask_of, picture_of, upload_from_reference
 from lssgen.serving.http.limits import Limits
 from lssgen.serving.http.qualities import QUALITIES, words_of
 from lssgen.serving.http.refusals import HttpError
 from lssgen.serving.http.sizes import side_lengths
+from lssgen.serving.status import ModelInfo
 
 Route = Literal["generations", "edits", "variations"]
 
@@ -36,6 +37,7 @@ class Asked:
         fields: Its fields.
         images, mask: Its pictures.
         draft: True where only the first stage is painted, for the caller to choose from.
+        keep: Numbers of the pictures of that draft that are finished; empty: it is the draft itself, or none.
     """
 
     route: Route
@@ -43,10 +45,11 @@ class Asked:
     images: tuple[Upload, ...] = ()
     mask: Upload | None = None
     draft: bool = False
+    keep: tuple[int, ...] = ()
 
     def digest(self) -> str:
         """SHA-256 of all of it: two requests of one digest ask for the same."""
-        whole = sha256(f"{self.route} {self.draft} ".encode() + msgspec.json.encode(self.fields))
+        whole = sha256(f"{self.route} {self.draft} {self.keep} ".encode() + msgspec.json.encode(self.fields))
         for upload in (*self.images, *([self.mask] if self.mask else [])):
             whole.update(f" {upload.name} {len(upload.data)} ".encode() + upload.data)
         return whole.hexdigest()
@@ -58,7 +61,7 @@ class Order:
 
     Attributes:
         asked: Request as it came, with the seed that was drawn where it had none.
-        room: Request to the engine room.
+        room: Request to the engine room; of one that finishes a draft, the draft.
         size: (width, height) in pixels that were asked for; None: the model's own.
         pixels: Pixels of all pictures.
         quality: Name of the schedule.
@@ -76,6 +79,11 @@ class Order:
     compression: int | None
     respond: Form
     partials: int
+
+    def without_pictures(self) -> "Order":
+        """What is remembered of it once the room has it: a decoded picture is a hundred times its file."""
+        asked = replace(self.asked, images=(), mask=None)
+        return replace(self, asked=asked, room=self.room.without_pictures())
 
 
 def asked_edit(fields: Edit) -> Asked:
@@ -130,8 +138,8 @@ def order_from(asked: Asked, model: ModelInfo, steps: int, limits: Limits) -> Or
         options=options,
         init_image=start,
         mask_image=mask,
-        deadline_ms=fields.deadline_ms,
-        max_latency_ms=fields.max_latency_ms,
+        deadline_ms=None if asked.keep else fields.deadline_ms,
+        max_latency_ms=None if asked.keep else fields.max_latency_ms,
         previews=partials > 0,
         draft=asked.draft,
     )
@@ -139,7 +147,7 @@ def order_from(asked: Asked, model: ModelInfo, steps: int, limits: Limits) -> Or
         asked=asked,
         room=room,
         size=size,
-        pixels=n * width * height,
+        pixels=(len(asked.keep) or n) * width * height,
         quality=schedule.name,
         form=form,
         compression=fields.output_compression,

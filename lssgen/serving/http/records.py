@@ -21,6 +21,7 @@ def record_of(job: Job, order: Order) -> JobRecord:
         route=asked.route,
         fields=msgspec.to_builtins(asked.fields),
         draft=asked.draft,
+        keep=asked.keep,
         images=tuple(upload.name for upload in asked.images),
         mask=asked.mask.name if asked.mask else "",
         idempotency=job.idempotency,

@@ -38,6 +38,7 @@ KINDS: Mapping[str, Kind] = {
     "invalid_picture": Kind(400, _REQUEST),
     "not_supported": Kind(400, _REQUEST),
     "deadline_impossible": Kind(400, _REQUEST),
+    "too_large": Kind(400, _REQUEST),
     "invalid_api_key": Kind(401, "authentication_error"),
     "forbidden_origin": Kind(403, "permission_error"),
     "model_not_found": Kind(404, _REQUEST),
@@ -117,11 +118,17 @@ class HttpError(Exception):
         return said
 
 
+def stopping() -> HttpError:
+    """What is told where the server takes nothing more, or does not end what it took."""
+    return HttpError("stopping", "the server is stopping; ask again in a moment", retry_after_ms=2000)
+
+
 FROM_THE_ROOM: Mapping[str, str] = {
     "invalid_value": "invalid_value",
     "unknown_model": "model_not_found",
     "unknown_draft": "not_found",
-    "too_large": "will_not_fit",
+    "too_large": "too_large",
+    "no_memory": "will_not_fit",
     "deadline_impossible": "deadline_impossible",
     "deadline_passed": "deadline_passed",
     "queue_full": "queue_full",
@@ -132,6 +139,10 @@ FROM_THE_ROOM: Mapping[str, str] = {
 """Our codes, by those of `lssgen.serving.api.RefusalCode`."""
 
 
+FIELDS: Mapping[str, str] = {"height": "size", "width": "size", "init_image": "image", "mask_image": "mask"}
+"""Fields of a request, by the words of a run that they become."""
+
+
 def refusal_of(error: BaseException) -> HttpError:
     """What a client is told of an error of ours. Of one that nobody foresaw, that it is our mistake, and no more."""
     match error:
@@ -139,7 +150,7 @@ def refusal_of(error: BaseException) -> HttpError:
             return error
         case RefusedError():
             after = None if error.retry_after_s is None else 1000 * error.retry_after_s
-            param = "size" if error.param in ("height", "width") else error.param
+            param = FIELDS.get(error.param or "", error.param)
             return HttpError(FROM_THE_ROOM[error.code], str(error), param=param, retry_after_ms=after)
         case CancelledError():
             return HttpError("cancelled", str(error) or "the request was cancelled")

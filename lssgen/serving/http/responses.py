@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from lssgen.serving.http.refusals import HttpError
+from lssgen.serving.http.refusals import HttpError, stopping
 
 STREAM_HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store"))
 
@@ -29,6 +29,11 @@ async def client_went(request: Request) -> None:
     """Until the client has gone. For after its body was read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def sse(name: str, data: dict[str, Any]) -> bytes:
+    """A server-sent event."""
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), msgspec.json.encode(data))
 
 
 class EventStream(Response):
@@ -52,6 +57,10 @@ class EventStream(Response):
             await asyncio.wait({writer, watcher}, return_when=asyncio.FIRST_COMPLETED)
             if writer.done():
                 writer.result()
+        except asyncio.CancelledError:  # the server stops, and the time that it gave to what was open is over
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            await send({"type": "http.response.body", "body": sse("error", stopping().body())})
         finally:
             for task in (writer, watcher):
                 task.cancel()

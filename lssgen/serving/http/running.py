@@ -82,10 +82,19 @@ def see_who_may_ask(settings: HttpSettings) -> None:
 
 
 class Connections:
-    """The connections that are open, by their clients' addresses."""
+    """The connections that are open, by their clients' addresses.
+
+    Attributes:
+        told: Moment at which the server was told to stop, on the clock of `time.monotonic`.
+    """
 
     def __init__(self) -> None:
+        self.told: float | None = None
         self._open: dict[Any, asyncio.Transport] = {}
+
+    def time_left(self, seconds: float) -> float:
+        """What is left of so many seconds since the server was told to stop."""
+        return seconds if self.told is None else max(0.0, self.told + seconds - time.monotonic())
 
     def abort(self, client: Any) -> None:
         """End a connection at once, whatever was to be sent."""
@@ -121,11 +130,23 @@ class Connections:
 class HttpServer(uvicorn.Server):
     """Uvicorn, which ends well when it is told to stop: its own way is to raise the signal again.
 
+    Args:
+        config: Uvicorn's.
+        connections: Learn when it stops.
+
     Attributes:
         told: Signals that came.
     """
 
     told: list[int]
+
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+        super().__init__(config)
+        self._connections = connections
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._connections.told = time.monotonic()
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -170,7 +191,7 @@ def serve_app(
         ServingError: The application could not begin.
         LssgenError: The engine room cannot become ready.
     """
-    server = HttpServer(uvicorn_config(app, connections, settings))
+    server = HttpServer(uvicorn_config(app, connections, settings), connections)
     quiet = logging.getLogger("uvicorn.error")
     quiet.setLevel(logging.ERROR)
     quiet.propagate = False

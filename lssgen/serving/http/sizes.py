@@ -3,8 +3,8 @@
 import re
 
 from lssgen.plan.options import MOST_SIDE_PX
-from lssgen.serving.api import ModelInfo
 from lssgen.serving.http.refusals import HttpError
+from lssgen.serving.status import ModelInfo
 
 _SIZE = re.compile(r"([0-9]{1,6})[xX]([0-9]{1,6})")
 

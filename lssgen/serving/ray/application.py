@@ -57,6 +57,7 @@ class Painter:
         self._room = Server(
             {name: Path(folder) for name, folder in choices.bundles.items()},
             engine=choices.engine,
+            loras=choices.loras,
             options=convert_json(dict(choices.server_options), ServerOptions),
             observe=self._metrics.observe,
             **choices.engine_options,

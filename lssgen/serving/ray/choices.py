@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from lssgen.engines.registry import needs_gpu
 from lssgen.errors import ServingError
 from lssgen.jsons import JsonError, convert_json, decode_json
 
@@ -15,7 +16,9 @@ class RayChoices:
 
     Attributes:
         bundles: Folders, which every node has at the same place, by name; as text "sd3=/models/sd3,/models/flux".
-        engine: Engine that paints.
+        loras: LoRAs by the name that follows a bundle's and "@", files that every node has, with or without
+            strengths; as text "style=/models/style.safetensors:0.8".
+        engine: Engine that paints, as for `lssgen.load`.
         engine_options, server_options: Options of the engine and of the engine room; as text, JSON.
         api_keys: File of keys on every node; empty: everybody may ask.
         num_gpus, num_cpus: GPUs and CPUs that a replica has for itself; GPUs may be a share of one.
@@ -31,7 +34,8 @@ class RayChoices:
     """
 
     bundles: Mapping[str, str]
-    engine: str = "onnxruntime"
+    loras: Mapping[str, str] = field(default_factory=dict[str, str])
+    engine: str = ""
     engine_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     server_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     api_keys: str = ""
@@ -60,7 +64,7 @@ class RayChoices:
     @property
     def gpus(self) -> float:
         """GPUs of a replica: one, where the engine needs one and nothing else is said."""
-        return self.num_gpus if self.num_gpus >= 0 else float(self.engine != "onnxruntime")
+        return self.num_gpus if self.num_gpus >= 0 else float(needs_gpu(self.engine))
 
 
 def choices_from(args: Mapping[str, Any]) -> RayChoices:
@@ -73,8 +77,9 @@ def choices_from(args: Mapping[str, Any]) -> RayChoices:
     if strange := set(args) - known:
         raise ServingError(f"{', '.join(sorted(strange))} cannot be chosen; there are {', '.join(sorted(known))}")
     given: dict[str, Any] = {"bundles": {}, **args}
-    if isinstance(given["bundles"], str):
-        given["bundles"] = _bundles(given["bundles"])
+    for name in ("bundles", "loras"):
+        if isinstance(given.get(name), str):
+            given[name] = _places(given[name])
     for name in ("engine_options", "server_options"):
         if isinstance(given.get(name), str):
             given[name] = _object(name, given[name])
@@ -84,7 +89,7 @@ def choices_from(args: Mapping[str, Any]) -> RayChoices:
         raise ServingError(f"the arguments make no sense: {error}") from error
 
 
-def _bundles(text: str) -> dict[str, str]:
+def _places(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in filter(None, text.split(",")):
         name, named, folder = part.rpartition("=")

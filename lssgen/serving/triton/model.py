@@ -20,6 +20,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from PIL import Image
 
+from lssgen.engines.registry import needs_gpu
 from lssgen.errors import CancelledError, LssgenError, PlanError, RefusedError
 from lssgen.jsons import JsonError, convert_json, decode_json
 from lssgen.runtime.options import Options, refuse_unknown
@@ -67,11 +68,11 @@ class TritonPythonModel:
         """
         given = {name: one["string_value"] for name, one in json.loads(args["model_config"])["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"] / given["bundle"]
-        engine = given.get("engine", "onnxruntime")
+        engine = given.get("engine", "")
         words = json.loads(given.get("engine_options", "{}"))
-        if engine != "onnxruntime":
-            words.setdefault("device_id", int(args.get("model_instance_device_id", "0")))
         try:
+            if needs_gpu(engine):
+                words.setdefault("device_id", int(args.get("model_instance_device_id", "0")))
             options = convert_json(json.loads(given.get("server_options", "{}")), ServerOptions)
             self._server = Server(folder, engine=engine, options=options, **words)
         except (LssgenError, JsonError) as error:

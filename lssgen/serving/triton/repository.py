@@ -2,11 +2,11 @@
 
 OUTPUT/NAME/config.pbtxt
 OUTPUT/NAME/1/model.py
-OUTPUT/NAME/1/bundle/        the bundle: hard links where the disk is the same, else copies
+OUTPUT/NAME/1/bundle/        a copy of the bundle. No hard links: onnx refuses weights that have several, those of the
+                             bundle itself too
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,7 +18,9 @@ import filelock
 
 from lssgen.bundle import MANIFEST, Bundle, files
 from lssgen.durable import clear_partial, locked, whole_folder
+from lssgen.engines.registry import needs_gpu
 from lssgen.errors import ServingError
+from lssgen.runtime.options import Options, request_from_options
 from lssgen.serving.triton.ports import INPUTS, OUTPUTS, TritonPort
 
 MODEL = '''"""A bundle of lssgen; the Python of Triton's backend must have lssgen installed."""
@@ -37,13 +39,13 @@ class TritonModel:
 
     Attributes:
         name: Name in the repository, and of its folder.
-        engine: Engine of lssgen that runs it.
+        engine: Engine of lssgen that runs it, as for `lssgen.load`.
         engine_options: Options of that engine, in words that JSON has.
         server_options: Limits and sizes of the engine room, in words that JSON has.
     """
 
     name: str
-    engine: str = "onnxruntime"
+    engine: str = ""
     engine_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     server_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -67,8 +69,11 @@ def export_triton(bundle: Bundle, output: Path, model: TritonModel, *, say: Call
         The model's folder.
 
     Raises:
+        PlanError: The bundle cannot be painted at a size that the server would get ready for.
         ServingError: It cannot be written, another process writes it, or the folder has something else in it.
     """
+    for height, width in model.server_options.get("sizes", ()):
+        request_from_options(bundle, Options(height=height, width=width))
     place = output / model.name
     if place.exists() and not (place / "config.pbtxt").exists():
         raise ServingError(f"{place} is there and is not a model of Triton's; choose another --name or --output")
@@ -89,7 +94,7 @@ def export_triton(bundle: Bundle, output: Path, model: TritonModel, *, say: Call
 
 def config_text(model: TritonModel) -> str:
     """config.pbtxt, in protobuf's text form."""
-    kind = "KIND_CPU" if model.engine == "onnxruntime" else "KIND_GPU"
+    kind = "KIND_GPU" if needs_gpu(model.engine) else "KIND_CPU"
     parameters = {
         "bundle": "bundle",
         "engine": model.engine,
@@ -122,20 +127,10 @@ def _port(side: str, name: str, port: TritonPort) -> str:
 def _give(bundle: Bundle, folder: Path, say: Callable[[str], object]) -> None:
     """The files of a bundle in another folder."""
     for name in (MANIFEST, *files(bundle.manifest)):
-        source, target = bundle.path(name), folder / name
+        target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source.resolve(), target)
-        except OSError:  # another disk, or one without links
-            say(f"copying {name}")
-            shutil.copyfile(source, target)
+        say(f"copying {name}")
+        shutil.copyfile(bundle.path(name), target)
     engines = bundle.folder / "engines"
     if engines.is_dir():
-        shutil.copytree(engines, folder / "engines", copy_function=_link_or_copy)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+        shutil.copytree(engines, folder / "engines", copy_function=shutil.copyfile)

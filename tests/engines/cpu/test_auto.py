@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,13 @@ from lssgen.bundle import Bundle, read_bundle
 from lssgen.commands.bench import main
 from lssgen.engines.cpu import auto
 from lssgen.engines.cpu.auto import AutoBackend
-from lssgen.engines.cpu.choice import CLEARLY, Trial, chosen, recalled
-from lssgen.engines.demand import Demand
+from lssgen.engines.cpu.choice import CLEARLY, Choice, SizeChoice, Trial, chosen, recalled
+from lssgen.engines.demand import Demand, profiles_of
 from lssgen.engines.onnxruntime import OrtBackend
 from lssgen.engines.options import OrtOptions
 from lssgen.engines.registry import open_backend
 from lssgen.errors import BackendError, ShapeError
+from lssgen.parity.samples import shape_of
 from lssgen.runtime import Pipeline
 from lssgen.testing import FakeBuffer
 
@@ -37,24 +39,77 @@ def trial(engine: str, ms: float | None, error: float = 0.0) -> Trial:
     return Trial(engine=engine, ms=ms, error=error, refused="" if ms else "no")
 
 
+def only(graph: str, engine: str) -> Choice:
+    return Choice(graph=graph, sizes=(SizeChoice(size_px=(0, 0), engine=engine, trials=()),))
+
+
 @pytest.mark.parametrize(
     ("trials", "engine", "reason"),
     [
         ([trial("a", 10), trial("b", 5, 1e-3)], "b", "2.00 times as fast as the next"),
-        ([trial("a", 10), trial("b", 10 / (CLEARLY - 0.01))], "a", "as fast as the others, and the plainer"),
+        ([trial("a", 10), trial("b", 10 / (CLEARLY - 0.01))], "a", "as fast as the others"),
         ([trial("a", 10), trial("b", 1, 0.5)], "a", "the only one that runs it within the bound"),
         ([trial("a", None), trial("b", 50)], "b", "the only one that runs it within the bound"),
     ],
 )
 def test_the_fastest_that_is_right_is_chosen_and_says_why(trials: list[Trial], engine: str, reason: str) -> None:
-    found = chosen("step", trials)
+    (found,) = chosen("step", [((64, 64), trials)]).sizes
     assert found.engine == engine
     assert reason in found.reason
 
 
+def test_no_size_is_given_an_engine_that_is_slower_there_than_the_reference() -> None:
+    """Each size its own; where there is a draw, the engine of the largest size, so that one is loaded."""
+    found = chosen(
+        "step",
+        [
+            ((32, 32), [trial("reference", 1), trial("compiled", 3)]),
+            ((64, 64), [trial("reference", 5), trial("compiled", 5)]),
+            ((128, 128), [trial("reference", 20), trial("compiled", 10)]),
+        ],
+    )
+    assert [one.engine for one in found.sizes] == ["reference", "compiled", "compiled"]
+    assert str(found) == "reference at 32x32, compiled at 64x64, compiled at 128x128"
+    assert [found.engine_at(size) for size in ((16, 16), (32, 40), (60, 64), (500, 500), None)] == [
+        "reference", "reference", "compiled", "compiled", "compiled",
+    ]  # fmt: skip
+    once = found.alike()
+    assert once.engines == ("compiled",)
+    assert "so that its weights are in memory once" in once.sizes[0].reason
+
+
+def test_one_engine_for_all_sizes_is_one_that_is_right_at_all_of_them() -> None:
+    small, large = [trial("a", 2), trial("b", 1, 0.5)], [trial("a", 20), trial("b", 10)]
+    found = chosen("step", [((32, 32), small), ((64, 64), large)])
+    assert found.engines == ("b", "a")
+    assert found.alike().engines == ("a",)
+
+
 def test_where_none_runs_it_all_say_why() -> None:
     with pytest.raises(BackendError, match="no engine of the CPU runs step: a cannot run it: no; b"):
-        chosen("step", [trial("a", None), trial("b", 1, 0.9)])
+        chosen("step", [((64, 64), [trial("a", None), trial("b", 1, 0.9)])])
+
+
+def test_a_component_runs_at_each_size_where_it_was_chosen_to(bundle: Bundle) -> None:
+    backend = AutoBackend(ONE)
+    sizes = ((32, "openvino"), (64, "onnxruntime"))
+    step = Choice(
+        graph="step", sizes=tuple(SizeChoice(size_px=(px, px), engine=engine, trials=()) for px, engine in sizes)
+    )
+    backend.chosen(bundle).update(
+        {graph: only(graph, "onnxruntime") for graph in bundle.manifest.graphs} | {"step": step}
+    )
+    ran: list[str] = []
+    engine = backend.open(bundle, Demand())["step"]
+    for name, inner in engine.engines.items():
+        inner.bind = lambda _, name=name: ran.append(name)  # type: ignore[method-assign,misc]
+    for px in (32, 64):
+        (profile,) = profiles_of(bundle.manifest, Demand(graphs=("step",), resolutions=((px, px),)))["step"]
+        axes = {axis: extent.best for axis, extent in profile.axes.items()}
+        ports = (*engine.inputs, *engine.outputs)
+        engine.bind({port.name: backend.empty(shape_of(port, axes), port.dtype) for port in ports})
+    assert ran == ["openvino", "onnxruntime"]
+    assert backend.describe()["components"]["step"] == "openvino at 32x32, onnxruntime at 64x64"  # type: ignore[index]
 
 
 def test_it_measures_once_and_remembers(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +127,7 @@ def test_components_of_one_run_may_be_computed_by_different_engines(bundle: Bund
     with Pipeline(bundle, OrtBackend(ONE)) as pipeline:
         wanted = pipeline("a red circle", scaling_space="latent").latents
     backend = AutoBackend(ONE)
-    backend.chosen.update(dict.fromkeys(bundle.manifest.graphs, mixed[0]) | {"step": mixed[1]})
+    backend.chosen(bundle).update({graph: only(graph, mixed[graph == "step"]) for graph in bundle.manifest.graphs})
     with Pipeline(bundle, backend) as pipeline:
         got = pipeline("a red circle", scaling_space="latent").latents
     # The step in bfloat16, where it is OpenVINO's: 8 bits of mantissa, six steps.
@@ -80,9 +135,18 @@ def test_components_of_one_run_may_be_computed_by_different_engines(bundle: Bund
     assert set(backend.describe()["engines"]) == set(mixed)  # type: ignore[call-overload]
 
 
+def test_every_bundle_has_a_choice_of_its_own(bundle: Bundle, tmp_path: Path) -> None:
+    other = read_bundle(copytree(bundle.folder, tmp_path / "other"))
+    backend = AutoBackend(ONE)
+    for one, engine in ((bundle, "openvino"), (other, "onnxruntime")):
+        backend.chosen(one).update({graph: only(graph, engine) for graph in one.manifest.graphs})
+    engines = [backend.open(one, Demand(graphs=("text",)))["text"] for one in (bundle, other)]
+    assert [type(next(iter(engine.engines.values()))).__name__ for engine in engines] == ["OvEngine", "OrtEngine"]
+
+
 def test_buffers_are_its_own(bundle: Bundle) -> None:
     backend = AutoBackend(ONE)
-    backend.chosen["text"] = "onnxruntime"
+    backend.chosen(bundle)["text"] = only("text", "onnxruntime")
     engine = backend.open(bundle, Demand(graphs=("text",)))["text"]
     with pytest.raises(ShapeError, match='engine "auto" binds its own buffers'):
         engine.bind({"ids": FakeBuffer((1, 8), np.int64), "text": FakeBuffer((1, 1), np.float32)})

@@ -285,8 +285,9 @@ NETWORK = "transformer/diffusion_pytorch_model.safetensors"
 
 
 def exported(checkpoint: Path, folder: Path, *loras: Path) -> Path:
-    from lssgen.export.config import ExportConfig, Lora
+    from lssgen.export.config import ExportConfig
     from lssgen.export.export import export
+    from lssgen.lora.asked import Lora
 
     added = tuple(Lora(path, 1.0) for path in loras)
     bundle = export(

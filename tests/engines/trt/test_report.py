@@ -74,6 +74,21 @@ def test_products_and_attentions_of_codes_are_counted_by_what_they_multiply() ->
     assert findings([CODED]).coded == {"FP8": 2, "FP4E2M1": 1, "INT8": 1, "FP8 attention": 1}
 
 
+def test_convolutions_of_codes_are_counted_where_they_are_computed() -> None:
+    """Once each: the layers that add the bias or round for the next one name the convolution's node too."""
+    rows = (
+        layer("conv1", "correlation", "Int8", "Int8 Float", "a.conv1/Conv", "a.conv1.weight/Decode"),
+        layer("bias", "kgen", "Float Half", "Half", "a.conv1/Conv", "a.norm2/GroupNormalization"),
+        layer("conv2", "correlation", "FP8", "FP8 Float Half", "a.conv2/Conv", "a.conv2.input/Decode"),
+        layer("conv_in", "correlation", "Half", "Half Float", "conv_in/Conv"),
+        layer(
+            "weights", "correlation", "Half", "Half Float", "b.conv1/Conv", "b.conv1.weight/Decode"
+        ),  # decoded beforehand
+        layer("out", "gemm", "Int8", "Int8 Float", "proj_in/Conv", "to_q/MatMul"),
+    )
+    assert findings(["\n".join(("Layers:", *rows))]).coded == {"INT8": 2, "FP8": 1}
+
+
 def test_fewer_of_them_than_the_bundle_promises_are_no_engine() -> None:
     report = replace(REPORT, coded=findings([CODED]).coded)
     profiles = len(report.profiles)

@@ -22,19 +22,17 @@ from lssgen.serving.api import (
     Failed,
     Hear,
     ImageRequest,
-    ModelInfo,
-    Phase,
     PictureDone,
     Preview,
     Progress,
     Queued,
     Quote,
     Span,
-    Stats,
     Timings,
     Usage,
 )
 from lssgen.serving.server import Server
+from lssgen.serving.status import ModelInfo, Phase, Stats
 from lssgen.serving.ticket import Ticket
 
 
@@ -53,6 +51,7 @@ class FakeRoom:
         cancelled: Number of requests that were.
         noise: True where pictures are noise, which no format makes small.
         floor: Multiple that sizes are rounded down to, as some models do.
+        forgetful: Number of times that it has forgotten a draft.
     """
 
     bundle: Bundle
@@ -65,6 +64,7 @@ class FakeRoom:
     cancelled: int = 0
     noise: bool = False
     floor: int = 1
+    forgetful: int = 0
 
     def __post_init__(self) -> None:
         self.hold.set()
@@ -101,6 +101,17 @@ class FakeRoom:
             ),
         )
 
+    def model(self, name: str = "") -> ModelInfo:
+        (toy,) = self.models()
+        if name in ("", toy.name, *toy.aliases):
+            return toy
+        if name == "toy@style":
+            return replace(toy, name=name, aliases=())
+        raise RefusedError(f"there is no model {name!r} here", code="unknown_model", param="model")
+
+    def forget(self, draft: str) -> bool:
+        return draft == "draft-1"
+
     def quote(self, asked: ImageRequest) -> Quote:
         request = self._request(asked)
         return Quote(request=request, seconds=None, alone_seconds=None, fastest_seconds=None, pixels=1, notes=())
@@ -134,7 +145,8 @@ class FakeRoom:
     def refine(
         self, draft: str, keep: Sequence[int], *, previews: bool = False, hear: Hear | None = None, **_: Any
     ) -> Ticket:
-        if draft != "draft-1":
+        if draft != "draft-1" or self.forgetful:
+            self.forgetful -= self.forgetful > 0
             raise RefusedError("no such draft", code="unknown_draft", param="draft")
         first = next(one for one in self.asked if one.draft)
         return self.submit(replace(first, draft=False, n=len(keep), previews=previews), hear)

@@ -30,12 +30,14 @@ class Site:
         room: What paints.
         metrics: What it measures.
         http: A client.
+        stop: Tells the server to stop, as a signal does.
     """
 
     url: str
     room: Any
     metrics: Metrics
     http: httpx2.Client
+    stop: Callable[[], None]
 
 
 @contextmanager
@@ -61,7 +63,7 @@ def serving(
         tracer=tracer,
     )
     with open_socket(chosen) as opened:
-        server = HttpServer(uvicorn_config(app, connections, chosen))
+        server = HttpServer(uvicorn_config(app, connections, chosen), connections)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[opened])))
         thread.start()
         while not server.started:
@@ -69,7 +71,7 @@ def serving(
             time.sleep(0.005)
         url = address_of(opened)
         with httpx2.Client(base_url=url, timeout=30) as http:
-            yield Site(url, room, metrics, http)
+            yield Site(url, room, metrics, http, lambda: setattr(server, "should_exit", True))
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive(), "the server does not stop"

@@ -18,6 +18,7 @@ from PIL import Image
 from sites import Host, Site
 
 from lssgen.errors import EngineError, NonFiniteError
+from lssgen.serving.http.fields import Generation
 
 GOOD: dict[str, Any] = {"prompt": "a fox"}
 
@@ -41,71 +42,78 @@ def _untouched(request: pytest.FixtureRequest, room: FakeRoom) -> Generator[None
         assert room.asked == []
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "code"),
-    [
-        ("prompt", "", "invalid_value"),
-        ("prompt", 7, "wrong_type"),
-        ("prompt", None, "wrong_type"),
-        ("prompt", "x" * 20_001, "invalid_value"),
-        ("prompt", "x" * 40_000, "invalid_value"),
-        ("model", "sd9", "model_not_found"),
-        ("model", "sd9@style", "model_not_found"),
-        ("model", 3, "wrong_type"),
-        ("n", 0, "invalid_value"),
-        ("n", 11, "invalid_value"),
-        ("n", 1.5, "wrong_type"),
-        ("n", "2", "wrong_type"),
-        ("n", True, "wrong_type"),
-        ("size", "64", "invalid_size"),
-        ("size", "64x", "invalid_size"),
-        ("size", "0x64", "invalid_size"),
-        ("size", "-64x64", "invalid_size"),
-        ("size", "65x64", "invalid_size"),
-        ("size", "999999x64", "invalid_size"),
-        ("size", [64, 64], "wrong_type"),
-        ("quality", "best", "invalid_value"),
-        ("response_format", "file", "invalid_value"),
-        ("output_format", "gif", "invalid_value"),
-        ("output_compression", 101, "invalid_value"),
-        ("output_compression", 50, "invalid_value"),
-        ("background", "transparent", "not_supported"),
-        ("style", "vivid", "not_supported"),
-        ("stream", "yes", "wrong_type"),
-        ("partial_images", 4, "invalid_value"),
-        ("partial_images", 1, "invalid_value"),
-        ("seed", -1, "invalid_value"),
-        ("seed", 2**64, "invalid_value"),
-        ("seed", 10**30, "invalid_value"),
-        ("seed", 1.5, "wrong_type"),
-        ("num_inference_steps", 0, "invalid_value"),
-        ("num_inference_steps", 10_001, "invalid_value"),
-        ("guidance_scale", 1e300, "invalid_value"),
-        ("guidance_scale", "7", "wrong_type"),
-        ("true_cfg_scale", -1e300, "invalid_value"),
-        ("guidance_rescale", 1.1, "invalid_value"),
-        ("start_sigma", 0, "invalid_value"),
-        ("start_sigma", 1.01, "invalid_value"),
-        ("min_resolution", 0, "invalid_value"),
-        ("shorten", 1, "wrong_type"),
-        ("scaling_space", "bicubic", "invalid_value"),
-        ("scaling_space", "pixel", "invalid_value"),
-        ("solver", "magic", "invalid_value"),
-        ("timestep_spacing", "random", "invalid_value"),
-        ("sigma_schedule", "random", "invalid_value"),
-        ("eta", 2, "invalid_value"),
-        ("prompt_weighting", "webui", "invalid_value"),
-        ("negative_prompt", "x" * 20_001, "invalid_value"),
-        ("deadline_ms", 0, "invalid_value"),
-        ("deadline_ms", 10**12, "invalid_value"),
-        ("max_latency_ms", -1, "invalid_value"),
-        ("user", "x" * 513, "invalid_value"),
-    ],
-)
+BAD_FIELDS: list[tuple[str, Any, str]] = [
+    ("prompt", "", "invalid_value"),
+    ("prompt", 7, "wrong_type"),
+    ("prompt", None, "wrong_type"),
+    ("prompt", "x" * 20_001, "invalid_value"),
+    ("prompt", "x" * 40_000, "invalid_value"),
+    ("model", "sd9", "model_not_found"),
+    ("model", "sd9@style", "model_not_found"),
+    ("model", "toy@none", "model_not_found"),
+    ("model", "toy@../../x", "model_not_found"),
+    ("model", 3, "wrong_type"),
+    ("n", 0, "invalid_value"),
+    ("n", 11, "invalid_value"),
+    ("n", 1.5, "wrong_type"),
+    ("n", "2", "wrong_type"),
+    ("n", True, "wrong_type"),
+    ("size", "64", "invalid_size"),
+    ("size", "64x", "invalid_size"),
+    ("size", "0x64", "invalid_size"),
+    ("size", "-64x64", "invalid_size"),
+    ("size", "65x64", "invalid_size"),
+    ("size", "999999x64", "invalid_size"),
+    ("size", [64, 64], "wrong_type"),
+    ("quality", "best", "invalid_value"),
+    ("response_format", "file", "invalid_value"),
+    ("output_format", "gif", "invalid_value"),
+    ("output_compression", 101, "invalid_value"),
+    ("output_compression", 50, "invalid_value"),
+    ("background", "transparent", "not_supported"),
+    ("moderation", "high", "invalid_value"),
+    ("style", "vivid", "not_supported"),
+    ("stream", "yes", "wrong_type"),
+    ("partial_images", 4, "invalid_value"),
+    ("partial_images", 1, "invalid_value"),
+    ("seed", -1, "invalid_value"),
+    ("seed", 2**64, "invalid_value"),
+    ("seed", 10**30, "invalid_value"),
+    ("seed", 1.5, "wrong_type"),
+    ("num_inference_steps", 0, "invalid_value"),
+    ("num_inference_steps", 10_001, "invalid_value"),
+    ("guidance_scale", 1e300, "invalid_value"),
+    ("guidance_scale", "7", "wrong_type"),
+    ("true_cfg_scale", -1e300, "invalid_value"),
+    ("guidance_rescale", 1.1, "invalid_value"),
+    ("start_sigma", 0, "invalid_value"),
+    ("start_sigma", 1.01, "invalid_value"),
+    ("min_resolution", 0, "invalid_value"),
+    ("shorten", 1, "wrong_type"),
+    ("scaling_space", "bicubic", "invalid_value"),
+    ("scaling_space", "pixel", "invalid_value"),
+    ("solver", "magic", "invalid_value"),
+    ("timestep_spacing", "random", "invalid_value"),
+    ("sigma_schedule", "random", "invalid_value"),
+    ("eta", 2, "invalid_value"),
+    ("prompt_weighting", "webui", "invalid_value"),
+    ("negative_prompt", "x" * 20_001, "invalid_value"),
+    ("deadline_ms", 0, "invalid_value"),
+    ("deadline_ms", 10**12, "invalid_value"),
+    ("max_latency_ms", -1, "invalid_value"),
+    ("user", "x" * 513, "invalid_value"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "code"), BAD_FIELDS)
 def test_a_field_out_of_range_is_refused_by_its_name(site: Site, field: str, value: object, code: str) -> None:
     error = error_of(post(site, {**GOOD, field: value}))
     assert error["code"] == code
     assert error["param"] == field or field in error["message"] or str(value)[:5] in error["message"]
+
+
+def test_every_field_of_a_request_is_tried() -> None:
+    assert {field for field, _, _ in BAD_FIELDS} == set(Generation.__struct_fields__)
 
 
 @pytest.mark.parametrize("name", ["sneed", "strength", "width", "__class__", "", "a\nb", "ü" * 200])

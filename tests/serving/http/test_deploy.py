@@ -1,5 +1,6 @@
 """What is in deploy/: the flags exist, the paths are endpoints, the metrics are told, the numbers go together."""
 
+import json
 import re
 import shlex
 import shutil
@@ -7,8 +8,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from sites import Site
 
 from lssgen.commands.serve import build_parser
@@ -47,6 +51,33 @@ def test_labels_and_names_go_together() -> None:
     labels = KINDS["Deployment"]["spec"]["template"]["metadata"]["labels"]
     assert KINDS["Service"]["spec"]["selector"] == labels == KINDS["Deployment"]["spec"]["selector"]["matchLabels"]
     assert KINDS["ScaledObject"]["spec"]["scaleTargetRef"]["name"] == KINDS["Deployment"]["metadata"]["name"]
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "Service", "PodDisruptionBudget"])
+@pytest.mark.parametrize("version", ["1.29", "1.37"])
+def test_kubernetes_knows_every_field(kind: str, version: str) -> None:
+    kubernetes_validate.validate(KINDS[kind], version, strict=True)
+
+
+def test_keda_is_given_texts() -> None:
+    """Its schema is in no package: of a trigger's words it says that all are texts, numbers too."""
+    (trigger,) = KINDS["ScaledObject"]["spec"]["triggers"]
+    assert {type(value) for value in trigger["metadata"].values()} == {str}
+
+
+def test_grafana_knows_every_field_of_the_board() -> None:
+    board = json.loads((DEPLOY / "grafana.json").read_text())
+    read = json.loads(JSONEncoder().encode(Dashboard.from_json(board)))
+    assert lost(board, read) == []
+
+
+def lost(given: Any, read: Any, place: str = "") -> list[str]:
+    """Places of what a reader has left out or changed; what it has added is its own."""
+    if isinstance(given, dict):
+        return [one for key in given for one in lost(given[key], read.get(key), f"{place}/{key}")]
+    if isinstance(given, list) and len(given) == len(read):
+        return [one for number, value in enumerate(given) for one in lost(value, read[number], f"{place}/{number}")]
+    return [] if given == read else [place]
 
 
 def test_replicas_are_scaled_by_a_metric_that_is_told(site: Site) -> None:

@@ -2,8 +2,11 @@
 
 import json
 import re
+from math import prod
 from pathlib import Path
 
+from lssgen.bundle import read_manifest
+from lssgen.demo import SHIPPED
 from lssgen.serving.http.fields import Common
 from lssgen.serving.http.orders import FIDELITY, VARIATION_STRENGTH
 from lssgen.serving.http.reception import GRACE_S
@@ -42,6 +45,12 @@ def test_numbers_are_those_of_the_code() -> None:
     for name in ("target_pixels", "max_queued"):
         assert name in RayChoices.__dataclass_fields__
         assert f"`{name}`" in PAGE
+
+
+def test_a_prompt_of_the_demo_model_takes_what_the_page_says() -> None:
+    outputs = read_manifest(SHIPPED).graphs["text"].outputs
+    size = sum(4 * prod(axis for axis in port.shape if isinstance(axis, int)) for port in outputs)
+    assert f"each {size / 1e3:.0f} kB of encoded text" in PAGE
 
 
 def test_measurements_are_those_of_the_scripts() -> None:

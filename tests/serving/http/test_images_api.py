@@ -200,9 +200,16 @@ def test_variations_need_a_bundle_that_can(client: openai.OpenAI, room: FakeRoom
 def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
     (model,) = client.models.list().data
     assert client.models.retrieve(model.id).id == model.id == "toy"
-    with pytest.raises(openai.NotFoundError) as caught:
-        client.models.retrieve("sd9")
-    assert caught.value.code == "model_not_found"
+    assert client.models.retrieve("toy@style").id == "toy@style"
+    for name in ("sd9", "toy@none"):
+        with pytest.raises(openai.NotFoundError) as caught:
+            client.models.retrieve(name)
+        assert caught.value.code == "model_not_found"
+
+
+def test_a_lora_is_a_model(client: openai.OpenAI, room: FakeRoom) -> None:
+    client.images.generate(prompt=FOX, model="toy@style")
+    assert room.asked[-1].model == "toy@style"
 
 
 def test_an_alias_is_a_model(client: openai.OpenAI, room: FakeRoom) -> None:
@@ -244,7 +251,8 @@ def test_extensions_reach_the_room_in_diffusers_words(client: openai.OpenAI, roo
     ("refusal", "status", "code", "posts"),
     [
         (RefusedError("full", code="queue_full", retry_after_s=0.001), 429, "queue_full", 3),
-        (RefusedError("does not fit", code="too_large"), 503, "will_not_fit", 1),
+        (RefusedError("does not fit", code="no_memory"), 503, "will_not_fit", 1),
+        (RefusedError("too many", code="too_large"), 400, "too_large", 1),
         (RefusedError("too late", code="deadline_passed"), 504, "deadline_passed", 1),
         (RefusedError("no time", code="deadline_impossible", fastest_ms=900), 400, "deadline_impossible", 1),
         (RefusedError("stuck", code="device_stuck"), 503, "device_stuck", 1),

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 from fake_room import FakeRoom
 from PIL import Image
-from sites import Host, Site
+from sites import Host, Site, serving
 
+from lssgen.bundle import Bundle
 from lssgen.errors import RefusedError
-from lssgen.serving.http import reception
+from lssgen.serving import Server
+from lssgen.serving.http import reception, submitting
+from lssgen.serving.http.metrics import Metrics
 
 FOX = {"prompt": "a fox", "seed": 7}
 
@@ -128,6 +131,50 @@ def test_a_draft_is_refined_and_other_jobs_are_not(site: Site, room: FakeRoom) -
     assert code(site.http.post(f"/v1/jobs/{draft['id']}/refine", json={"keep": []})) == (400, "invalid_value")
 
 
+def drawn(site: Site, **more: Any) -> dict[str, Any]:
+    """A draft of four pictures, done."""
+    return until(site, create(site, draft=True, n=4, **more)["id"], "done")
+
+
+def refine(site: Site, draft: dict[str, Any], *keep: int, **headers: str) -> Any:
+    return site.http.post(f"/v1/jobs/{draft['id']}/refine", json={"keep": keep}, headers=headers)
+
+
+def test_a_draft_that_the_room_has_forgotten_is_painted_again(site: Site, room: FakeRoom) -> None:
+    draft = drawn(site)
+    room.forgetful = 1
+    job = refine(site, draft, 3, 1).json()
+    assert until(site, job["id"], "done")["pictures"] == 2
+    assert [(asked.draft, asked.n) for asked in room.asked] == [(True, 4), (True, 4), (False, 2)]
+    assert len({asked.options["seed"] for asked in room.asked}) == 1
+
+
+def test_a_draft_whose_schedule_the_clock_chose_is_not(site: Site, room: FakeRoom) -> None:
+    draft = drawn(site, max_latency_ms=60_000)
+    room.forgetful = 1
+    assert code(refine(site, draft, 0)) == (404, "not_found")
+
+
+def test_a_refinement_that_waits_for_its_draft_can_be_cancelled(site: Site, room: FakeRoom) -> None:
+    draft = drawn(site)
+    room.forgetful = 1
+    room.hold.clear()
+    job = refine(site, draft, 0).json()
+    assert site.http.post(f"/v1/jobs/{job['id']}/cancel").json()["status"] == "cancelled"
+    room.forgetful, room.refuse = 1, RefusedError("full", code="queue_full", retry_after_s=0.05)
+    job = refine(site, draft, 0).json()
+    assert site.http.post(f"/v1/jobs/{job['id']}/cancel").json()["status"] == "cancelled"
+
+
+def test_a_refinement_is_repeated_without_being_painted_twice(site: Site, room: FakeRoom) -> None:
+    draft = drawn(site)
+    first, second = (refine(site, draft, 1, **KEY).json()["id"] for _ in range(2))
+    assert first == second
+    assert code(refine(site, draft, 2, **KEY)) == (409, "idempotency_conflict")
+    assert code(refine(site, draft, 4)) == (400, "invalid_value")
+    assert len(room.asked) == 2
+
+
 def test_a_job_is_not_a_stream(site: Site) -> None:
     assert code(site.http.post("/v1/jobs", json={**FOX, "stream": True})) == (400, "invalid_value")
 
@@ -159,7 +206,7 @@ def test_a_refusal_does_not_use_up_a_key(host: Host, room: FakeRoom) -> None:
         room.refuse = RefusedError("full", code="queue_full", retry_after_s=1)
         assert site.http.post("/v1/jobs", json=FOX, headers=KEY).status_code == 429
         room.refuse = None
-        time.sleep(reception.FULL_S)
+        time.sleep(submitting.FULL_S)
         assert site.http.post("/v1/jobs", json=FOX, headers=KEY).status_code == 202
 
 
@@ -170,7 +217,7 @@ def test_of_a_flood_only_the_first_is_read(host: Host, room: FakeRoom) -> None:
         room.refuse = None
         flood = site.http.post("/v1/jobs", json=FOX)
         assert (code(flood), flood.headers["retry-after-ms"]) == ((429, "queue_full"), "1000")
-        time.sleep(reception.FULL_S)
+        time.sleep(submitting.FULL_S)
         assert site.http.post("/v1/jobs", json=FOX).status_code == 202
 
 
@@ -290,6 +337,47 @@ def test_a_job_that_brings_the_server_down_is_not_begun_for_ever(host: Host, roo
     with host(state=tmp_path) as site:
         lost = until(site, job["id"], "lost")
     assert (lost["error"]["code"], len(room.asked)) == ("lost", 3)
+
+
+def test_a_draft_is_finished_by_the_next_server(host: Host, room: FakeRoom, tmp_path: Path) -> None:
+    with host(state=tmp_path) as site:
+        draft = drawn(site)
+    with host(state=tmp_path) as site:
+        assert site.http.get(f"/v1/jobs/{draft['id']}").json()["draft"] is True
+        job = refine(site, draft, 2).json()
+        assert until(site, job["id"], "done")["seed"] == draft["seed"]
+    assert [(asked.draft, asked.n) for asked in room.asked] == [(True, 4), (True, 4), (False, 1)]
+
+
+def test_a_refinement_that_was_acknowledged_is_finished_by_the_next_server(
+    host: Host, room: FakeRoom, tmp_path: Path
+) -> None:
+    with host(state=tmp_path) as site:
+        draft = drawn(site)
+        room.hold.clear()
+        job = refine(site, draft, 3, 0).json()
+    room.hold.set()
+    with host(state=tmp_path) as site:
+        assert until(site, job["id"], "done")["pictures"] == 2
+
+
+def test_what_the_next_server_finishes_of_a_draft_is_the_whole_run_to_the_bit(small: Bundle, tmp_path: Path) -> None:
+    words = {**FOX, "n": 3, "num_inference_steps": 4, "solver": "dpm++2m-sde"}
+    with Server(small.folder, threads=1) as room:
+        assert room.wait_ready(60)
+        with serving(room, Metrics(), state=tmp_path) as site:
+            draft = until(site, create(site, draft=True, **words)["id"], "done")
+            whole = result(site, create(site, **words))
+        with serving(room, Metrics(), state=tmp_path) as site:
+            kept = result(site, refine(site, draft, 2, 0).json())
+    assert kept == [whole[2], whole[0]]
+
+
+def result(site: Site, job: dict[str, Any]) -> list[bytes]:
+    """Pixels of a job's pictures."""
+    until(site, job["id"], "done")
+    data = site.http.get(f"/v1/jobs/{job['id']}/result").json()["data"]
+    return [Image.open(BytesIO(base64.b64decode(one["b64_json"]))).tobytes() for one in data]
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"id": 1}', json.dumps({"id": "x"}).encode()])

@@ -11,9 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from sites import Host, Site, serving
 
 from lssgen.errors import ServingError
-from lssgen.serving.api import Observation
 from lssgen.serving.http.metrics import MOST_SIZES, Metrics
 from lssgen.serving.http.tracing import open_tracer
+from lssgen.serving.status import Observation
 
 ROOT = Path(__file__).parents[3]
 BOARD = ROOT / "deploy" / "grafana.json"

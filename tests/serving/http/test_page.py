@@ -146,6 +146,16 @@ def test_a_refusal_is_told_in_the_servers_words(page: Page, site: Site) -> None:
     expect(page.locator("#error")).to_contain_text("the nearest is 64x64")
 
 
+def test_one_side_goes_with_the_models_other_and_notes_are_shown(page: Page, site: Site, room: FakeRoom) -> None:
+    page.goto(site.url)
+    page.fill("#prompt", "a fox")
+    page.fill("#width", "128")
+    page.click("#paint")
+    expect(page.locator("#status")).to_have_text("Done.")
+    expect(page.locator("#notes")).to_have_text("a note")
+    assert (room.asked[0].options["width"], room.asked[0].options["height"]) == (128, 64)
+
+
 def test_a_key_is_asked_for_and_kept_for_the_session(page: Page, host: Host, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"alice {'k' * 20}\n")

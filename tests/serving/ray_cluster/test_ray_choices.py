@@ -1,5 +1,6 @@
 """Arguments of the Ray application, and its autoscaler's arithmetic; no cluster is needed."""
 
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,19 +9,29 @@ import pytest
 from lssgen.commands.run import build_parser
 from lssgen.errors import ServingError
 
-pytest.importorskip("ray", reason='Ray is not installed; pip install "lssgen[ray]" brings it')
-
-from lssgen.serving.ray.application import PIXELS, replicas_for
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray's own, of pydantic
+    pytest.importorskip("ray", reason='Ray is not installed; pip install "lssgen[ray]" brings it')
+    from lssgen.serving.ray.application import PIXELS, replicas_for
 from lssgen.serving.ray.choices import choices_from
 
 
 def test_arguments_are_text_or_values() -> None:
     choices = choices_from(
-        {"bundles": "sd3=/m/a,/m/flux", "max_replicas": "4", "target_pixels": 1e6, "num_gpus": "0.5"}
+        {
+            "bundles": "sd3=/m/a,/m/flux",
+            "loras": "ink=/l/ink.safetensors:0.8",
+            "max_replicas": "4",
+            "target_pixels": 1e6,
+            "num_gpus": "0.5",
+        }
     )
     assert choices.bundles == {"sd3": "/m/a", "flux": "/m/flux"}
+    assert choices.loras == {"ink": "/l/ink.safetensors:0.8"}
     assert (choices.max_replicas, choices.target_pixels, choices.gpus) == (4, 1e6, 0.5)
-    assert choices_from({"bundles": {"a": "/a"}, "engine": "tensorrt"}).gpus == 1
+    assert [
+        choices_from({"bundles": {"a": "/a"}, "engine": engine}).gpus for engine in ("tensorrt", "openvino", "auto", "")
+    ] == [1, 0, 0, 0]
     assert choices_from({"bundles": "/a", "server_options": '{"sizes": [[64, 64]]}'}).gpus == 0
 
 

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
 import pb_utils
 import pytest
 from google.protobuf import text_format
@@ -141,13 +142,28 @@ def test_the_configuration_is_one_by_tritons_protobuf(repository: Path) -> None:
 
 def test_a_gpu_is_asked_for_where_the_engine_wants_one() -> None:
     kinds = {engine: parsed(config_text(TritonModel(name="m", engine=engine))).instance_group[0].kind for engine in
-             ("onnxruntime", "tensorrt")}  # fmt: skip
-    assert kinds == {"onnxruntime": 2, "tensorrt": 1}  # KIND_CPU, KIND_GPU
+             ("onnxruntime", "openvino", "tensorrt")}  # fmt: skip
+    assert kinds == {"onnxruntime": 2, "openvino": 2, "tensorrt": 1}  # KIND_CPU, KIND_GPU
 
 
 def test_the_repository_has_the_whole_bundle(repository: Path, small: Bundle) -> None:
     inside = read_bundle(repository / "1" / "bundle")
     assert inside.manifest == small.manifest
+
+
+def test_the_bundle_s_own_weights_can_still_be_read_by_onnx(repository: Path, small: Bundle) -> None:
+    for folder in (small.folder, repository / "1" / "bundle"):
+        assert {path.stat().st_nlink for path in folder.rglob("*") if path.is_file()} == {1}
+        onnx.load(folder / "step.onnx")
+
+
+def test_a_size_that_the_bundle_cannot_have_is_refused_before_anything_is_written(
+    small: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export-triton", str(small.folder), "--output", str(tmp_path / "out"), "--sizes", "63"]
+    assert main(words) == 1
+    assert "63" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_picture_is_the_one_that_the_pipeline_paints(triton: Any, small: Bundle) -> None:

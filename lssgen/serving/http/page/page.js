@@ -42,7 +42,8 @@ async function* events(path, signal) {
 
 function asked() {
   const number = (id) => (at(id).value === "" ? undefined : Number(at(id).value));
-  const size = number("width") && number("height") ? `${number("width")}x${number("height")}` : undefined;
+  const side = (id) => number(id) ?? at(id).placeholder;
+  const size = number("width") || number("height") ? `${side("width")}x${side("height")}` : undefined;
   return {
     prompt: at("prompt").value,
     model: at("model").value || undefined,
@@ -86,8 +87,10 @@ async function hear({ name, data }, wish) {
   else if (name === "job.cancelled") show("Cancelled.");
 }
 
-function tell({ status, queue_position: position, estimated_seconds: seconds, progress }) {
+function tell({ status, queue_position: position, estimated_seconds: seconds, progress, notes = [] }) {
   const bar = at("progress");
+  at("notes").textContent = notes.join(" ");
+  at("notes").hidden = notes.length === 0;
   bar.hidden = status !== "running" && status !== "queued";
   if (status === "queued") {
     show(`Waiting, ${position ?? 0} ahead${seconds ? `, about ${Math.ceil(seconds)} s` : ""} ...`);

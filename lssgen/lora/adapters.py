@@ -3,14 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
-
-import torch
-from torch import Tensor
+from typing import Any, Literal, cast
 
 from lssgen.errors import ModelError
-from lssgen.export.changes import Start
-from lssgen.export.patterns import first_fits
+from lssgen.lora.patterns import first_fits
+
+Start = Literal["weight", "pissa", "olora", "kasa"]
+"""Basis that an adapter was trained on: the weight as it is, the weight without its largest part (PiSSA, OLoRA), or
+without its smallest (KaSA)."""
 
 DEFAULT_ALPHA = 8.0
 """PEFT's, where a configuration names none."""
@@ -82,21 +82,6 @@ class Blocks:
     count: int
     down: tuple[str, ...]
     up: tuple[str, ...]
-
-    def spread(self, layer: str, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-        """Both factors in full.
-
-        Raises:
-            ModelError: A factor does not divide into the blocks.
-        """
-        if any(part in layer for part in self.down):
-            return self._matrix(layer, down), up
-        return (down, self._matrix(layer, up)) if any(part in layer for part in self.up) else (down, up)
-
-    def _matrix(self, layer: str, factor: Tensor) -> Tensor:
-        if factor.ndim != 2 or factor.shape[0] % self.count:
-            raise ModelError(f"BD-LoRA: {layer} has a factor of shape {list(factor.shape)}, not {self.count} blocks")
-        return torch.block_diag(*factor.chunk(self.count))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,12 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import diffusers
-from torch import Tensor
-from transformers.utils import logging
+from typing import Generic, Literal, TypeVar
 
 from lssgen.errors import ModelError
+
+T = TypeVar("T")
+"""Kind of array that factors are: torch's where a checkpoint is exported, NumPy's where a bundle is changed."""
 
 Role = Literal["down", "up", "alpha", "magnitude", "bias", "diagonal", "table down", "table up", "tokens"]
 """Part that a tensor plays in its layer's change."""
@@ -85,18 +84,16 @@ NETWORK_PREFIXES = ("lora_unet_", "lora_transformer_", "diffusion_model_", "unet
 
 PEFT_PREFIX = "base_model.model."
 
-Tensors = Mapping[str, Tensor]
-
-Pair = tuple[Tensor, Tensor]
+Pair = tuple[T, T]
 """The two factors: (rank, in) narrows, (out, rank) widens."""
 
-Renaming = Callable[[Tensors], Tensors]
+Renaming = Callable[[Mapping[str, T]], Mapping[str, T]]
 """The factors of one change by the names of diffusers; none where these are not known. Fused layers come apart."""
 
 
 @dataclass(frozen=True)
-class Target:
-    """The checkpoint that a LoRA is merged into.
+class Target(Generic[T]):
+    """What a LoRA is merged into: a checkpoint, or a bundle.
 
     Attributes:
         shapes: Shape of each weight, by `<component>.<key>`.
@@ -107,37 +104,8 @@ class Target:
 
     shapes: Mapping[str, tuple[int, ...]]
     network: str
-    rename: Renaming
+    rename: Renaming[T]
     classes: Mapping[str, str]
-
-
-def renaming(pipeline: str, config: object) -> Renaming:
-    """What diffusers does with the names of the original code, and of those who train with it.
-
-    Args:
-        pipeline: Class of the checkpoint's pipeline.
-        config: Of its denoiser, with all defaults; a UNet's names depend on it.
-    """
-    cls = _pipeline_class(pipeline)
-
-    def rename(tensors: Tensors) -> Tensors:
-        try:
-            found = cls.lora_state_dict(dict(tensors), unet_config=config)
-        except (AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError):
-            return {}  # names that are in no form that it knows
-        return found[0] if isinstance(found, tuple) else found
-
-    return rename
-
-
-def _pipeline_class(pipeline: str) -> Any:
-    """A class of diffusers, which names what is not installed for parts that no LoRA has when it is first imported."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        return getattr(diffusers, pipeline)
-    finally:
-        logging.set_verbosity(level)
 
 
 def sorted_keys(keys: Iterable[str], path: object) -> tuple[Mapping[str, Mapping[Role, str]], list[str]]:
@@ -175,7 +143,7 @@ def _role(key: str) -> tuple[str, Role | None]:
     return key, None
 
 
-class Places:
+class Places(Generic[T]):
     """Where the changes of a file go in a checkpoint.
 
     Args:
@@ -183,12 +151,12 @@ class Places:
         component: Part of it that unprefixed names mean before the network; empty: none.
     """
 
-    def __init__(self, target: Target, component: str = "") -> None:
+    def __init__(self, target: Target[T], component: str = "") -> None:
         self._target = target
         self._component = component
         self._known = {flat(name.removesuffix(".weight")): name for name in target.shapes if name.endswith(".weight")}
 
-    def of_pair(self, keys: tuple[str, str], layer: str, pair: Pair) -> Mapping[str, Pair]:
+    def of_pair(self, keys: tuple[str, str], layer: str, pair: Pair[T]) -> Mapping[str, Pair[T]]:
         """The weights that two factors change, and the factors of each; none where one of the weights is not known.
 
         Args:
@@ -225,9 +193,9 @@ class Places:
         wanted = {f"{self._normal(layer)}_{kind}", f"{self._component or self._target.network}_{flat(layer)}_{kind}"}
         return [name for name in self._target.shapes if flat(name) in wanted]
 
-    def _all_of(self, tensors: Tensors) -> Mapping[str, Pair]:
+    def _all_of(self, tensors: Mapping[str, T]) -> Mapping[str, Pair[T]]:
         layers, _ = sorted_keys(tensors, "it")
-        found: dict[str, Pair] = {}
+        found: dict[str, Pair[T]] = {}
         for layer, roles in layers.items():
             name = self.of_layer(layer)
             if name is None or "down" not in roles or "up" not in roles:
@@ -253,7 +221,7 @@ class Places:
         return name
 
 
-def component_of(sizes: Mapping[str, int], model: str, target: Target) -> str:
+def component_of(sizes: Mapping[str, int], model: str, target: Target[T]) -> str:
     """The part of a checkpoint that an adapter without prefixes was trained for; empty where none fits.
 
     Args:
