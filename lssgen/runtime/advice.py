@@ -60,7 +60,7 @@ def advised(bundle: Bundle, backend: Backend, asked: Asked) -> Options:
     Raises:
         PlanError: The run cannot be carried out as asked, or not in that time.
     """
-    options, budget = parted(asked)  # first: a budget that is no time is refused before files are looked at
+    options, budget = parted(asked)  # first: what cannot be a time is refused before files are looked at
     return _advised(
         bundle, lambda: place_of(backend.name, backend.describe()), known_of(bundle, backend), options, budget
     )
