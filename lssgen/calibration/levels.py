@@ -117,7 +117,7 @@ class LevelsJob:
         images: Folder of photographs, searched with its subfolders.
         crop_px: Side of the square that is cut out of the middle of each.
         most: Largest number of photographs.
-        quality: As in `Levels`.
+        quality: Share of a band's power that may be wrong.
         output: File of the result; what was measured of each photograph lies beside it until the end.
         say: Told how far it is.
     """

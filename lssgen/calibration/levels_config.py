@@ -26,7 +26,7 @@ class SigmaConfig:
         crop: Side of the squares cut from the photographs, in pixels; None: the bundle's largest size, or 1024.
         pictures: Largest number of photographs.
         quality: Share of a band's power that may be wrong where a stage starts.
-        levels: What an earlier `sigma` wrote, to be put into the bundle without measuring.
+        levels: File that an earlier `sigma` wrote, to be put into the bundle without measuring.
 
     Raises:
         CalibrationError: A number out of its range.

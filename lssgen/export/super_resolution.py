@@ -182,7 +182,7 @@ def _model(path: Path) -> ir.Model:
 
 
 def _ports(model: ir.Model) -> tuple[list[ir.Value], list[ir.Value]]:
-    """Inputs that are no weights, and outputs."""
+    """Inputs but for weights, and outputs."""
     given = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     return given, list(model.graph.outputs)
 

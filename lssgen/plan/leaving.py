@@ -17,7 +17,7 @@ class Rows:
 
     Attributes:
         steps: The rows.
-        evaluations: What each evaluates.
+        evaluations: Evaluation of each row.
         levels: (image, noise) weights in the latent that each leaves.
         known: Every level of the schedule, by its sigma.
     """

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from lssgen.choices import choice, refuse_outside
 from lssgen.errors import PlanError
@@ -381,7 +381,7 @@ def _covering(asked: str, space: ScalingSpace, known: Mapping[ScalingSpace, floa
 def _see_hand_off(asked: object) -> None:
     if isinstance(asked, str):
         _one_of("hand_off", asked, ("own", AUTO))
-    elif isinstance(asked, bool) or not isinstance(asked, Real) or not 0 <= float(asked) < 1:
+    elif isinstance(asked, bool) or not isinstance(asked, Real) or not 0 <= cast(float, asked) < 1:
         raise PlanError(f"hand_off is {str(asked)[:40]}; it must be 0 or more and below 1, or {AUTO}")
 
 

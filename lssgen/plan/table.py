@@ -93,8 +93,8 @@ class Stage:
         steps: Steps in order, down to a clean latent or, in a stage that is left early, to what is taken over.
         schedule_steps: Length of the stage's full schedule, before its noisiest part was cut off.
         image, noise: Weights of the picture and of the noise in the stage's first latent.
-        gain, low_noise: Where a transition keeps the noisy state of the stage before: the factor on it, and the weight
-            of fresh noise in the frequencies that it has. Else image, and 0.
+        gain, low_noise: Factor on the noisy state of the stage before, where a transition keeps it, and weight of fresh
+            noise in the frequencies that it has. Else image, and 0.
         levels: (image, noise) weights in the latent that each step leaves; inpainting mixes what it keeps at these.
 
     Raises:

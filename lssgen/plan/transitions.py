@@ -24,7 +24,7 @@ HandOff = float | Literal["own", "auto"]
 `covered_share`; "own": that of the transition."""
 
 SIDES = 2
-"""How many times as long the next stage's sides are."""
+"""Length of the next stage's sides, over that of the stage's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +32,14 @@ class Transition:
     """One way to the next size.
 
     Attributes:
-        title: What it does, in a few words.
-        takes: What it takes over: the "clean" latent that the stage before ends with or, where that is left early,
+        title: Words for what it does.
+        takes: Latent that it takes over: the "clean" one that the stage before ends with or, where that is left early,
             estimates; or its noisy "state".
         hand_off: Level at which the stage before is left where the user does not say: 0, or "auto".
         noise_factor: Noise level that the latent is given, over the one that the next stage's solver starts at.
         start_sigma: `PlanOptions.start_sigma` where the user does not say; None: the model's.
         mixes: Weights that its graph takes, in order.
-        source: Where it is from.
+        source: Paper or program that it is from.
     """
 
     title: str

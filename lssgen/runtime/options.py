@@ -98,8 +98,8 @@ class Request:
         prompt_weighting: Rules by which marks in a prompt weigh its words, "a1111" or "comfyui"; "none" reads them as
             text. See `lssgen.runtime.weighting`.
         seed: Picture i of the run is painted with seed + i.
-        noise_field: Where the noise that stages begin with comes from: a draw for each "stage", as published, or one
-            field of the "picture", so that a seed means the same noise whatever the number of stages.
+        noise_field: Source of the noise that stages begin with: a draw for each "stage", as published, or one field of
+            the "picture", so that a seed means the same noise whatever the number of stages.
         num_images: Pictures of every prompt.
         batch: Pictures painted at the same time; changes speed and memory, not the pictures.
         guidance_rescale: Share of rescaled guidance in [0, 1], for models that offer it.
@@ -240,7 +240,7 @@ def refuse_too_many(pictures: int) -> None:
 
 
 _REMEDIES = {"resnet": " with --upsampler", "sr": " with --sr FILE"}
-"""What an export needs besides for a transition, by its name."""
+"""Flag that an export needs besides for a transition, by its name."""
 
 
 def _refuse_what_is_missing(bundle: Bundle, request: Request) -> None:

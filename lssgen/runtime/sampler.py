@@ -96,7 +96,7 @@ class Batch:
         pictures: Values of the step's picture feeds, one a stage.
         origin: None: from noise alone.
         noise: (batch, C, h, w) that every stage begins with, smallest first; empty: drawn from the seeds.
-        field: Where the noise that stages begin with is drawn from.
+        field: Source of the noise that stages begin with.
     """
 
     seeds: tuple[int, ...]

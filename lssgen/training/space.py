@@ -87,7 +87,8 @@ def _see_known(autoencoder: Autoencoder) -> None:
     """
     config: Any = autoencoder.vae.config
     # A tiny autoencoder's latents are those of the model: its scaling is 1 whoever made it.
-    assumed = type(autoencoder.vae).__name__ != "AutoencoderTiny" and "scaling_factor" in config._use_default_values
+    left_out = config.get("_use_default_values") or ()
+    assumed = type(autoencoder.vae).__name__ != "AutoencoderTiny" and "scaling_factor" in left_out
     if assumed and (config.get("latents_mean") is None or config.get("latents_std") is None):
         raise ModelError(
             f"config.json of the VAE {autoencoder.name} names no scaling_factor, and no latents_mean and latents_std: "

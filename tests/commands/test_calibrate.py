@@ -1,11 +1,15 @@
-"""lssgen calibrate: three actions, each with its own options, and every mistake one line."""
+"""lssgen calibrate: actions, each with its own options, and every mistake one line."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from toy_bundle import toy_in_stages
 
 from lssgen.bundle import Bundle, read_bundle
 from lssgen.commands.calibrate import main
+from lssgen.commands.plan import main as plan
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
@@ -58,6 +62,12 @@ def test_ranges_then_quantise_makes_a_bundle_beside_the_other(
         ("adopt BUNDLE", "CalibrationError: to adopt a graph, give its ONNX file with --graph"),
         ("adopt BUNDLE --graph none.onnx --compare 0", "none.onnx is not an ONNX graph that can be read"),
         ("ranges nowhere", "BundleError: nowhere is not a bundle"),
+        ("sigma BUNDLE", "CalibrationError: to measure noise levels, give a folder of photographs with --images"),
+        ("sigma BUNDLE --images none", "CalibrationError: there is no folder none; give one with photographs"),
+        ("sigma BUNDLE --images . --crop 264", "a crop of 264 px does not do for latent cells of 8 px"),
+        ("sigma BUNDLE --images . --crop 256", "0 of 0 pictures in . can be read and are 256 px or more"),
+        ("sigma BUNDLE --images . --upsampler up", "--upsampler goes with --vae"),
+        ("sigma BUNDLE --levels none.json", "CalibrationError: none.json cannot be read"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_1(
@@ -88,3 +98,34 @@ def test_a_slip_is_one_line_and_status_2(words: str, said: str, capsys: pytest.C
     with pytest.raises(SystemExit, match="2"):
         main(words.split())
     assert said in capsys.readouterr().err
+
+
+def test_sigma_measures_a_bundle_and_puts_its_levels_there_or_those_of_a_file(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photographs, bundle = tmp_path / "photographs", toy_in_stages(toy, tmp_path / "toy")
+    photographs.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        small = Image.fromarray(rng.integers(0, 256, (33, 40, 3), np.uint8))
+        small.resize((320, 264), Image.Resampling.BICUBIC).save(photographs / f"{number}.png")
+    words = ["sigma", str(bundle.folder), "--threads=1"]
+    assert main([*words, f"--images={photographs}", "--crop=256"]) == 0
+    out, err = lines(capsys)
+    assert "| cycles per cell | power | latent error |" in out
+    assert "--start-sigma auto starts at these" in out
+    assert f"noise levels: {tmp_path / 'toy.sigma.json'}" in err
+    found = read_bundle(bundle.folder).manifest.facts.defaults.covering_sigmas
+    assert 0 < found["latent"] < 1
+    assert main([*words, f"--levels={tmp_path / 'toy.sigma.json'}", "--quality=0.2"]) == 0
+    assert read_bundle(bundle.folder).manifest.facts.defaults.covering_sigmas["latent"] < found["latent"]
+    assert plan(["--bundle", str(bundle.folder), "--start-sigma=auto", "--steps=50"]) == 0
+    assert "published 0.75; --start-sigma auto: 0." in lines(capsys)[0]
+
+
+def test_only_sigma_of_a_vae_does_without_a_bundle(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["sigma", "--images=."], ["ranges"], ["quantise", "--format=fp8"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 2
+        assert "BUNDLE is required" in lines(capsys)[1]

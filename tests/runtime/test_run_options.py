@@ -24,6 +24,7 @@ def test_options_mirror_request_and_plan_options() -> None:
     declared["skip_layers"] = bool | SkipLayerGuidance
     declared["start_sigma"] = float | Literal["auto"]
     declared["scheduler"] = str | SchedulerChoice | None
+    declared["start_sigma"] = float | Literal["auto"]
     assert get_type_hints(Options) == declared
     assert list(Options.__annotations__)[: len(flags_of(Request))] == list(flags_of(Request))
 
