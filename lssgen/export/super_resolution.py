@@ -6,7 +6,7 @@ operator is replaced by the network's own nodes and weights.
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -83,7 +83,7 @@ def _opened(network: str) -> Any:
 
 
 @cache
-def translations() -> Mapping[object, object]:
+def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
     """How torch's exporter writes the operator; see `torch.onnx.export`."""
     # The exporter asks ONNX what any operator takes.
     tensor = onnx.defs.OpSchema.FormalParameter("picture", "tensor(float)")
