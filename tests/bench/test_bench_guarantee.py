@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from time import sleep
 
@@ -12,6 +13,7 @@ from lssgen.bench.guarantee import costs_of, guarantee, measured_now
 from lssgen.bench.idle import IdleBackend, IdleEngines
 from lssgen.bench.measure import measure
 from lssgen.bundle import Bundle, read_bundle
+from lssgen.commands.bench.guarantee import _other_ways
 from lssgen.commands.plan import as_measured
 from lssgen.engines.base import Binding
 from lssgen.engines.demand import Demand
@@ -236,3 +238,13 @@ def test_costs_come_from_measured_cases_and_survive_the_disk(bundle: Bundle) -> 
     assert known.costs == costs
     with pytest.raises(BenchError, match="measure with --batches 1"):
         costs_of([], bundle.manifest.facts, 2)
+
+
+def test_every_way_to_the_next_size_is_measured_where_there_are_stages(bundle: Bundle) -> None:
+    graphs = bundle.manifest.graphs
+    both = {**graphs, "transition_pixel": graphs["transition_latent"]}
+    bundle = replace(bundle, manifest=replace(bundle.manifest, graphs=both))
+    options = {"height": 64, "width": 64, "scaling_space": "latent", "start_sigma": 0.75}
+    (other,) = _other_ways(bundle, Case(name="64x64", options=options))
+    assert (other.name, other.options) == ("64x64, pixel", {**options, "scaling_space": "pixel"})
+    assert _other_ways(bundle, Case(name="64x64", options={**options, "start_sigma": 1.0})) == []
