@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lssgen.bundle import Bundle
 from lssgen.engines.base import Binding, Buffer, GraphEngine, HostMark, Mark, check_buffers, check_part, see_graph
-from lssgen.engines.cuda import Device
 from lssgen.engines.demand import Demand
 from lssgen.engines.memory import in_turn_bytes, megabytes, stays
 from lssgen.engines.options import OrtCudaOptions, OrtOptions
@@ -26,6 +25,9 @@ from lssgen.machine import at_most_cpus, free_memory
 from lssgen.manifest import Graph
 from lssgen.ort import ort
 from lssgen.ports import Array
+
+if TYPE_CHECKING:
+    from lssgen.engines.cuda import Device
 
 _LOG = logging.getLogger("lssgen")
 
@@ -395,8 +397,10 @@ def _fuses(graph: Graph) -> bool:
     return graph.quantisation is None or graph.quantisation.format == "int8"
 
 
-def _gpu(index: int) -> Device | None:
+def _gpu(index: int) -> "Device | None":
     """The GPU as cuda-bindings shows it; None where that is not installed, or finds none: ONNX Runtime says why."""
+    from lssgen.engines.cuda import Device  # only here: a run on a CPU reads nothing of GPUs
+
     try:
         return Device(index)
     except BackendError:

@@ -30,6 +30,9 @@ from lssgen.serving.triton.model import TritonPythonModel
 __all__ = ["TritonPythonModel"]
 '''
 
+LONG_COPY = 256_000_000
+"""Bytes of a file from which on its copying is said: a second's work of a slow disk."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -129,7 +132,8 @@ def _give(bundle: Bundle, folder: Path, say: Callable[[str], object]) -> None:
     for name in (MANIFEST, *files(bundle.manifest)):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        say(f"copying {name}")
+        if bundle.path(name).stat().st_size > LONG_COPY:
+            say(f"copying {name}")
         shutil.copyfile(bundle.path(name), target)
     engines = bundle.folder / "engines"
     if engines.is_dir():
