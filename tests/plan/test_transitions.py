@@ -51,7 +51,7 @@ def test_a_kept_clean_latent_is_doubled_and_noised_everywhere() -> None:
 
 
 def test_a_state_that_is_too_noisy_for_a_start_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"does not fit a start with 0\.75"):
+    with pytest.raises(PlanError, match=r"brings 1\.1\d* of noise to a start with 0\.75: its schedule goes no lower"):
         kept_weights((0.3, 0.7), (0.25, 0.75))
 
 
