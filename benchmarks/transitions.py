@@ -157,6 +157,8 @@ def optima(summary: Sequence[Mapping[str, Any]], levels: Levels) -> str:
             row for row in summary if row["variant"].startswith(f"{space}, ") and row["variant"].endswith("to the end")
         ]
         known = [(float(row["variant"].split(", ")[1]), row) for row in rows if row["variant"].split(", ")[1] != "auto"]
+        if not known:
+            continue
         good = [sigma for sigma, row in known if row["less"] - 1.96 * row["less_error"] > -WORSE]
         if not good:
             lines.append(f"| {space} | none of {', '.join(f'{sigma:g}' for sigma, _ in known)} | - |")
