@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 import lssgen
+from lssgen.manifest import Graph
 from lssgen.runtime import Pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -74,13 +75,15 @@ def paint_and_score(pipeline: Pipeline, prompt: str, seed: int, variant: Variant
     }
 
 
-def measure(pipeline: Pipeline, prompts: list[str], log: Path) -> Iterator[dict[str, Any]]:
+def measure(
+    pipeline: Pipeline, prompts: list[str], log: Path, variants: Mapping[str, Variant]
+) -> Iterator[dict[str, Any]]:
     """A row per prompt and variant; rows already in `log` are not measured again."""
     done: dict[tuple[int, str], dict[str, Any]] = {}
     if log.exists():
         rows = [json.loads(line) for line in log.read_text().splitlines()]
         done = {(row["prompt"], row["variant"]): row for row in rows}
-    table = list(variants().items())
+    table = list(variants.items())
     for options in (dict(variant) for _, variant in table):  # first calls allocate; they are not what is measured
         pipeline(prompts[0], seed=0, **options)
     for index, prompt in enumerate(prompts):
@@ -96,11 +99,11 @@ def measure(pipeline: Pipeline, prompts: list[str], log: Path) -> Iterator[dict[
     print(file=sys.stderr)
 
 
-def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarise(rows: list[dict[str, Any]], variants: Mapping[str, Variant]) -> list[dict[str, Any]]:
     """Per variant: share wholly right with its 95 % interval (Wilson), steps, seconds, speed-up over one stage."""
     whole = {row["prompt"]: row["seconds"] for row in rows if row["variant"] == ONE_STAGE}
     summary: list[dict[str, Any]] = []
-    for name in variants():
+    for name in variants:
         mine = [row for row in rows if row["variant"] == name]
         share, count = float(np.mean([row["right"] for row in mine])), len(mine)
         low, high = wilson(share, count)
@@ -168,6 +171,18 @@ def plot(summary: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def conditions(threads: int, step: Graph) -> dict[str, Any]:
+    """What the numbers of a table hold for."""
+    return {
+        "date": str(date.today()),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "threads": threads,
+        "precision": step.precision,
+        "engine": f"onnxruntime {version('onnxruntime')}, CPU",
+        "graph": step.key,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True, help="the exported demo model")
@@ -177,18 +192,10 @@ def main() -> None:
     args = parser.parse_args()
     args.outdir.mkdir(parents=True, exist_ok=True)
     with lssgen.load(args.bundle, engine="onnxruntime", threads=args.threads) as pipeline:
-        rows = list(measure(pipeline, held_out_prompts(args.prompts), args.outdir / "demo_quality.jsonl"))
+        rows = list(measure(pipeline, held_out_prompts(args.prompts), args.outdir / "demo_quality.jsonl", variants()))
         step = pipeline.bundle.manifest.graphs["step"]
-    summary = summarise(rows)
-    conditions = {
-        "date": str(date.today()),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "threads": args.threads,
-        "precision": step.precision,
-        "engine": f"onnxruntime {version('onnxruntime')}, CPU",
-        "graph": step.key,
-    }
-    result = {"conditions": conditions, "variants": summary}
+    summary = summarise(rows, variants())
+    result = {"conditions": conditions(args.threads, step), "variants": summary}
     (args.outdir / "demo_quality.json").write_text(json.dumps(result, indent=2) + "\n")
     (args.outdir / "demo_quality.md").write_text(markdown(summary) + "\n")
     plot(summary, args.outdir / "demo_quality.png")

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import lssgen
-from lssgen.runtime import pipeline
+from lssgen.runtime import Options, pipeline
 
 
 def test_load_is_found_by_completion_and_is_the_pipelines() -> None:
@@ -29,4 +29,4 @@ def test_the_example_in_the_help_is_python_and_its_words_exist() -> None:
     calls = [node for node in ast.walk(ast.parse(example)) if isinstance(node, ast.Call)]
     words = {keyword.arg for call in calls for keyword in call.keywords}
     assert words == {"num_inference_steps", "start_sigma", "seed"}
-    assert words <= set(pipeline.Options.__annotations__)
+    assert words <= set(Options.__annotations__)

@@ -1,5 +1,6 @@
 """Which way is the faster, per size, and what the parts of a run cost: measured in turn and written into the bundle."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -106,7 +107,8 @@ def costs_of(cases: Sequence[CaseResult], facts: ModelFacts, passes: int) -> Tim
     """The costs of a run's parts, from cases of one picture at several sizes.
 
     Args:
-        cases: Results of `lssgen.bench.measure`; those of larger batches are left out.
+        cases: Results of `lssgen.bench.measure`; those of larger batches are left out. The first way to the next size
+            stands for those that are not among them.
         facts: Facts of the model.
         passes: Guidance branches of a step.
 
@@ -122,7 +124,11 @@ def costs_of(cases: Sequence[CaseResult], facts: ModelFacts, passes: int) -> Tim
     def work(cells: int) -> tuple[float, float]:
         return passes * (cost.fixed + cost.per_cell * cells) / 1e9, passes * cost.per_cell_pair * cells**2 / 1e9
 
-    passages = [(stage.cells / 1e3, stage.transition_ms.p50) for stage in stages if stage.transition_ms is not None]
+    passages: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for case in alone:
+        space = str(case.options.get("scaling_space", facts.defaults.scaling_space))
+        passages[space] += [(s.cells / 1e3, s.transition_ms.p50) for s in case.stages if s.transition_ms is not None]
+    lines = {space: _line(found) for space, found in passages.items() if found}
     rest = [
         max(s.stage_ms.p50 - s.steps * s.step_ms.p50 - (s.transition_ms.p50 if s.transition_ms else 0.0), 1e-3)
         for s in stages
@@ -135,7 +141,8 @@ def costs_of(cases: Sequence[CaseResult], facts: ModelFacts, passes: int) -> Tim
         run=max(median(once), 0.0),
         step=Line.through([work(stage.cells) for stage in stages], [stage.step_ms.p50 for stage in stages]),
         stage=Line.through([(stage.cells / 1e3,) for stage in stages], rest),
-        transition=_line(passages),
+        transition=next(iter(lines.values()), _line([])),
+        transitions=lines,
         decode=_line([(case.stages[-1].cells / 1e3, case.decode_ms.p50) for case in alone]),
     )
 

@@ -8,7 +8,8 @@ from lssgen.choices import choice, refuse_outside
 from lssgen.errors import CalibrationError
 from lssgen.manifest import NumberFormat
 
-_RANGES, _QUANTISE, _GATE = "ranges", "quantise", "quantise: what it must pass"
+_RANGES, _QUANTISE, _GATE = "ranges and schedule", "quantise", "quantise: what it must pass"
+_SCHEDULE = "schedule"
 
 MOST_PROMPTS = 10_000
 """Prompts of a calibration; a few dozen are usual."""
@@ -114,3 +115,36 @@ class AdoptConfig:
         unset="none; required to adopt",
     )  # fmt: skip
     by: str | None = choice(None, help="tool that made it", metavar="NAME", group="adopt", unset="what the file says")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleConfig:
+    """What `schedule` is asked for, besides the prompts and the seed of `RangesConfig`.
+
+    Attributes:
+        tries: Number of schedules to try.
+        judge: Name of a judge, see `lssgen.calibration.judges`, or "module:function".
+        install: True where what was found is written into the bundle.
+
+    Raises:
+        CalibrationError: A number out of its range.
+    """
+
+    tries: int = choice(
+        60, help="schedules to try, each on every prompt", metavar="N", least=2, most=100_000, group=_SCHEDULE
+    )
+    judge: str = choice(
+        "psnr",
+        help="what says how good pictures are: psnr, against one stage with all steps from the same noise; or a "
+        "function of a prompt and a picture",
+        metavar="psnr|MODULE:FUNCTION",
+        group=_SCHEDULE,
+    )
+    install: bool = choice(True, help="write what was found into the bundle, for --budget-ms", group=_SCHEDULE)
+
+    def __post_init__(self) -> None:
+        refuse_outside(self, CalibrationError)
+
+
+SCHEDULE_PROMPTS = 8
+"""Prompts that a search paints by every schedule where nobody says how many."""

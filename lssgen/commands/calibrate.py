@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     from lssgen.engines.base import Backend
 
 EXAMPLES = (
-    "ranges bundles/sd3 --engine onnxruntime-cuda --steps 20",
     "quantise bundles/sd3 --format fp8 --for tensorrt-rtx --target sm89",
+    "schedule bundles/sd3 --tries 60",
 )
-ACTIONS = ("ranges", "quantise", "adopt", "sigma")
+ACTIONS = ("ranges", "quantise", "adopt", "sigma", "schedule")
 MADE_FOR = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
 _LOG = logging.getLogger("lssgen")
 
 
 def build_parser(prog: str = "lssgen-calibrate") -> Parser:
-    from lssgen.calibration.config import AdoptConfig, QuantiseConfig, RangesConfig
+    from lssgen.calibration.config import AdoptConfig, QuantiseConfig, RangesConfig, ScheduleConfig
     from lssgen.calibration.levels_config import SigmaConfig
 
-    parser = Parser("calibrate", prog, "{ranges,quantise,adopt,sigma} BUNDLE [OPTION ...]", EXAMPLES)
+    parser = Parser("calibrate", prog, "{ranges,quantise,adopt,sigma,schedule} BUNDLE [OPTION ...]", EXAMPLES)
     parser.description = "\n".join(
         (
             str(parser.description),
@@ -51,6 +51,7 @@ def build_parser(prog: str = "lssgen-calibrate") -> Parser:
             "quantise: a new bundle in few bits, compared with the old one and timed before it counts.",
             "adopt: a new bundle with a step that ModelOpt, NNCF or Olive has quantised.",
             "sigma: from photographs, the noise levels from which on stages may start; into the bundle, or of a --vae.",
+            "schedule: search the schedules that are worth having, by time and quality; goes on where it was stopped.",
         )
     )
     parser.add_argument("action", type=one_of(ACTIONS), metavar="ACTION", help="what to do; required")
@@ -66,7 +67,7 @@ def build_parser(prog: str = "lssgen-calibrate") -> Parser:
         type=Path,
         metavar="PATH",
         help="what to write; default: beside the bundle, <bundle>.ranges.safetensors, <bundle>-<format> or "
-        "<bundle>.sigma.json",
+        "<bundle>.sigma.json or <bundle>.schedules.jsonl",
     )
     parser.group("quantise").add_argument(
         "--for",
@@ -76,7 +77,7 @@ def build_parser(prog: str = "lssgen-calibrate") -> Parser:
         default=argparse.SUPPRESS,
         help=f"engine that it is made for; default: {MADE_FOR[0]}",
     )
-    for record in (RangesConfig, QuantiseConfig, AdoptConfig, SigmaConfig):
+    for record in (RangesConfig, QuantiseConfig, AdoptConfig, SigmaConfig, ScheduleConfig):
         add_flags(parser, record)
     add_engine_options(parser, default="onnxruntime", note="where the runs happen")
     add_plan_options(parser)
@@ -91,14 +92,15 @@ def main(argv: Sequence[str] | None = None, prog: str = "lssgen-calibrate") -> i
     if args.bundle is None and not (args.action == "sigma" and getattr(args, "vae", None)):
         parser.error("BUNDLE is required" + ", or a --vae" * (args.action == "sigma"))
     words = engine_words(parser, args)
-    work = {"ranges": _ranges, "quantise": _quantise, "adopt": _adopt, "sigma": _sigma}[args.action]
+    actions = {"ranges": _ranges, "quantise": _quantise, "adopt": _adopt, "sigma": _sigma, "schedule": _schedule}
+    work = actions[args.action]
     with warnings_as_lines():
         return run(prog, lambda: _with_libraries(lambda: work(args, words)))
 
 
 def _refuse_misplaced(parser: Parser, args: argparse.Namespace) -> None:
     """End the command where a flag belongs to another action."""
-    from lssgen.calibration.config import AdoptConfig, QuantiseConfig
+    from lssgen.calibration.config import AdoptConfig, QuantiseConfig, ScheduleConfig
     from lssgen.calibration.levels_config import SigmaConfig
     from lssgen.choices import flags_of
 
@@ -108,6 +110,7 @@ def _refuse_misplaced(parser: Parser, args: argparse.Namespace) -> None:
         "quantise": {*flags_of(QuantiseConfig), "made_for"},
         "adopt": {*flags_of(AdoptConfig), *gate, "made_for"},
         "sigma": {*flags_of(SigmaConfig)},
+        "schedule": {*flags_of(ScheduleConfig), "limit", "seed"},
     }
     others = set[str]().union(*own.values()) - own[args.action]
     if misplaced := sorted(others & set(vars(args))):
@@ -192,6 +195,13 @@ def _quantise(args: argparse.Namespace, words: EngineOptions) -> None:
         )
     )
     _say(made)
+
+
+def _schedule(args: argparse.Namespace, words: EngineOptions) -> None:
+    from lssgen.commands.schedule_search import search
+
+    bundle = _opened(args)
+    search(args, bundle, open_backend(args.engine, **words), args.output or _beside(bundle, ".schedules.jsonl"))
 
 
 def _sigma(args: argparse.Namespace, words: EngineOptions) -> None:

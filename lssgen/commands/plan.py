@@ -4,17 +4,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 import msgspec
 
 from lssgen.bundle import Bundle, read_bundle
 from lssgen.commands.common import run
+from lssgen.commands.flags import add_flags, given
 from lssgen.commands.parser import Parser
 from lssgen.commands.plan_options import add_plan_options, given_plan_options
+from lssgen.errors import PlanError
 from lssgen.measured import all_measured
 from lssgen.models.aliases import ALIASES, facts_of_model
 from lssgen.paths import find_bundle
 from lssgen.plan import ModelFacts, Plan, PlanOptions, Stage, make_plan, predicted_speedup, stage_flops
+from lssgen.plan.budget import Budget
 from lssgen.plan.options import AUTO
 from lssgen.plan.planner import chosen_facts
 from lssgen.plan.sampling import described, sampling_of, solver_names
@@ -36,6 +40,12 @@ def build_parser(prog: str = "lssgen-plan") -> Parser:
     )
     parser.add_argument("--json", action="store_true", help="print the whole plan, every step included, as JSON")
     add_plan_options(parser)
+    add_flags(parser, Budget)
+    parser.group("time").add_argument(
+        "--place",
+        metavar="TEXT",
+        help="engine and machine whose times count, or how their words begin; default: the only one that was measured",
+    )
     return parser
 
 
@@ -47,7 +57,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "lssgen-plan") -> int:
 def _print(args: argparse.Namespace) -> None:
     bundle = None if args.bundle is None else read_bundle(find_bundle(args.bundle))
     facts = facts_of_model(args.model) if bundle is None else bundle.manifest.facts
-    options = PlanOptions.from_defaults(facts.defaults, **given_plan_options(args))
+    words = given_plan_options(args)
+    if wishes := given(args, Budget):
+        words = _within(bundle, args.place, {**words, **wishes})
+    options = PlanOptions.from_defaults(facts.defaults, **words)
     plan = make_plan(facts, options)
     if args.json:
         sys.stdout.buffer.write(as_json(facts, options, plan))
@@ -58,10 +71,28 @@ def _print(args: argparse.Namespace) -> None:
             print(line)
 
 
+def _within(bundle: Bundle | None, place: str | None, asked: dict[str, Any]) -> dict[str, Any]:
+    """The words of the best schedule that a budget leaves, by times that were measured somewhere.
+
+    Raises:
+        PlanError: It is not clear where, or no schedule is so fast.
+    """
+    from lssgen.runtime.advice import advised_at  # knows pictures, which plans do without
+
+    if bundle is None:
+        raise PlanError("--budget-ms and --speedup go by measured times, which a bundle has; give --bundle")
+    places = {name: found for name, found in all_measured(bundle).items() if found.costs is not None}
+    fitting = [name for name in places if name.startswith(place or "")]
+    if len(fitting) != 1:
+        said = "; ".join(places) or f"none; run: lssgen bench guarantee {bundle.folder}"
+        raise PlanError(f"{len(fitting)} places of measured times fit; say with --place which of: {said}")
+    return cast(dict[str, Any], advised_at(bundle, fitting[0], places[fitting[0]], cast(Any, asked)))
+
+
 def as_measured(bundle: Bundle, options: PlanOptions, plan: Plan) -> list[str]:
     """What `lssgen bench guarantee` has measured of the bundle, applied to this plan: a line an engine and machine."""
     facts = bundle.manifest.facts
-    single = make_plan(facts, replace(options, start_sigma=1.0))
+    single = make_plan(facts, options.in_one_stage())
     lines: list[str] = []
     for place, measured in all_measured(bundle).items():
         if measured.costs is not None:
@@ -97,13 +128,15 @@ def as_table(facts: ModelFacts, options: PlanOptions, plan: Plan) -> str:
     """The plan for people."""
     speedup = predicted_speedup(plan, facts)
     total = sum(stage_flops(stage, facts) for stage in plan.stages)
-    rows = [("stage", "pixels", "tokens", "steps", "of", "sigma", "noise", "TFLOP", "cost")]
+    rows = [("stage", "pixels", "tokens", "steps", "cached", "of", "sigma", "noise", "TFLOP", "cost")]
     rows += [
         # Shares of one stage at full size, whose arithmetic is total * speedup: together they are 1 / speedup.
         (str(number), *_row(stage, facts, plan.cell_px), f"{stage_flops(stage, facts) / total / speedup:.0%}")
         for number, stage in enumerate(plan.stages, start=1)
     ]
-    rows.append(("", "", "", str(plan.evaluations), "", "", "", f"{total / 1e12:.4g}", f"{1 / speedup:.0%}"))
+    cached = sum(stage.cached_steps for stage in plan.stages)
+    sums = (str(plan.evaluations), str(cached), "", "", "", f"{total / 1e12:.4g}", f"{1 / speedup:.0%}")
+    rows.append(("", "", "", *sums))
     chosen = chosen_facts(facts, options)
     own = sampling_of(chosen).name
     lines = [
@@ -153,6 +186,7 @@ def _row(stage: Stage, facts: ModelFacts, cell_px: int) -> tuple[str, ...]:
         f"{stage.width * cell_px} x {stage.height * cell_px}",
         str(tokens),
         str(len(stage.steps)),
+        str(stage.cached_steps),
         str(stage.schedule_steps),
         f"{stage.steps[0].sigma:.4f} to {stage.steps[-1].sigma:.4f}",
         f"{stage.noise:.4f}",

@@ -26,7 +26,9 @@ from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import default_engine, open_backend
 from lssgen.errors import BundleError, PromptError
 from lssgen.paths import find_bundle
-from lssgen.runtime.options import STRENGTH, Options, Request, refuse_too_many, request_from_options
+from lssgen.plan.budget import Budget
+from lssgen.runtime.advice import advised
+from lssgen.runtime.options import STRENGTH, Asked, Options, Request, refuse_too_many, request_from_options
 from lssgen.runtime.pictures import FORMATS
 from lssgen.runtime.pipeline import Pipeline
 from lssgen.runtime.record import Settings, settings_from_file
@@ -57,6 +59,7 @@ def build_parser(prog: str = "lssgen-run") -> Parser:
     _add_input(parser)
     add_flags(parser, Request)
     add_plan_options(parser)
+    add_flags(parser, Budget)
     _add_prompt_files(parser)
     _add_output(parser)
     add_engine_options(parser, default=default_engine(), note="where to run; compiled engines are built on first use")
@@ -187,6 +190,8 @@ def _run(parser: Parser, args: argparse.Namespace, words: EngineOptions) -> None
         _refuse_contradictions(parser, args, prompts)
         _see_start(args, settings)
     bundle = read_bundle(_bundle_folder(parser.prog, args, settings))
+    if wishes := given(args, Budget):
+        options = advised(bundle, open_backend(args.engine, **words), cast(Asked, {**options, **wishes}))
     request = request_from_options(bundle, options)
     if args.plan_only:
         print(as_table(bundle.manifest.facts, request.plan_options, request.plan))

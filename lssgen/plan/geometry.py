@@ -40,6 +40,11 @@ def stage_sizes(facts: ModelFacts, options: PlanOptions) -> tuple[StageSize, ...
     if fault := _fault(facts, options):
         raise PlanError(f"{fault}: {_advice(facts, options)}")
     sizes = _sizes(facts, options)
+    if options.stage_steps and len(options.stage_steps) != len(sizes):
+        raise PlanError(
+            f"stage_steps has {len(options.stage_steps)} numbers, but the run has {len(sizes)} stages; give one for "
+            "each"
+        )
     for size in sizes:
         if size.steps < 1:
             raise PlanError(
@@ -54,7 +59,10 @@ def _sizes(facts: ModelFacts, options: PlanOptions) -> tuple[StageSize, ...]:
     unit = _unit(facts, options)
     height, width = _fitting(options.height, unit) // facts.cell_px, _fitting(options.width, unit) // facts.cell_px
     cells = [(height >> halvings, width >> halvings) for halvings in reversed(range(_doublings(options) + 1))]
-    return tuple(StageSize(*size, _steps(size, facts.cell_px, options)) for size in cells)
+    said = options.stage_steps
+    # Numbers of steps for more or fewer stages are refused by `stage_sizes`, and do not matter to a size's faults.
+    steps = said if len(said) == len(cells) else [_steps(size, facts.cell_px, options) for size in cells]
+    return tuple(StageSize(*size, each) for size, each in zip(cells, steps, strict=True))
 
 
 def _fault(facts: ModelFacts, options: PlanOptions) -> str:
@@ -153,7 +161,7 @@ def size_notes(facts: ModelFacts, options: PlanOptions, sizes: tuple[StageSize, 
             f"One stage only: the short side of {min(options.height, options.width)} px is less than twice "
             f"min_resolution ({options.min_resolution} px)."
         )
-    if last.steps < options.requested_steps:
+    if last.steps < options.requested_steps and not options.stage_steps:
         notes.append(
             f"The last stage gets {last.steps} of {options.requested_steps} steps, because its area is below half of "
             f"{options.base_width} x {options.base_height} px; turn shortening off to keep all."

@@ -1,13 +1,14 @@
 """Everything a user may choose about a run, resolved: no value here is decided elsewhere."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from numbers import Real
 from typing import Any, Literal, cast, get_args
 
 from lssgen.choices import choice, refuse_outside
 from lssgen.errors import PlanError
+from lssgen.plan.caching import MASKS, NO_CACHE
 from lssgen.plan.facts import Defaults, ScalingSpace
 from lssgen.plan.sampling import OWN_SOLVER
 from lssgen.plan.scheduler_choice import SchedulerChoice, SigmaSchedule, TimestepSpacing
@@ -111,6 +112,8 @@ class PlanOptions:
         min_resolution: Shortest side in pixels that a first stage may have.
         shorten: Give stages smaller than the base size fewer steps.
         base_height, base_width: Size in pixels at which a stage gets all steps.
+        stage_steps: Length of every stage's full schedule, smallest first, in place of what `num_inference_steps` and
+            `shorten` give; empty: what they give.
         scaling_space: Way of a latent to the next size.
         hand_off: Noise share, noise / (image + noise) for data of unit size, at which every stage but the last is left,
             in [0, 1). "auto": the highest of which the next stage's noise covers all that is left out. "own": the
@@ -128,6 +131,9 @@ class PlanOptions:
         sigma_schedule: Spacing of sigmas; "own" for the scheduler's, "default" for that of the timesteps.
         eta: Share of fresh noise in every DDIM step, in [0, 1].
         skip_layers: Skip-layer guidance; None turns it off.
+        cached_steps: Steps whose estimate is extrapolated and not evaluated: "off", a name out of
+            `lssgen.plan.caching.MASKS`, or a word of f (evaluated) and c (cached) for every stage, with commas between.
+        cache_order: Order of that extrapolation: 1 for the line through the last two estimates, 0 for the last one.
         sigmas: Own noise levels for flow models, falling, in (0, 1], before the schedule's shift; their number
             replaces `num_inference_steps`. A stage with fewer steps takes as many levels, evenly spaced along the list.
         start_rule: "published": a threshold on the timestep for flow, a share of the steps for diffusion models.
@@ -176,6 +182,15 @@ class PlanOptions:
     )
     base_width: int = choice(
         help="width at which a stage gets all steps", metavar="PX", **_SIDE, group=_STAGES, unset=_MODEL
+    )
+    stage_steps: tuple[int, ...] = choice(
+        (),
+        help="steps of every stage's full schedule, smallest first, in place of what --steps and --shorten give",
+        metavar="N,...",
+        least=1,
+        most=MOST_STEPS,
+        group=_STAGES,
+        unset="what they give",
     )
     scaling_space: ScalingSpace = choice(
         help="how a latent gets to the next size",
@@ -240,6 +255,21 @@ class PlanOptions:
         help="a third branch with some layers left out; so does any of the next four",
         group=_SKIPPING,
         unset="off",
+    )
+    cached_steps: str = choice(
+        NO_CACHE,
+        help=f"steps that extrapolate the network's output and do not call it: {', '.join(MASKS)}, or f (evaluated) "
+        "and c (cached) for every step, a word a stage, as in fffcfcf,ffcff",
+        metavar="MASK",
+        group=_SOLVER,
+    )
+    cache_order: int = choice(
+        1,
+        help="order of that extrapolation: 1, along a line; 0, as it was, which is safer where many steps are cached",
+        metavar="0|1",
+        least=0,
+        most=1,
+        group=_SOLVER,
     )
     sigmas: tuple[float, ...] = choice(
         (),
@@ -324,6 +354,10 @@ class PlanOptions:
                 f"custom sigmas must fall from level to level and lie above 0, at {LEAST_SIGMA:g} or more, and "
                 f"at most at 1; got {shown}"
             )
+
+    def in_one_stage(self) -> "PlanOptions":
+        """The same run in one stage with all its steps evaluated: what stages and cached steps are compared with."""
+        return replace(self, start_sigma=1.0, stage_steps=(), cached_steps=NO_CACHE)
 
     @property
     def requested_steps(self) -> int:

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from lssgen.errors import PlanError
+from lssgen.plan.caching import NO_CACHE, cached_stages
 from lssgen.plan.diffusion import beta_evaluations, edm_evaluations, highest_sigma, most_steps, start_noise
 from lssgen.plan.facts import ModelFacts
 from lssgen.plan.flow import flow_evaluations, shift_for
@@ -60,7 +61,7 @@ def make_plan(facts: ModelFacts, options: PlanOptions) -> Plan:
     _check(run)
     sizes = stage_sizes(facts, options)
     entered = sizes if options.strength > options.start_sigma else sizes[-1:]
-    stages = _stages(run, entered)
+    stages = cached_stages(_stages(run, entered), options.cached_steps, options.cache_order, facts.cell_px)
     # Unshortened, since shortening is among what the staged run saves.
     alone = _stage(run, replace(sizes[-1], steps=_most_steps(run)), first=True, leave=0.0)
     return Plan(
@@ -118,6 +119,11 @@ def _check(run: _Run) -> None:
     if options.skip_layers is not None and facts.guidance != "branches":
         raise PlanError(
             f"{facts.name} has no guidance branches, so layers cannot be skipped in one; turn skip_layers off"
+        )
+    if options.cached_steps != NO_CACHE and run.sampling.solver.evaluations > 1:
+        raise PlanError(
+            f"cached_steps is {options.cached_steps[:40]}, but {run.solver} evaluates the network twice in a step; "
+            "choose another solver, or turn caching off"
         )
 
 

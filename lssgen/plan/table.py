@@ -41,6 +41,8 @@ class Step:
             which still moves the random stream.
         guidance: (branch, weight) of every branch that is evaluated, in batch order. F is the weighted sum.
             Branches are "negative", "positive" and "skip" (the positive prompt with layers left out).
+        cached: Noise levels of the cached steps that the move takes along, in order: steps of the schedule whose
+            estimate is extrapolated and not evaluated, see `lssgen.plan.caching`.
 
     Raises:
         PlanError: A number is not finite, or nothing is evaluated.
@@ -56,6 +58,7 @@ class Step:
     h_f: float = 1.0
     noise: float | None = None
     guidance: tuple[tuple[str, float], ...] = (("positive", 1.0),)
+    cached: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         numbers = (self.label, self.sigma, self.next_sigma, self.c_in, self.h_x, self.h_f, self.keep, *self.blend)
@@ -70,7 +73,7 @@ class Step:
         if len(blend) != 1 + history:
             raise PlanError(
                 f"this step blends {len(self.blend)} estimates, but the exported step graph keeps {1 + history}; "
-                "choose a solver with a shorter memory (docs/schedulers.md), or export again"
+                "choose a solver with a shorter memory (docs/schedulers.md), turn cached_steps off, or export again"
             )
         # None and 0 are one to the graph; they differ in whether the runtime draws.
         numbers = (self.label, self.c_in, self.h_x, self.h_f, self.keep, self.noise or 0.0, *blend)
@@ -147,6 +150,11 @@ class Stage:
     def history(self) -> int:
         """How many earlier estimates the stage's steps look back on."""
         return max(len(step.blend) for step in self.steps) - 1
+
+    @property
+    def cached_steps(self) -> int:
+        """Steps of its schedule that are taken without an evaluation, besides `steps`."""
+        return sum(len(step.cached) for step in self.steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

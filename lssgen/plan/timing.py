@@ -1,6 +1,7 @@
 """What a plan takes in time, from arithmetic and from costs that were measured once on a machine."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -61,6 +62,7 @@ class TimeCosts:
         stage: Time of entering a stage and leaving it, by thousands of cells.
         transition: Time by thousands of cells of the larger latent.
         decode: Time by thousands of cells.
+        transitions: The same as `transition`, of every way to the next size that was measured.
     """
 
     run: float
@@ -68,6 +70,7 @@ class TimeCosts:
     stage: Line
     transition: Line
     decode: Line
+    transitions: Mapping[str, Line] = field(default_factory=dict[str, Line])
 
 
 def step_work(facts: ModelFacts, cells: int, passes: int) -> tuple[float, float]:
@@ -79,11 +82,11 @@ def step_work(facts: ModelFacts, cells: int, passes: int) -> tuple[float, float]
 
 def predicted_ms(plan: Plan, facts: ModelFacts, costs: TimeCosts, batch: int = 1) -> float:
     """Milliseconds of a run of one picture, or of several that are painted together and share what is fixed."""
-    total = costs.run
+    total, passage = costs.run, costs.transitions.get(plan.scaling_space, costs.transition)
     for index, stage in enumerate(plan.stages):
         cells = stage.height * stage.width
         thousands = batch * cells / 1e3
-        total += costs.stage.at(thousands) + (costs.transition.at(thousands) if index else 0.0)
+        total += costs.stage.at(thousands) + (passage.at(thousands) if index else 0.0)
         total += sum(costs.step.at(*step_work(facts, cells, batch * len(step.guidance))) for step in stage.steps)
     last = plan.stages[-1]
     return total + costs.decode.at(batch * last.height * last.width / 1e3)

@@ -1,12 +1,16 @@
-"""What was measured decides between stages and one stage, where the caller does not; and says what else is slow."""
+"""What was measured decides where the caller does not: between stages and one stage, and what fits a time; and says
+what else is slow."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lssgen.bundle import Bundle
 from lssgen.engines.base import Backend
 from lssgen.measured import MEASURED, Guarantee, Measured, place_of, read_measured
-from lssgen.runtime.options import Options, request_from_options
+from lssgen.plan.budget import Budget
+from lssgen.runtime.budget import parted, within_budget
+from lssgen.runtime.options import Asked, Options, request_from_options
 
 _LOG = logging.getLogger("lssgen")
 
@@ -16,7 +20,7 @@ class Advice:
     """What to do about a run.
 
     Attributes:
-        options: Its options: one stage, where it names no `start_sigma` and one stage was measured to be faster.
+        options: Its options: one stage, where it chooses none and one stage was measured to be faster.
         notes: Sentences that its caller should read.
     """
 
@@ -44,21 +48,37 @@ def advice(bundle: Bundle, measured: Measured | None, options: Options) -> Advic
     if known is None:
         return Advice(options)
     notes = (outrun(known),) if known.outrun else ()
-    if options.get("start_sigma") is not None or len(plan.stages) == 1 or known.faster != "single":
+    if _chooses_stages(options) or len(plan.stages) == 1 or known.faster != "single":
         return Advice(options, notes)
     return Advice({**options, "start_sigma": 1.0}, (one_stage(known), *notes))
 
 
-def advised(bundle: Bundle, backend: Backend, options: Options) -> Options:
-    """The options of a run as `advice` has them; its notes go to the log.
+def advised(bundle: Bundle, backend: Backend, asked: Asked) -> Options:
+    """The options of a run as `advice` has them, and with the best schedule that fits the time that the caller gives;
+    notes go to the log.
 
     Raises:
-        PlanError: The run cannot be carried out as asked.
+        PlanError: The run cannot be carried out as asked, or not in that time.
     """
-    found = advice(bundle, known_of(bundle, backend), options)
+    options, budget = parted(asked)  # first: what cannot be a time is refused before files are looked at
+    return _advised(
+        bundle, lambda: place_of(backend.name, backend.describe()), known_of(bundle, backend), options, budget
+    )
+
+
+def advised_at(bundle: Bundle, place: str, measured: Measured | None, asked: Asked) -> Options:
+    """The same for an engine on a machine, by its words and what was measured there."""
+    return _advised(bundle, lambda: place, measured, *parted(asked))
+
+
+def _advised(
+    bundle: Bundle, place: Callable[[], str], measured: Measured | None, options: Options, budget: Budget | None
+) -> Options:
+    # First: a budget then chooses among schedules that are not slower than they need be.
+    found = advice(bundle, measured, options)
     for note in found.notes:
         _LOG.info("%s", note)
-    return found.options
+    return found.options if budget is None else within_budget(bundle, place(), measured, found.options, budget)
 
 
 def one_stage(known: Guarantee) -> str:
@@ -75,4 +95,13 @@ def outrun(known: Guarantee) -> str:
     return (
         f"at {known.width} x {known.height} px this engine was measured to be slower on this machine than "
         f"{known.reference} (it took {known.engine_over_reference.ratio:.2f} times as long): choose that one"
+    )
+
+
+def _chooses_stages(options: Options) -> bool:
+    """Whether the caller says a word that fits so many stages and no others."""
+    return (
+        options.get("start_sigma") is not None
+        or bool(options.get("stage_steps"))
+        or "," in (options.get("cached_steps") or "")
     )

@@ -49,6 +49,7 @@ class Options(TypedDict, total=False):
     shorten: bool
     base_height: int
     base_width: int
+    stage_steps: tuple[int, ...]
     scaling_space: ScalingSpace
     skip_layers: bool | SkipLayerGuidance
     solver: str
@@ -56,11 +57,23 @@ class Options(TypedDict, total=False):
     timestep_spacing: TimestepSpacing
     sigma_schedule: SigmaSchedule
     eta: float
+    cached_steps: str
+    cache_order: int
     sigmas: tuple[float, ...]
     start_rule: StartRule
     injection: Injection
     token_clamp: bool
     pndm: PndmStart
+
+
+class Asked(Options, total=False):
+    """What a pipeline may be asked: words of a run, and a time that chooses some of them.
+
+    `lssgen.plan.budget.Budget` explains the two.
+    """
+
+    budget_ms: float | None
+    speedup: float | None
 
 
 MOST_PICTURES = 100_000

@@ -30,7 +30,7 @@ from lssgen.runtime.conditions import Pictures, condition_values
 from lssgen.runtime.demand import demand_of
 from lssgen.runtime.kinds import see_kinds
 from lssgen.runtime.noise import check_seed
-from lssgen.runtime.options import Options, Request, refuse_too_many, request_from_options
+from lssgen.runtime.options import Asked, Request, refuse_too_many, request_from_options
 from lssgen.runtime.origin import Start, origin_of, pasted
 from lssgen.runtime.results import (
     BatchTimes,
@@ -112,7 +112,7 @@ class Pipeline:
         noise: Sequence[Floats] = (),
         on_step: OnProgress = _silent,
         on_preview: OnPreview | None = None,
-        **options: Unpack[Options],
+        **asked: Unpack[Asked],
     ) -> Result:
         """Paint `num_images` pictures of every prompt.
 
@@ -126,10 +126,11 @@ class Pipeline:
                 not among them.
             on_step: Told about every step that the device has done; what it raises stops the run within a step.
             on_preview: Given the pictures of every stage but the last, decoded at the stage's own size.
-            options: See `Options`.
+            asked: See `Options`; and `budget_ms` or `speedup`, which choose a schedule, see
+                `lssgen.plan.budget.Budget`.
 
         Raises:
-            PlanError: The run cannot be carried out as asked; nothing was loaded.
+            PlanError: The run cannot be carried out as asked, or not in that time; nothing was loaded.
             PromptError: A prompt, a picture or the noise cannot be used.
             EngineError: A graph cannot be loaded or run, or gave NaN; or the pipeline is called while it calls back.
         """
@@ -141,31 +142,31 @@ class Pipeline:
             noise=noise,
             on_step=on_step,
             on_preview=on_preview,
-            **options,
+            **asked,
         )
         return Result.joined(list(parts))
 
-    def plan(self, **options: Unpack[Options]) -> Plan:
+    def plan(self, **asked: Unpack[Asked]) -> Plan:
         """The run as numbers; loads nothing.
 
         Raises:
             PlanError: The run cannot be carried out as asked.
         """
-        return request_from_options(self.bundle, advised(self.bundle, self.backend, options)).plan
+        return request_from_options(self.bundle, advised(self.bundle, self.backend, asked)).plan
 
-    def prepare(self, *, previews: bool = False, starts: bool = False, **options: Unpack[Options]) -> None:
+    def prepare(self, *, previews: bool = False, starts: bool = False, **asked: Unpack[Asked]) -> None:
         """Build what is missing and load what runs like this need, so that the first of them does not wait.
 
         Args:
             previews: True where the runs are given `on_preview`.
             starts: True where they start from pictures.
-            options: See `Options`.
+            asked: As for calling the pipeline.
 
         Raises:
             PlanError: The run cannot be carried out as asked.
             EngineError: A graph cannot be built or loaded.
         """
-        request = request_from_options(self.bundle, advised(self.bundle, self.backend, options))
+        request = request_from_options(self.bundle, advised(self.bundle, self.backend, asked))
         demand = self._demand(request, 1, previews=previews, starts=starts)
         with self._turn():
             self._ready(demand)
@@ -180,14 +181,14 @@ class Pipeline:
         noise: Sequence[Floats] = (),
         on_step: OnProgress = _silent,
         on_preview: OnPreview | None = None,
-        **options: Unpack[Options],
+        **asked: Unpack[Asked],
     ) -> Painting:
         """As calling the pipeline, but hands out every batch as soon as it is painted, and keeps none.
 
         What is wrong with the arguments is raised by this call, not when the first batch is asked for.
         """
         see_kinds(init_image, mask_image, on_step, on_preview)
-        options = advised(self.bundle, self.backend, options)
+        options = advised(self.bundle, self.backend, asked)
         request, start = asked_run(self.bundle, options, init_image, mask_image, conditions)
         prompts = prompts_of(prompt)
         for said in unheard(request, prompts):

@@ -29,7 +29,7 @@ from lssgen.durable import clear_folder
 from lssgen.errors import PlanError, PromptError
 from lssgen.jsons import JsonError, NoFileError, convert_json, decode_json, read_bytes, read_json, read_object
 from lssgen.runtime.advice import advised
-from lssgen.runtime.options import Options, request_from_options
+from lssgen.runtime.options import Asked, Options, request_from_options
 from lssgen.runtime.pictures import LOCK, locked_folder, write_file, write_picture
 from lssgen.runtime.pipeline import Pipeline
 from lssgen.runtime.record import RECORD, RunRecord, parameters_of, read_record, record_of, write_record
@@ -149,7 +149,7 @@ class PromptFolders:
         self._pipeline = pipeline
         self._folder = folder
         # Now, and not by every run: what the record says is what is painted, whatever is measured meanwhile.
-        self._options = advised(pipeline.bundle, pipeline.backend, options)
+        self._options = advised(pipeline.bundle, pipeline.backend, Asked(**options))
         self._suffix = suffix
         self._request = request_from_options(pipeline.bundle, self._options)
         self._lock = locked_folder(folder)

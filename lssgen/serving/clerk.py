@@ -15,6 +15,7 @@ from lssgen.errors import LssgenError, RefusedError
 from lssgen.plan import Plan
 from lssgen.runtime.advice import Advice
 from lssgen.runtime.asking import asked_run, unheard
+from lssgen.runtime.candidates import Candidate, best_within, candidates
 from lssgen.runtime.noise import check_seed
 from lssgen.runtime.options import Options, Request
 from lssgen.runtime.origin import Start
@@ -27,7 +28,6 @@ from lssgen.serving.lanes import Lanes
 from lssgen.serving.model import Model
 from lssgen.serving.models import Models
 from lssgen.serving.options import ServerOptions
-from lssgen.serving.schedule import Candidate, best_within, candidates
 from lssgen.serving.work import Job
 
 OURS = ("num_images", "batch")
@@ -236,7 +236,7 @@ class Clerk:
 
         if asked.deadline_ms is None and asked.max_latency_ms is None:
             request = make(options)
-            return Candidate(request, None, ""), None
+            return Candidate(request, None), None
         jobs = self._desk.jobs
 
         def behind(request: Request) -> float | None:
@@ -244,12 +244,12 @@ class Clerk:
                 jobs, model, _painted(request, asked), asked.n, deadline, previews=asked.previews
             )
 
-        found = list(candidates(make, options, alone, self._options.least_steps))
+        found = list(candidates(make, options, alone, self._options.least_steps, model.searched))
         fastest = min((one.seconds for one in found if one.seconds is not None), default=None)
         if asked.max_latency_ms is not None:
             found = self._within(found, asked.max_latency_ms, "max_latency_ms", fastest)
         if asked.deadline_ms is not None:
-            found = [Candidate(one.request, behind(one.request), one.change) for one in found]
+            found = [replace(one, seconds=behind(one.request)) for one in found]
             quickest = min((one.seconds for one in found if one.seconds is not None), default=None)
             found = self._within(found, asked.deadline_ms, "deadline_ms", quickest)
         return found[0], fastest

@@ -16,6 +16,7 @@ from lssgen.runtime.options import Options, Request
 from lssgen.runtime.text import TextEncoder
 from lssgen.runtime.workspace import Geometry, Workspace
 from lssgen.runtime.workspaces import Workspaces
+from lssgen.schedules import Search, read_searches
 from lssgen.serving.plans import Plans
 from lssgen.serving.status import ModelInfo
 from lssgen.serving.times import StepTimes
@@ -42,6 +43,7 @@ class Model:
         self.times = StepTimes(bundle.manifest.facts.cost)
         self.bytes = sum(bundle.stored_bytes(graph) for graph in bundle.manifest.graphs)
         self.used = 0.0
+        self._searches = {(one.height, one.width): one for one in read_searches(bundle)}
         self._backend = backend
         self._measured = known_of(bundle, backend)
         self._engines: Engines | None = None
@@ -69,6 +71,10 @@ class Model:
     def engines(self) -> Engines:
         assert self._engines is not None, "a model is made ready before it works"
         return self._engines
+
+    def searched(self, request: Request) -> Search | None:
+        """The schedules that were tried for the size of a run."""
+        return self._searches.get((request.plan.height_px, request.plan.width_px))
 
     def demand(self, request: Request, batches: Sequence[int], *, starts: bool) -> Demand:
         """What a request needs of the engines, for any number of pictures that share a call."""

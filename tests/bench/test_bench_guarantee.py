@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from time import sleep
 
@@ -12,6 +13,7 @@ from lssgen.bench.guarantee import costs_of, guarantee, measured_now
 from lssgen.bench.idle import IdleBackend, IdleEngines
 from lssgen.bench.measure import measure
 from lssgen.bundle import Bundle, read_bundle
+from lssgen.commands.bench.guarantee import _other_ways
 from lssgen.commands.plan import as_measured
 from lssgen.engines.base import Binding
 from lssgen.engines.demand import Demand
@@ -213,13 +215,36 @@ def test_costs_predict_a_run_that_they_were_not_measured_at(demo: Bundle) -> Non
     assert predicted_time_ratio(staged, single, facts, free) == pytest.approx(predicted_speedup(staged, facts))
 
 
+def test_every_way_to_the_next_size_has_its_own_cost(demo: Bundle) -> None:
+    facts = demo.manifest.facts
+    free, dear = (Line(fixed=fixed, per=(0.0,)) for fixed in (0.0, 7.0))
+    step = Line(fixed=0.0, per=(0.0, 0.0))
+    costs = TimeCosts(run=0.0, step=step, stage=free, transition=free, decode=free, transitions={"pixel": dear})
+    plans = [
+        make_plan(facts, PlanOptions.from_defaults(facts.defaults, scaling_space=space))
+        for space in ("latent", "pixel")
+    ]
+    assert [predicted_ms(plan, facts, costs) for plan in plans] == [0.0, 7.0]
+
+
 def test_costs_come_from_measured_cases_and_survive_the_disk(bundle: Bundle) -> None:
     case = measure(bundle, IdleBackend, Case(name="x", options={"scaling_space": "latent"}), Effort(runs=3), prompt="a")
     costs = costs_of([case], bundle.manifest.facts, 2)
     assert costs.step.at(1.0, 0.0) > 0
+    assert set(costs.transitions) == {"latent"}
     write_measured(bundle, "here", measured_now(costs, []))
     known = read_measured(bundle, "here")
     assert isinstance(known, Measured)
     assert known.costs == costs
     with pytest.raises(BenchError, match="measure with --batches 1"):
         costs_of([], bundle.manifest.facts, 2)
+
+
+def test_every_way_to_the_next_size_is_measured_where_there_are_stages(bundle: Bundle) -> None:
+    graphs = bundle.manifest.graphs
+    both = {**graphs, "transition_pixel": graphs["transition_latent"]}
+    bundle = replace(bundle, manifest=replace(bundle.manifest, graphs=both))
+    options = {"height": 64, "width": 64, "scaling_space": "latent", "start_sigma": 0.75}
+    (other,) = _other_ways(bundle, Case(name="64x64", options=options))
+    assert (other.name, other.options) == ("64x64, pixel", {**options, "scaling_space": "pixel"})
+    assert _other_ways(bundle, Case(name="64x64", options={**options, "start_sigma": 1.0})) == []

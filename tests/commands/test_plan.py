@@ -30,11 +30,20 @@ def test_the_table_says_what_happens_in_every_stage(capsys: pytest.CaptureFixtur
     assert main(["--model", "sd3", "--size", "1024", "--steps", "40", "--shorten"]) == 0
     lines = capsys.readouterr().out.splitlines()
     head, first, second, total = (line.split() for line in lines[2:6])
-    assert head == ["stage", "pixels", "tokens", "steps", "of", "sigma", "noise", "TFLOP", "cost"]
-    assert first[:7] == ["1", "512", "x", "512", "1024", "20", "20"]
-    assert second[:12] == ["2", "1024", "x", "1024", "4096", "21", "40", "0.7606", "to", "0.0089", "0.7606", "374"]
-    assert total[0] == "41"
+    assert head == ["stage", "pixels", "tokens", "steps", "cached", "of", "sigma", "noise", "TFLOP", "cost"]
+    assert first[:8] == ["1", "512", "x", "512", "1024", "20", "0", "20"]
+    assert second[:13] == ["2", "1024", "x", "1024", "4096", "21", "0", "40", "0.7606", "to", "0.0089", "0.7606", "374"]
+    assert total[:2] == ["41", "0"]
     assert "Predicted speed-up over one stage at full size: 1.55" in lines[7]
+
+
+def test_cached_steps_are_counted_apart_from_those_that_are_evaluated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "sd3", "--steps", "40", "--cached-steps", "medium", "--start-sigma", "1"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[3][5:8] == ["22", "18", "40"]
+    assert main(["--model", "sd3", "--steps", "40", "--cached-steps", "medium", "--start-sigma", "1", "--json"]) == 0
+    (stage,) = json.loads(capsys.readouterr().out)["plan"]["stages"]
+    assert sum(len(step["cached"]) for step in stage["steps"]) == 18
 
 
 def test_json_holds_every_step_and_the_speed_up(capsysbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -3,6 +3,7 @@
 import pytest
 from rows import DEFAULTS, diffusion_facts, flow_facts
 
+from lssgen.errors import PlanError
 from lssgen.models.aliases import ALIASES
 from lssgen.plan import ModelFacts, NetworkCost, Plan, PlanOptions, SkipLayerGuidance, make_plan, predicted_speedup
 
@@ -149,3 +150,19 @@ def test_trailing_timesteps_are_as_many_as_were_asked_for() -> None:
     facts = diffusion_facts("EulerDiscreteScheduler", timestep_spacing="trailing")
     (stage,) = plan_for(facts, num_inference_steps=998, start_sigma=1.0).stages
     assert (len(stage.steps), stage.steps[-1].label) == (998, 0)
+
+
+def test_steps_may_be_said_stage_by_stage() -> None:
+    facts = flow_facts("range", DEFAULTS)
+    plan = make_plan(facts, PlanOptions.from_defaults(facts.defaults, stage_steps=(7, 20), shorten=True))
+    assert [stage.schedule_steps for stage in plan.stages] == [7, 20]
+    assert not any("steps" in note for note in plan.notes)
+    single = PlanOptions.from_defaults(facts.defaults, stage_steps=(7, 20)).in_one_stage()
+    assert [stage.schedule_steps for stage in make_plan(facts, single).stages] == [50]
+
+
+@pytest.mark.parametrize("steps", [(7,), (7, 8, 9)])
+def test_steps_for_another_number_of_stages_are_refused(steps: tuple[int, ...]) -> None:
+    facts = flow_facts("range", DEFAULTS)
+    with pytest.raises(PlanError, match=rf"stage_steps has {len(steps)} numbers, but the run has 2 stages"):
+        make_plan(facts, PlanOptions.from_defaults(facts.defaults, stage_steps=steps))

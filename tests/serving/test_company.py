@@ -44,6 +44,7 @@ def arrivals() -> st.SearchStrategy[list[Arrival]]:
             "start_sigma": st.sampled_from([0.5, 0.75, 1.0]),
             "seed": st.integers(0, 3),
             "solver": st.sampled_from(["own", "dpm++2m", "dpm++2m-sde"]),
+            "cached_steps": st.sampled_from(["off", "medium", "ultra"]),
         }
     )
     return st.lists(

@@ -11,8 +11,9 @@ from test_life import Gate
 
 from lssgen.errors import RefusedError
 from lssgen.plan.facts import NetworkCost
+from lssgen.runtime.candidates import Candidate, best_within
+from lssgen.schedules import Search, Tried
 from lssgen.serving import ImageRequest, Server
-from lssgen.serving.schedule import Candidate, best_within
 from lssgen.serving.times import Call, StepTimes, remember, remembered
 
 MS = 1e-3
@@ -47,6 +48,31 @@ def test_a_shorter_schedule_is_chosen_the_longest_that_fits(tmp_path: Path, word
         assert 0.4 * budget < quote.alone_seconds <= budget
         assert quote.request.plan.evaluations < plain.request.plan.evaluations
         assert any("the schedule was changed to be done in time" in note for note in quote.notes)
+
+
+def test_what_a_search_has_found_is_chosen_by_its_quality(tmp_path: Path) -> None:
+    with fake_server(tmp_path, least_steps=4) as server:
+        slow(server, per_cell=1e-3)
+        few, many = (
+            Tried(words={"num_inference_steps": steps, "start_sigma": 1.0}, steps=(steps,), quality=quality, ms=0.0)
+            for steps, quality in ((2, 0.9), (4, 0.5))
+        )
+        search = Search(
+            height=64,
+            width=64,
+            written="now",
+            judge="score",
+            prompts=1,
+            axes=("num_inference_steps", "start_sigma"),
+            tried=(few, many),
+        )
+        server._models.first._searches = {(64, 64): search}
+        plain = server.quote(ImageRequest(prompt="a", options={"seed": 0}))
+        assert plain.alone_seconds is not None
+        budget = {"max_latency_ms": 0.9e3 * plain.alone_seconds}
+        quote = server.quote(ImageRequest(prompt="a", options={"seed": 0}, **budget))
+        assert [len(stage.steps) for stage in quote.request.plan.stages] == [2]
+        assert any("num_inference_steps 2, start_sigma 1.0" in note for note in quote.notes)
 
 
 def test_what_no_schedule_can_do_is_refused_at_once_with_the_fastest(tmp_path: Path) -> None:
@@ -145,7 +171,7 @@ def test_what_was_not_measured_is_estimated_by_arithmetic(
 def test_the_longest_schedule_that_fits_is_chosen_and_the_one_that_was_asked_for_if_it_fits(
     seconds: list[float | None], budget: float
 ) -> None:
-    found: list[Any] = [Candidate(cast(Any, number), time, "") for number, time in enumerate(seconds)]
+    found: list[Any] = [Candidate(cast(Any, number), time) for number, time in enumerate(seconds)]
     chosen, fastest = best_within(iter(found), budget)
     times = [time or 0.0 for time in seconds]
     assert (fastest.seconds or 0.0) == min(times)

@@ -23,10 +23,13 @@ from lssgen.engines.registry import ENGINES, open_backend, words_of
 from lssgen.errors import BenchError, EngineError
 from lssgen.measured import MEASURED, Guarantee, Measured, place_of, read_measured, write_measured
 from lssgen.runtime import Pipeline
+from lssgen.runtime.options import request_from_options
 
 EXAMPLES = ("demo --engine openvino", "bundles/sd3 --sizes 512,1024 --pairs 20")
 
 _LOG = logging.getLogger("lssgen")
+_TRANSITION = "transition_"
+_FEW = Effort(runs=5, warmup=1)
 
 
 def build_parser(prog: str) -> Parser:
@@ -45,6 +48,17 @@ def build_parser(prog: str) -> Parser:
     )
     parser.add_argument("--forget", action="store_true", help="remove what was measured from the bundle, and end")
     return parser
+
+
+def _other_ways(bundle: Bundle, case: Case) -> list[Case]:
+    """The same run with every other way to the next size that the bundle has; none where it has one stage."""
+    plan = request_from_options(bundle, case.run_options).plan
+    spaces = [name.removeprefix(_TRANSITION) for name in bundle.manifest.graphs if name.startswith(_TRANSITION)]
+    return [
+        Case(name=f"{case.name}, {space}", options={**case.options, "scaling_space": space})
+        for space in spaces
+        if len(plan.stages) > 1 and space != plan.scaling_space
+    ]
 
 
 def work(args: argparse.Namespace) -> int:
@@ -70,11 +84,12 @@ def work(args: argparse.Namespace) -> int:
     cases: list[CaseResult] = []
     with watched(args, _LOG.info) as watch:
         for size in args.sizes or bundle.manifest.resolutions:
-            case, made = job.measured(size, options, watch.at)
-            cases.append(case)
+            now, made = job.measured(size, options, watch.at)
+            cases += now
             found = [one for one in found if (one.height, one.width) != size] + ([made] if made else [])
             _write(bundle, place, measured_now(costs_of(cases, bundle.manifest.facts, passes), found))
-            print("\n".join(guarantees(job.engine, (made,))) if made else f"{case.name}: one stage anyway", flush=True)
+            said = guarantees(job.engine, (made,)) if made else [f"{now[0].name}: one stage anyway"]
+            print("\n".join(said), flush=True)
     return 0
 
 
@@ -95,23 +110,26 @@ class _Job:
 
     def measured(
         self, size: Size, options: Mapping[str, Any], hear: OnRun
-    ) -> tuple[CaseResult, Guarantee | None]:  # fmt: skip
-        """The parts of one size, and its guarantee; without the reference, and a line that says so, where that one
-        cannot run."""
+    ) -> tuple[list[CaseResult], Guarantee | None]:  # fmt: skip
+        """The parts of one size, by every way to the next one, and its guarantee; without the reference, and a line
+        that says so, where that one cannot run."""
         own = {**options, "height": size[0], "width": size[1]}
         case, opened = Case(name=f"{size[1]}x{size[0]}", options=own), partial(open_backend, self.engine, **self.words)
-        result = measure(self.bundle, opened, case, Effort(runs=5, warmup=1), prompt=self.prompt, on_run=hear)
+        results = [
+            measure(self.bundle, opened, one, _FEW, prompt=self.prompt, on_run=hear)
+            for one in (case, *_other_ways(self.bundle, case))
+        ]
         reference = ENGINES[self.engine].reference
         ask = partial(guarantee, size=size, options=own, pairs=self.pairs, prompt=self.prompt, on_run=hear)
         with Pipeline(self.bundle, opened()) as pipeline:
             if not reference:
-                return result, ask(pipeline)
+                return results, ask(pipeline)
             try:
                 with Pipeline(self.bundle, open_backend(reference, **words_of(reference, self.words))) as plain:
-                    return result, ask(pipeline, reference=plain, reference_name=reference)
+                    return results, ask(pipeline, reference=plain, reference_name=reference)
             except EngineError as error:
                 _LOG.warning("%s is not compared with %s: %s", self.engine, reference, error)
-                return result, ask(pipeline)
+                return results, ask(pipeline)
 
 
 def _write(bundle: Bundle, place: str, measured: Measured) -> None:

@@ -89,6 +89,8 @@ class Common(Struct, kw_only=True, forbid_unknown_fields=True):
     timestep_spacing: Literal["own", "leading", "trailing", "linspace"] | None = None
     sigma_schedule: Literal["own", "default", "karras", "exponential", "beta"] | None = None
     eta: Share | None = None
+    cached_steps: Annotated[str, Meta(max_length=10_000)] | None = None
+    cache_order: Literal[0, 1] | None = None
     deadline_ms: Milliseconds | None = None
     max_latency_ms: Milliseconds | None = None
 
@@ -110,6 +112,8 @@ RUN_WORDS = (
     "timestep_spacing",
     "sigma_schedule",
     "eta",
+    "cached_steps",
+    "cache_order",
     "strength",
 )
 """Fields that are handed to the run as they are, by the same name."""
