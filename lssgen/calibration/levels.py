@@ -20,6 +20,7 @@ from lssgen.calibration.spectra import (
     Floats,
     band_power,
     covering_share,
+    deciding_band,
     law,
     mean_of,
     spectral_share,
@@ -219,10 +220,18 @@ def markdown(levels: Levels) -> str:
         "",
         f"{levels.space}: P(f) = {a:.4g} f^-{b:.3f}, {levels.pictures} photographs of {levels.crop_px} px.",
         f"Start that covers all but {levels.quality:g} of a band's power: "
-        + ", ".join(f"{name} {share:.3f}" for name, share in levels.covering.items())
+        + ", ".join(f"{name} {share:.3f} ({_decided(levels, name)})" for name, share in levels.covering.items())
         + f"; published 0.75; SPEED's by the spectrum alone {levels.spectral:.3f}.",
     ]
     return "\n".join(lines)
+
+
+def _decided(levels: Levels, space: ScalingSpace) -> str:
+    """The frequencies that decide a transition's level."""
+    if not levels.covering[space]:
+        return "none is needed"
+    band = deciding_band(np.asarray(levels.power), np.asarray(levels.error[space]), levels.quality)
+    return f"by {levels.edges[band]:.3f} to {levels.edges[band + 1]:.3f}"
 
 
 def _see_crop(job: LevelsJob) -> None:

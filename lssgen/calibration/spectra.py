@@ -101,8 +101,18 @@ def covering_share(power: Floats, error: Floats, quality: float) -> float:
     Returns:
         Noise over picture and noise, for pictures of unit deviation, in [0, 1).
     """
-    ratio = sqrt(max(0.0, float((np.sqrt(power * error / quality) - power).max())))
+    ratio = sqrt(max(0.0, float(_needed(power, error, quality).max())))
     return ratio / (1 + ratio)
+
+
+def deciding_band(power: Floats, error: Floats, quality: float) -> int:
+    """Number of the band that needs the most noise."""
+    return int(_needed(power, error, quality).argmax())
+
+
+def _needed(power: Floats, error: Floats, quality: float) -> Floats:
+    """(bands,) r^2 that covers each band's error; below 0 where it needs none."""
+    return np.sqrt(power * error / quality) - power
 
 
 def spectral_share(a: float, b: float, quality: float) -> float:

@@ -375,7 +375,8 @@ def _covering(asked: str, space: ScalingSpace, known: Mapping[ScalingSpace, floa
             f"start_sigma is {AUTO}, but nothing was measured for transitions by {space!r}{measured}: run "
             "lssgen-calibrate sigma on the bundle, or give a number (published value 0.75)"
         )
-    return known[space]
+    # Where nothing needs covering, the stage still has its last step: without one it would paint nothing.
+    return max(known[space], LEAST_SIGMA)
 
 
 def _see_hand_off(asked: object) -> None:

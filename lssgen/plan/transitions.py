@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Literal
 
+from lssgen.errors import PlanError
 from lssgen.plan.facts import ScalingSpace
 
 MixValue = Literal["image", "noise", "gain", "low_noise"]
@@ -96,11 +97,14 @@ def kept_weights(left: tuple[float, float], start: tuple[float, float]) -> tuple
         start: The same of the next stage's first latent.
 
     Raises:
-        ValueError: The state is noisier than the start can hold.
+        PlanError: The state is noisier than the start can hold.
     """
     gain = SIDES * start[0] / left[0] if left[0] else 0.0
     fresh = start[1] ** 2 - (gain * left[1]) ** 2
     # Rounding may leave the least bit below nothing, where the state holds exactly as much as the start.
     if fresh < -1e-9 * start[1] ** 2:
-        raise ValueError(f"a state with {gain * left[1]:.4g} of noise does not fit a start with {start[1]:.4g}")
+        raise PlanError(
+            f"the noisy state that a stage ends with brings {gain * left[1]:.4g} of noise to a start with "
+            f"{start[1]:.4g}: its schedule goes no lower; choose another transition, sigma_schedule, or more steps"
+        )
     return gain, sqrt(max(0.0, fresh))

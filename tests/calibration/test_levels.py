@@ -14,7 +14,7 @@ from toy_bundle import toy_in_stages
 from lssgen.bundle import Bundle, read_bundle, verify
 from lssgen.calibration.bundle_space import BundleSpace
 from lssgen.calibration.levels import LEAST_PICTURES, LevelsJob, markdown, measure_levels, put_into, read_levels
-from lssgen.calibration.spectra import EDGES, band_power, centres, covering_share, law, spectral_share
+from lssgen.calibration.spectra import EDGES, band_power, centres, covering_share, deciding_band, law, spectral_share
 from lssgen.engines.registry import open_backend
 from lssgen.errors import CalibrationError
 from lssgen.plan import PlanOptions, make_plan
@@ -118,6 +118,8 @@ def test_at_the_level_that_covers_an_error_wieners_filter_leaves_the_share_that_
 
     assert left(share) == pytest.approx(quality)
     assert left(0.9 * share) > quality > left(1.1 * share)
+    alone = [covering_share(power[[band]], error[[band]], quality) for band in range(10)]
+    assert deciding_band(power, error, quality) == int(np.argmax(alone))
 
 
 def test_an_error_that_is_small_enough_needs_no_noise() -> None:
@@ -139,7 +141,7 @@ def test_what_is_measured_is_the_difference_from_the_whole_pictures_latent(job: 
     assert found.covering["dct"] == covering_share(np.asarray(found.power), np.asarray(found.error["dct"]), 0.05)
     assert read_levels(job.output) == found
     assert [path.name for path in job.output.parent.iterdir()] == [job.output.name]
-    for said in ("| cycles per cell |", "8 photographs of 256 px", "published 0.75", "SPEED"):
+    for said in ("(by 0.", "| cycles per cell |", "8 photographs of 256 px", "published 0.75", "SPEED"):
         assert said in markdown(found)
 
 

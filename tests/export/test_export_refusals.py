@@ -17,7 +17,7 @@ from lssgen.bundle import sha256_of
 from lssgen.commands import export as command
 from lssgen.errors import ExportError, LssgenError, ModelError, PlanError, UnknownModelError, UpsamplerError
 from lssgen.export.config import ExportConfig
-from lssgen.export.export import export
+from lssgen.export.export import design, export
 from lssgen.models.aliases import ALIASES
 
 
@@ -239,3 +239,29 @@ def test_the_command_ends_with_the_reason_and_leaves_nothing(
     assert "Traceback" not in last[-1]
     assert written == []
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"transitions": ("latent", "sr")}, "transitions by super-resolution need the network: give its ONNX file"),
+        (
+            {"transitions": ("resnet",)},
+            "none of the transitions asked for can be made .*: resnet needs an upsampler",
+        ),
+        ({"transitions": ()}, "none of the transitions asked for"),
+        ({"sr": Path("none.onnx")}, "none.onnx cannot be read"),
+    ],
+)
+def test_transitions_that_cannot_be_made_are_refused(
+    config: ExportConfig,
+    copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    words: dict[str, object],
+    said: str,
+) -> None:
+    monkeypatch.setenv("LSSGEN_HOME", str(tmp_path / "home"))
+    shutil.rmtree(copy / "upsampler")
+    with pytest.raises(ExportError, match=said):
+        design(replace(config, model=str(copy), **words))

@@ -26,6 +26,8 @@ options = st.fixed_dictionaries(
         "start_rule": st.sampled_from(["published", "sigma"]),
         "timestep_spacing": st.sampled_from(["own", "own", "leading", "trailing", "linspace"]),
         "sigma_schedule": st.sampled_from(["own", "own", "default", "karras", "exponential", "beta"]),
+        "scaling_space": st.sampled_from(["resnet", "dct", "selflift"]),
+        "hand_off": st.sampled_from(["own", "own", "auto"]) | st.floats(0, 0.99),
     }
 )
 

@@ -51,7 +51,7 @@ def test_a_kept_clean_latent_is_doubled_and_noised_everywhere() -> None:
 
 
 def test_a_state_that_is_too_noisy_for_a_start_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"does not fit a start with 0\.75"):
+    with pytest.raises(PlanError, match=r"brings 1\.1\d* of noise to a start with 0\.75: its schedule goes no lower"):
         kept_weights((0.3, 0.7), (0.25, 0.75))
 
 
@@ -141,6 +141,11 @@ def test_auto_is_the_level_that_was_measured_as_a_share_of_noise() -> None:
     facts = flow_facts("even", MEASURED)
     options = PlanOptions.from_defaults(facts.defaults, scaling_space="latent", start_sigma="auto")
     assert (options.start_sigma, options.start_rule) == (0.4, "sigma")
+
+
+def test_where_nothing_needs_covering_the_last_step_is_left() -> None:
+    facts = flow_facts("even", replace(DEFAULTS, covering_sigmas={"latent": 0.0}))
+    assert len(planned(facts, scaling_space="latent", start_sigma="auto").stages[1].steps) == 1
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from lssgen.engines.trt.report import Report
 from lssgen.export.config import ExportConfig
 from lssgen.export.export import export
 from lssgen.manifest import Precision
+from lssgen.plan.facts import ScalingSpace
 
 pytest.importorskip("tensorrt_rtx", reason="the wheel tensorrt-rtx-cu13 is not installed")
 
@@ -35,6 +36,9 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], int]] = {
 """How a checkpoint is written, and how many attentions its step has."""
 
 
+SPACES: tuple[ScalingSpace, ...] = ("resnet", "latent", "pixel", "dct")
+
+
 def bundle_of(family: str, precision: Precision, folder: Path) -> Bundle:
     checkpoint = CHECKPOINTS[family][0](folder / "checkpoint")
     sizes = ((64, 64), (128, 128))
@@ -44,6 +48,8 @@ def bundle_of(family: str, precision: Precision, folder: Path) -> Bundle:
             output=folder / "bundle",
             resolutions=sizes,
             precision=precision,
+            # What goes through pixels is the same in every family, but for the autoencoder's weights.
+            transitions=(*SPACES, "selflift") if family == "sd3" else SPACES,
             probe="none",
             threads=1,
         )
