@@ -4,7 +4,7 @@ from argparse import ArgumentTypeError
 
 import pytest
 
-from lssgen.commands.values import integer, number, one_of, rows_first, several, size, within
+from lssgen.commands.values import integer, number, number_or, one_of, rows_first, several, size, within
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,10 @@ def test_a_word_that_is_misspelt_is_told_its_neighbour() -> None:
         one_of(("latent", "pixel"))("pixl")
     with pytest.raises(ArgumentTypeError, match="choose one of latent, pixel"):
         one_of(("latent", "pixel"))("?")
+
+
+def test_a_word_may_stand_in_the_place_of_a_number() -> None:
+    read = number_or(("own", "auto"))
+    assert (read("0.5"), read("auto")) == (0.5, "auto")
+    with pytest.raises(ArgumentTypeError, match="'later' is not a number; nor is it own or auto"):
+        read("later")
