@@ -49,7 +49,7 @@ def by_http(room: Server, metrics: Metrics, count: int, open_at_once: int, body:
     settings, connections = HttpSettings(port=0, log="off", drain_seconds=5), Connections()
     app = app_of(room, metrics, settings=settings, connections=connections)
     with open_socket(settings) as opened:
-        server = HttpServer(uvicorn_config(app, connections, settings))
+        server = HttpServer(uvicorn_config(app, connections, settings), connections)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[opened])))
         thread.start()
         process = multiprocessing.get_context("spawn").Process(
