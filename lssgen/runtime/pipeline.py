@@ -30,6 +30,7 @@ from lssgen.runtime.conditions import Pictures, condition_values
 from lssgen.runtime.demand import demand_of
 from lssgen.runtime.kinds import see_kinds
 from lssgen.runtime.noise import check_seed
+from lssgen.runtime.open_engines import OpenEngines
 from lssgen.runtime.options import Asked, Request, refuse_too_many, request_from_options
 from lssgen.runtime.origin import Start, origin_of, pasted
 from lssgen.runtime.results import (
@@ -94,8 +95,7 @@ class Pipeline:
         self.bundle = bundle
         self.backend = backend
         self._batches = frozenset(batches)
-        self._engines: Engines | None = None
-        self._met: set[Demand] = set()
+        self._open = OpenEngines(bundle, backend)
         self._text = TextEncoder(bundle, backend)
         self._conditioner = Conditioner(bundle.manifest, self._text)
         self._workspaces = Workspaces(self._workspace, keep_bytes)
@@ -169,7 +169,7 @@ class Pipeline:
         request = request_from_options(self.bundle, advised(self.bundle, self.backend, asked))
         demand = self._demand(request, 1, previews=previews, starts=starts)
         with self._turn():
-            self._ready(demand)
+            self._open.ready(demand)
 
     def paint(
         self,
@@ -215,10 +215,7 @@ class Pipeline:
         """Free everything; the pipeline opens its engines again if it is used again."""
         with self._turn():
             self._workspaces.clear()
-            self._met.clear()
-            if self._engines is not None:
-                self._engines.close()
-            self._engines = None
+            self._open.close()
 
     def __enter__(self) -> "Pipeline":
         return self
@@ -250,24 +247,9 @@ class Pipeline:
         own = demand_of(self.bundle.manifest, request, prompts=prompts, previews=previews, starts=starts)
         return replace(own, batches=tuple(sorted({*own.batches, *self._batches})))
 
-    def _ready(self, demand: Demand) -> Engines:
-        """The engines, which hold what is demanded."""
-        try:
-            if self._engines is None:
-                self._engines = self.backend.open(self.bundle, demand)
-            elif demand not in self._met:
-                self._engines.require(demand)
-        except EngineError:
-            # A hash of every file costs seconds, so it waits until something has failed.
-            verify_bundle(self.bundle)  # raises if the reason is a file that is not what was exported
-            raise
-        # What was met stays met until the engines are closed: no batch works out all profiles again.
-        self._met.add(demand)
-        return self._engines
-
     def _workspace(self, geometry: Geometry) -> Workspace:
-        assert self._engines is not None, "a batch opens the engines before it asks for buffers"
-        return Workspace(self.bundle.manifest, self.backend, self._engines, geometry)
+        assert self._open.engines is not None, "a batch opens the engines before it asks for buffers"
+        return Workspace(self.bundle.manifest, self.backend, self._open.engines, geometry)
 
     def _canvases(self, prompts: Sequence[str], request: Request) -> list[Canvas]:
         canvases: list[Canvas] = []
@@ -280,7 +262,7 @@ class Pipeline:
     def _batch(self, run: _Run, canvases: Sequence[Canvas]) -> Result:
         with self._turn():
             began = perf_counter()
-            engines = self._ready(run.demand)
+            engines = self._open.ready(run.demand)
             loaded = perf_counter()
             text = self._conditioning(engines, run.request, canvases)
             encoded = perf_counter()

@@ -5,13 +5,12 @@ from dataclasses import replace
 from time import monotonic
 
 from lssgen.bundle import MANIFEST, Bundle
-from lssgen.bundle import verify as verify_bundle
 from lssgen.engines.base import Backend, Engines
 from lssgen.engines.demand import Demand
-from lssgen.errors import EngineError
 from lssgen.runtime.advice import Advice, advice, known_of
 from lssgen.runtime.conditioning import Conditioner
 from lssgen.runtime.demand import demand_of
+from lssgen.runtime.open_engines import OpenEngines
 from lssgen.runtime.options import Options, Request
 from lssgen.runtime.text import TextEncoder
 from lssgen.runtime.workspace import Geometry, Workspace
@@ -46,8 +45,7 @@ class Model:
         self._searches = {(one.height, one.width): one for one in read_searches(bundle)}
         self._backend = backend
         self._measured = known_of(bundle, backend)
-        self._engines: Engines | None = None
-        self._met: set[Demand] = set()
+        self._open = OpenEngines(bundle, backend)
         self._workspaces = Workspaces(self._make, keep_bytes)
 
     def advice(self, options: Options) -> Advice:
@@ -60,7 +58,7 @@ class Model:
 
     @property
     def loaded(self) -> bool:
-        return self._engines is not None
+        return self._open.engines is not None
 
     @property
     def buffer_bytes(self) -> int:
@@ -69,8 +67,8 @@ class Model:
 
     @property
     def engines(self) -> Engines:
-        assert self._engines is not None, "a model is made ready before it works"
-        return self._engines
+        assert self._open.engines is not None, "a model is made ready before it works"
+        return self._open.engines
 
     def searched(self, request: Request) -> Search | None:
         """The schedules that were tried for the size of a run."""
@@ -83,7 +81,7 @@ class Model:
 
     def holds(self, demand: Demand) -> bool:
         """Whether `require` has nothing to do."""
-        return self._engines is not None and demand in self._met
+        return self._open.holds(demand)
 
     def require(self, demand: Demand) -> None:
         """Load, and build where that is missing, what is demanded.
@@ -92,15 +90,7 @@ class Model:
             BundleError, EngineError: It cannot be loaded.
         """
         self.used = monotonic()
-        try:
-            if self._engines is None:
-                self._engines = self._backend.open(self.bundle, demand)
-            elif demand not in self._met:
-                self._engines.require(demand)
-        except EngineError:
-            verify_bundle(self.bundle)  # raises if the reason is a file that is not what was exported
-            raise
-        self._met.add(demand)
+        self._open.ready(demand)
 
     def workspace(self, geometry: Geometry) -> Workspace:
         """Buffers of a geometry."""
@@ -113,10 +103,7 @@ class Model:
     def close(self) -> None:
         """Free engines and buffers; it is loaded again when it is asked for."""
         self._workspaces.clear()
-        self._met.clear()
-        if self._engines is not None:
-            self._engines.close()
-        self._engines = None
+        self._open.close()
 
     def info(self, aliases: Sequence[str]) -> ModelInfo:
         """What the server says of it."""

@@ -287,7 +287,7 @@ def test_engines_that_were_replaced_are_bound_anew(tmp_path: Path) -> None:
     for engine in engines._loaded.values():
         engine.closed = True
     engines._loaded.clear()
-    pipeline._met.clear()
+    pipeline._open._met.clear()
     assert np.array_equal(pipeline("a", **LATENT).latents, before)
 
 

@@ -161,8 +161,8 @@ def test_memory_is_known_before_the_buffers_are_made(
     pipeline = Pipeline(bundle, backend)
     pipeline.prepare(start_sigma=1.0)
     geometry = Geometry(sizes=((height, width),), batch=batch, text=(("text", (1,)),), scaling_space="")
-    assert pipeline._engines is not None
-    workspace = Workspace(bundle.manifest, backend, pipeline._engines, geometry)
+    assert pipeline._open.engines is not None
+    workspace = Workspace(bundle.manifest, backend, pipeline._open.engines, geometry)
     names = ("negative", "positive")[:branches]
     workspace.step(0, 0, names)
     assert lane_bytes(bundle.manifest, (height, width), branches, batch) == workspace.bytes
