@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import full_size_export as full_size
+from benchmarks.saving import save
 
 RESULTS = Path(__file__).parent / "results" / "full_size_build.json"
 SIDES = {"sd15": (512, 1024), "sd3-medium": (512, 1024), "sdxl": (512, 1024)}
@@ -101,9 +102,7 @@ def build(folder: Path, model: str, target: str) -> dict[str, Any]:
 
 def record(model: str, found: Mapping[str, Any]) -> None:
     print(model, json.dumps(found, indent=2), flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps({**results, model: found}, indent=2) + "\n")
+    save(RESULTS, model, found)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
+
+from benchmarks.saving import save
+from lssgen.machine import cpu_name
 
 RESULTS = Path(__file__).parent / "results" / "full_size_export.json"
 GOALS = {
@@ -65,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(TASKS[args.child[3]](args.work, *args.child[:3])))
         return 0
     for model in args.models:
-        record(model, measured(args.work / model, model, text=args.text))
+        save(RESULTS, model, measured(args.work / model, model, text=args.text))
         shutil.rmtree(args.work / model, ignore_errors=True)
     return 0
 
@@ -250,26 +253,12 @@ def conditions() -> dict[str, Any]:
     packages = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
     }
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def record(model: str, found: Mapping[str, Any]) -> None:
-    RESULTS.parent.mkdir(exist_ok=True)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results[model] = found
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from zlib import crc32
 import numpy as np
 
 from benchmarks.full_size_export import NETWORKS, conditions, cpu_seconds, peak_gb, recipe_of, samples
+from benchmarks.saving import save
 
 RESULTS = Path(__file__).parent / "results" / "full_size_quantise.json"
 FORMATS = ("int8", "fp8", "nvfp4")
@@ -288,10 +289,7 @@ def quantise(folder: Path, form: str) -> dict[str, Any]:
 
 
 def record(model: str, found: Mapping[str, Any]) -> None:
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results[model] = found
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    save(RESULTS, model, found)
     print(f"{os.getpid()}: {model} recorded", flush=True)
 
 

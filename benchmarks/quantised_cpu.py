@@ -34,6 +34,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from benchmarks.saving import save
 from lssgen.bundle import Bundle, read_bundle
 from lssgen.calibration.products import products_of
 from lssgen.calibration.quality import Bound, Runs
@@ -42,6 +43,7 @@ from lssgen.calibration.ranges import RangesJob, measure_ranges
 from lssgen.demo import write_demo_bundle
 from lssgen.engines.demand import Demand, profiles_of
 from lssgen.engines.registry import open_backend
+from lssgen.machine import cpu_name
 from lssgen.manifest import Precision
 from lssgen.models.quantisation import sensitivity_of
 from lssgen.parity.samples import sample_inputs
@@ -88,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             cell = bundle.manifest.facts.cell_px
             found["sizes"][f"{size[1] // cell}x{size[0] // cell}"] = rows
             print(json.dumps(rows, indent=1), flush=True)
-        record(model, {**found, "failed": dict(FAILED)})
+        save(RESULTS, model, {**found, "failed": dict(FAILED)})
     print(markdown(json.loads(RESULTS.read_text())))
     return 0
 
@@ -342,7 +344,7 @@ def conditions(args: argparse.Namespace) -> dict[str, Any]:
     names = ("onnxruntime", "openvino", "nncf", "onnx-ir", "numpy")
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 1),
         "threads": args.threads,
@@ -357,20 +359,6 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return ""
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def record(model: str, found: Mapping[str, Any]) -> None:
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results[model] = found
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from typing import Any
 
 from benchmarks.cpu.contestants import engine_of
 from benchmarks.cpu.models import bundle_of
-from benchmarks.cpu.turns import clock_of, conditions, in_turn, save, timed_by, times_as_fast
+from benchmarks.cpu.turns import clock_of, conditions, in_turn, timed_by, times_as_fast
+from benchmarks.saving import save
 from lssgen.bench.cases import Case, Effort
 from lssgen.bench.guarantee import costs_of
 from lssgen.bench.measure import measure

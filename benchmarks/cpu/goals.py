@@ -22,7 +22,8 @@ import numpy as np
 
 from benchmarks.cpu.contestants import TORCH, lssgen_run, lssgen_step, psnr, torch_run, torch_step
 from benchmarks.cpu.models import SIZES, ZEROS, bundle_of, checkpoint_of
-from benchmarks.cpu.turns import Times, clock_of, conditions, in_turn, save, times_as_fast
+from benchmarks.cpu.turns import Times, clock_of, conditions, in_turn, times_as_fast
+from benchmarks.saving import save
 from lssgen.bench.cases import wordings
 from lssgen.bundle import Bundle
 from lssgen.demo import CHECKPOINT

@@ -22,8 +22,9 @@ import numpy as np
 
 from benchmarks.cpu.goals import RUNS, STAGES, WAYS
 from benchmarks.cpu.models import ZEROS, bundle_of, checkpoint_of
-from benchmarks.cpu.turns import clock_of, conditions, save
+from benchmarks.cpu.turns import clock_of, conditions
 from benchmarks.demo_quality import held_out_prompts, wilson
+from benchmarks.saving import save
 from lssgen.bench.cases import wordings
 
 RESULTS = Path(__file__).parents[1] / "results" / "cpu_peers.json"

@@ -18,7 +18,8 @@ import openvino as ov
 
 from benchmarks.cpu.models import SIZES, bundle_of
 from benchmarks.cpu.trials import inputs_of
-from benchmarks.cpu.turns import clock_of, conditions, save
+from benchmarks.cpu.turns import clock_of, conditions
+from benchmarks.saving import save
 from lssgen.bundle import Bundle
 from lssgen.engines.demand import branch_counts
 from lssgen.plan.timing import step_work

@@ -20,7 +20,8 @@ import numpy as np
 import onnxruntime as ort
 
 from benchmarks.cpu.models import SIZES, bundle_of
-from benchmarks.cpu.turns import clock_of, conditions, in_turn, save, times_as_fast
+from benchmarks.cpu.turns import clock_of, conditions, in_turn, times_as_fast
+from benchmarks.saving import save
 from lssgen.bundle import Bundle
 from lssgen.engines.cpu.probe import VOCABULARY
 from lssgen.engines.demand import Demand, profiles_of

@@ -1,11 +1,9 @@
 """Contestants in turn: every round, each once, beginning with another one; ratios are of one round."""
 
-import json
 import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
 from typing import Any, Literal, TypeVar
@@ -94,11 +92,3 @@ def conditions(threads: int) -> dict[str, object]:
     facts = environment({"threads": threads})
     return {"machine": dict(facts.machine), "software": dict(facts.software), "state": dict(facts.state),
             "threads": threads, "date": facts.written, "load_now": os.getloadavg()[0]}  # fmt: skip
-
-
-def save(path: Path, key: str, value: object) -> None:
-    """Put a part of the results into a file, and leave the others."""
-    whole = json.loads(path.read_text()) if path.exists() else {}
-    whole[key] = value
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(whole, indent=2) + "\n")
