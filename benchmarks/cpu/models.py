@@ -18,9 +18,10 @@ from lssgen.demo import CHECKPOINT, write_demo_bundle
 SIZES: Mapping[str, tuple[int, ...]] = {"demo": (128, 256), "sd3-123m": (256, 512, 1024)}
 """Picture sizes at which steps are measured."""
 
-ZEROS: Mapping[str, int] = {"demo": 0, "sd3-123m": 256}
+ZEROS: Mapping[str, int] = {"demo": 0, "sd3-123m": 77}
 """Rows of zeros that stand for T5's tokens where a model has no T5: none in the demo model, which was trained without,
-and in the other as many as diffusers has by itself. Everybody is told to have the same (`max_sequence_length`)."""
+and in the other as many as OpenVINO GenAI has, which cannot be told (diffusers has 256 by itself). Everybody else is
+told to have the same (`max_sequence_length`)."""
 
 TEXT = 64
 """Width of either text encoder, and of its pooled output."""
@@ -51,16 +52,20 @@ def bundle_of(model: str, work: Path) -> Bundle:
         if model == "demo":
             write_demo_bundle(folder)
         else:
-            _export(checkpoint_of(model, work), folder, SIZES[model])
+            _export(model, checkpoint_of(model, work), folder)
     return read_bundle(folder)
 
 
-def _export(checkpoint: Path, folder: Path, sizes: tuple[int, ...]) -> None:
+def _export(model: str, checkpoint: Path, folder: Path) -> None:
     from lssgen.export.config import ExportConfig
     from lssgen.export.export import export
 
-    resolutions = tuple((size, size) for size in sizes)
-    export(ExportConfig(model=str(checkpoint), output=folder, resolutions=resolutions, probe="small"))
+    export(
+        ExportConfig(
+            model=str(checkpoint), output=folder, probe="small", max_sequence_length=ZEROS[model],
+            resolutions=tuple((size, size) for size in SIZES[model]),
+        )
+    )  # fmt: skip
 
 
 def _write(folder: Path) -> None:
