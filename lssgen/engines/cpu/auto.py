@@ -6,7 +6,7 @@ memory, so that components of one run may be computed by different ones.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -171,7 +171,7 @@ class AutoBackend:
         inner = {name: dict(backend.describe()) for name, backend in self._backends.items()}
         last = next(reversed(self._chosen.values()), {})  # a run has one bundle
         components = {graph: str(choice) for graph, choice in last.items()}
-        return {"backend": self.name, "threads": self._options.threads, "engines": inner, "components": components}
+        return {"backend": self.name, **asdict(self._options), "engines": inner, "components": components}
 
     def chosen(self, bundle: Bundle) -> dict[str, Choice]:
         """Choice for every graph of a bundle that was asked for."""
