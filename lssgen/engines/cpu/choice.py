@@ -153,9 +153,11 @@ def _at_size(graph: str, size: Size, trials: Sequence[Trial], preferred: str) ->
 
 
 def recalled(bundle: Bundle, graph: str, threads: int, names: Sequence[str]) -> Choice | None:
-    """What was chosen on an earlier day; None if nothing was, or if it cannot be read."""
+    """What was chosen on an earlier day; None if nothing was, or if it cannot be read or be true."""
     with suppress(JsonError):
-        return read_json(_note(bundle, graph, threads, names), Choice)
+        found = read_json(_note(bundle, graph, threads, names), Choice)
+        if found.graph == graph and found.sizes and set(found.engines) <= set(names):
+            return found
     return None
 
 
