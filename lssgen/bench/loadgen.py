@@ -83,13 +83,22 @@ def at_once(paint: Callable[[int], object]) -> Send:
     return send
 
 
-def run_loadgen(send: Send, load: Load, folder: Path) -> dict[str, str]:
+def _nothing() -> None:
+    pass
+
+
+def _ignore(samples: object) -> None:
+    del samples
+
+
+def run_loadgen(send: Send, load: Load, folder: Path, on_answer: Callable[[int], object] = _ignore) -> dict[str, str]:
     """Let LoadGen measure.
 
     Args:
         send: Takes samples; their numbers are below `load.count`.
         load: How queries come.
         folder: LoadGen's logs go here.
+        on_answer: Told after every answer how many there were; from any thread, one at a time.
 
     Returns:
         LoadGen's summary: what each line says, by what it says it of.
@@ -98,11 +107,11 @@ def run_loadgen(send: Send, load: Load, folder: Path) -> dict[str, str]:
         BenchError: LoadGen is not installed, the folder cannot be written, or some samples of several went wrong.
         Exception: What went wrong with the first of all samples, where all went wrong.
     """
-    library, faults = _library(), _Faults()
+    library, answers = _library(), _Answers(on_answer)
 
     def complete(sample: int, fault: BaseException | None) -> None:
-        faults.hear(fault)
         library.QuerySamplesComplete([library.QuerySampleResponse(sample, 0, 0)])
+        answers.hear(fault)  # after it, since telling takes time
 
     def issue(samples: Sequence[Any]) -> None:
         for sample in samples:
@@ -120,7 +129,7 @@ def run_loadgen(send: Send, load: Load, folder: Path) -> dict[str, str]:
     finally:
         library.DestroyQSL(library_of_samples)
         library.DestroySUT(sut)
-    faults.tell(load.count)
+    answers.tell(load.count)
     return summary_of(folder / "mlperf_log_summary.txt")
 
 
@@ -138,17 +147,21 @@ def summary_of(path: Path) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-class _Faults:
-    """What went wrong, from any thread."""
+class _Answers:
+    """How many there were and what went wrong, from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_answer: Callable[[int], object]) -> None:
         self._lock = Lock()
+        self._on_answer = on_answer
         self._first: BaseException | None = None
+        self._done = 0
         self._count = 0
 
     def hear(self, fault: BaseException | None) -> None:
-        if fault is not None:
-            with self._lock:
+        with self._lock:
+            self._done += 1
+            self._on_answer(self._done)
+            if fault is not None:
                 self._first = self._first or fault
                 self._count += 1
 
@@ -192,11 +205,3 @@ def _library() -> Any:
     except ImportError as error:
         raise BenchError('LoadGen is needed: pip install "lssgen[bench]"') from error
     return mlperf_loadgen
-
-
-def _nothing() -> None:
-    pass
-
-
-def _ignore(samples: Sequence[int]) -> None:
-    del samples

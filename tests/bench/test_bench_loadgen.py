@@ -86,6 +86,23 @@ def test_a_run_in_which_some_queries_fail_is_no_result(tmp_path: Path) -> None:
         run_loadgen(at_once(fail_sometimes), Load(), tmp_path)
 
 
+def test_every_answer_is_told_of(tmp_path: Path) -> None:
+    heard: list[int] = []
+    run_loadgen(at_once(lambda _: None), Load(), tmp_path, heard.append)
+    assert heard == list(range(1, len(heard) + 1))
+    assert len(heard) >= 64
+
+
+def test_the_command_refuses_what_it_cannot_do_before_it_opens_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["loadgen", "none", "--set", "num_images=2", "--outdir", str(tmp_path)]) == 1
+    assert "a query of LoadGen is one picture; leave out --set num_images" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["loadgen", "none", "--outdir", str(tmp_path / "file")]) == 1
+    assert "file cannot be written: File exists; choose another place" in capsys.readouterr().err
+
+
 def test_a_summary_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="LoadGen has left no"):
         summary_of(tmp_path / "none.txt")
