@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Thread
 from typing import Any, Literal
 
 from lssgen.choices import choice, refuse_outside
@@ -21,6 +21,10 @@ Scenario = Literal["SingleStream", "Offline", "Server"]
 LEAST_QUERIES: Mapping[Scenario, int] = {"SingleStream": 64, "Offline": 64, "Server": 459}
 """Queries from which LoadGen's early stopping can say something of the scenario's percentile with 99 % confidence: the
 90th, or in Server the 99th."""
+
+ENDS_S = 5.0
+"""Seconds that a test is given to end when it is stopped. A slow Server's takes longer: its queries come when they
+come."""
 
 Answered = Callable[[BaseException | None], None]
 """Told once that a sample is done, from any thread: None, or what went wrong."""
@@ -108,6 +112,10 @@ def run_loadgen(send: Send, load: Load, folder: Path, on_answer: Callable[[int],
         Exception: What went wrong with the first of all samples, where all went wrong.
     """
     library, answers = _library(), _Answers(on_answer)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BenchError(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
 
     def complete(sample: int, fault: BaseException | None) -> None:
         library.QuerySamplesComplete([library.QuerySampleResponse(sample, 0, 0)])
@@ -115,22 +123,40 @@ def run_loadgen(send: Send, load: Load, folder: Path, on_answer: Callable[[int],
 
     def issue(samples: Sequence[Any]) -> None:
         for sample in samples:
-            send(int(sample.index), partial(complete, sample.id))
+            if answers.unwanted:
+                complete(sample.id, None)
+            else:
+                send(int(sample.index), partial(complete, sample.id))
 
-    sut = library.ConstructSUT(issue, _nothing)
-    library_of_samples = library.ConstructQSL(load.count, load.count, _ignore, _ignore)
+    sut, qsl = library.ConstructSUT(issue, _nothing), library.ConstructQSL(load.count, load.count, _ignore, _ignore)
+    logs = _log_settings(library, folder)
+    over, test = Event(), partial(library.StartTestWithLogSettings, sut, qsl, _settings(library, load), logs, "")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        library.StartTestWithLogSettings(
-            sut, library_of_samples, _settings(library, load), _log_settings(library, folder), ""
-        )
-    except OSError as error:
-        raise BenchError(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
+        _start(test, over)
+        over.wait()
+    except BaseException:  # Ctrl-C
+        answers.unwanted = True
+        over.wait(ENDS_S)
+        raise
     finally:
-        library.DestroyQSL(library_of_samples)
-        library.DestroySUT(sut)
+        if over.is_set():  # else LoadGen's threads still have them
+            library.DestroyQSL(qsl)
+            library.DestroySUT(sut)
     answers.tell(load.count)
     return summary_of(folder / "mlperf_log_summary.txt")
+
+
+def _start(test: Callable[[], object], over: Event) -> None:
+    """Begin a test in a thread of its own, and set `over` when it has ended. LoadGen has no way to stop one, and in the
+    main thread the exception of a signal would go through its C++, which ends the process."""
+
+    def work() -> None:
+        try:
+            test()
+        finally:
+            over.set()
+
+    Thread(target=work, name="loadgen", daemon=True).start()
 
 
 def summary_of(path: Path) -> dict[str, str]:
@@ -154,6 +180,7 @@ class _Answers:
         self._lock = Lock()
         self._on_answer = on_answer
         self._first: BaseException | None = None
+        self.unwanted = False  # since somebody has asked to stop: what LoadGen still asks is answered at once
         self._done = 0
         self._count = 0
 
