@@ -15,6 +15,9 @@ from lssgen.runtime import Options
 PROMPT = "a red star above a blue circle on a white background"
 """Prompt of every case that names none."""
 
+STAGED = "staged"
+"""Word in the name of a case that another one beside it does in one stage."""
+
 _GRID = "what to measure"
 
 
@@ -99,7 +102,7 @@ def cases_of(grid: Grid, shared: Mapping[str, Any]) -> tuple[Case, ...]:
         BenchError: One of these options is a side of the grid.
     """
     _refuse_twice(grid, shared)
-    stages = (("staged", {}), ("one stage", {"start_sigma": 1.0})) if grid.single else (("", {}),)
+    stages = ((STAGED, {}), ("one stage", {"start_sigma": 1.0})) if grid.single else (("", {}),)
     found: dict[str, Case] = {}
     places = (grid.sizes or (None,), grid.steps or (None,), grid.batches, stages, grid.engines or ("",))
     for size, steps, batch, (kind, cut), engine in product(*places):

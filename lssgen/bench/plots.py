@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from lssgen.bench.results import BenchResult
+from lssgen.bench.tables import threads_of
 from lssgen.errors import BenchError
 
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
@@ -106,7 +107,7 @@ def _titled(figure: Any, axes: Any, result: BenchResult, what: str) -> None:
     """What is shown of what, where it was measured, and a legend that hides nothing."""
     facts = result.environment
     device = facts.machine.get("gpu.name") or facts.machine.get("cpu", "")
-    where = f"{device}, threads {facts.backend.get('threads', '?')}, {facts.written}"
+    where = f"{device}, threads {threads_of(facts)}, {facts.written}"
     axes.set_title(f"{result.bundle['name']} on {result.engine}: {what}\n{where}", fontsize=8)
     figure.legend(fontsize=8, loc="outside right upper")
 

@@ -226,6 +226,12 @@ def test_a_result_comes_back_as_it_was(result: CaseResult, tmp_path: Path) -> No
     assert "12 runs a case" in conditions(made)
 
 
+def test_a_case_that_is_called_staged_and_has_one_stage_is_told(result: CaseResult) -> None:
+    small = msgspec.structs.replace(result, name="32x32, batch 1, staged", stages=result.stages[:1])
+    said = as_table(msgspec.structs.replace(whole(small), cases=(small, result))).splitlines()
+    assert said[-1] == f"32x32, batch 1, staged: its plan has one stage anyway, of {result.stages[0].steps} steps"
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [(lambda text: text[:-40], "is damaged"), (lambda text: text[:0], "is damaged"),
