@@ -64,7 +64,7 @@ def _limits(budget: Budget) -> dict[str, float]:
     """The percentiles that are held to something.
 
     Raises:
-        BenchError: None is, or to what is no time.
+        BenchError: Nothing is, or something is held to what cannot be a time.
     """
     found: dict[str, float] = {}
     for which, most in budget.items():
