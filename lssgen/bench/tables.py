@@ -23,7 +23,7 @@ def _alone(case: CaseResult) -> list[str]:
     """Where a case that was asked for in stages has one: a size from which none is half."""
     if STAGED not in case.name.split(", ") or len(case.stages) > 1:
         return []
-    return [f"its plan has one stage anyway, of {case.stages[0].steps} steps"]
+    return [f"its plan has one stage anyway, of {sum(stage.steps for stage in case.stages)} steps"]
 
 
 def conditions(result: BenchResult) -> str:

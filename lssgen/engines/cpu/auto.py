@@ -136,6 +136,7 @@ class AutoBackend:
         self._options = options
         self._backends: dict[str, Backend] = {}
         self._chosen: dict[Path, dict[str, Choice]] = {}
+        self._told = False
 
     @property
     def name(self) -> str:
@@ -203,7 +204,12 @@ class AutoBackend:
             return known
         _LOG.info("measuring %s on %s, once on this machine", graph, " and ".join(names))
         trials = trials_of(bundle, graph, {name: self.backend(name) for name in names})
-        return remembered(bundle, threads, names, chosen(graph, trials))
+        return remembered(bundle, threads, names, chosen(graph, trials), self._tell_once)
+
+    def _tell_once(self, said: str) -> None:
+        if not self._told:
+            _LOG.warning("%s", said)
+        self._told = True
 
 
 def candidates() -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Which engine was chosen for a component at each size, why, and where that is remembered."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from math import log, prod
@@ -161,10 +161,18 @@ def recalled(bundle: Bundle, graph: str, threads: int, names: Sequence[str]) -> 
     return None
 
 
-def remembered(bundle: Bundle, threads: int, names: Sequence[str], made: Choice) -> Choice:
-    """Write a choice down, and give it back."""
-    with suppress(OSError):  # a home that one may only read: measured again at the next start
-        write_whole(_note(bundle, made.graph, threads, names), msgspec.json.encode(made))
+def remembered(
+    bundle: Bundle, threads: int, names: Sequence[str], made: Choice, tell: Callable[[str], object]
+) -> Choice:
+    """Write a choice down, and give it back; tells where that cannot be done."""
+    note = _note(bundle, made.graph, threads, names)
+    try:
+        write_whole(note, msgspec.json.encode(made))
+    except OSError as error:
+        tell(
+            f"what was measured cannot be kept in {note.parent} ({error.strerror}), so every start measures again; let "
+            "LSSGEN_HOME name a folder that can be written, or name an engine"
+        )
     return made
 
 

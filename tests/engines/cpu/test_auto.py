@@ -1,5 +1,6 @@
 """The engine that chooses: by measurement, once, and for each component."""
 
+import logging
 from importlib import import_module
 from pathlib import Path
 from shutil import copytree
@@ -143,6 +144,19 @@ def test_a_note_that_cannot_be_true_is_none_and_is_measured_again(
     monkeypatch.setattr(auto, "trials_of", lambda *_: [((32, 32), [trial("onnxruntime", 1)])])
     assert AutoBackend(ONE).choice(bundle, "step").engines == ("onnxruntime",)
     assert recalled(bundle, "step", 1, names) is not None
+
+
+def test_a_home_that_cannot_be_written_is_told_once(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LSSGEN_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(auto, "trials_of", lambda *_: [((32, 32), [trial("onnxruntime", 1)])])
+    backend = AutoBackend(ONE)
+    with caplog.at_level(logging.WARNING, "lssgen"):
+        assert [backend.choice(bundle, graph).engines for graph in ("step", "text")] == [("onnxruntime",)] * 2
+    (record,) = caplog.records
+    assert "(Not a directory), so every start measures again; let LSSGEN_HOME name a folder" in record.getMessage()
 
 
 def test_low_memory_is_another_place_for_what_is_measured() -> None:
