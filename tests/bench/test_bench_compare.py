@@ -212,6 +212,20 @@ def test_a_real_bundle_is_painted_by_this_checkout(toy: Path) -> None:
         assert one.describe["threads"] == "1"
 
 
+def test_a_file_that_cannot_be_written_is_told_before_a_round_and_rounds_that_count_are_too(
+    toy: Path, code: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["compare", f"{toy},code={code}", "--expect-same", "--rounds", "8", "--blocks", "1"]
+    out = tmp_path / "same.json"
+    assert main([*words, "-o", str(out), "--margin", "9"]) == 0
+    assert "going on" not in capsys.readouterr().err
+    monkeypatch.setattr(duel, "_round", lambda *_, **__: pytest.fail("it was measured"))
+    assert main([*words, "-o", str(out), "--margin", "9"]) == 0
+    assert f"going on with the 8 rounds in {out}" in capsys.readouterr().err
+    assert main([*words, "-o", str(out / "x.json")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["compare", "demo"], ["compare", "demo", "demo", "--expect-same"]])
 def test_one_side_or_three_make_no_comparison(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 1
