@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -33,10 +33,10 @@ class Ratio(msgspec.Struct, frozen=True, kw_only=True):
         pairs: Pairs of pictures.
     """
 
-    ratio: float
-    lower: float
-    upper: float
-    pairs: int
+    ratio: Annotated[float, msgspec.Meta(gt=0)]
+    lower: Annotated[float, msgspec.Meta(ge=0)]
+    upper: Annotated[float, msgspec.Meta(gt=0)]
+    pairs: Annotated[int, msgspec.Meta(ge=1)]
 
     @property
     def surely_slower(self) -> bool:
@@ -63,8 +63,8 @@ class Guarantee(msgspec.Struct, frozen=True, kw_only=True):
         reference: Name of the reference; "" where there is none.
     """
 
-    width: int
-    height: int
+    width: Annotated[int, msgspec.Meta(ge=1)]
+    height: Annotated[int, msgspec.Meta(ge=1)]
     staged_over_single: Ratio
     engine_over_reference: Ratio | None = None
     reference: str = ""

@@ -1,5 +1,6 @@
 """Which way is faster, per size, and what it is to cost: written beside the bundle, and heeded."""
 
+import json
 import logging
 import shutil
 from dataclasses import replace
@@ -17,6 +18,7 @@ from lssgen.bundle import Bundle, read_bundle
 from lssgen.commands.bench import main
 from lssgen.commands.bench.guarantee import _other_ways, better_costs
 from lssgen.commands.plan import as_measured
+from lssgen.commands.plan import main as plan_main
 from lssgen.engines.base import Binding
 from lssgen.engines.demand import Demand
 from lssgen.engines.registry import ENGINES, Place
@@ -292,6 +294,35 @@ def test_costs_of_few_sizes_do_not_take_the_place_of_those_of_more(bundle: Bundl
 
 
 LINE = Line(fixed=0.0, per=(0.0,))
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        (("costs", "step", "per"), [1.0]),
+        (("costs", "decode", "per"), []),
+        (("costs", "transitions"), {"resnet": {"fixed": 1.0, "per": []}}),
+        (("costs", "stage", "fixed"), -1.0),
+        (("costs", "run"), -1.0),
+        (("guarantees", 0, "width"), 0),
+        (("guarantees", 0, "staged_over_single", "lower"), -1.0),
+    ],
+)
+def test_numbers_that_nobody_has_measured_are_damage(
+    bundle: Bundle, part: tuple[Any, ...], value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that somebody has edited must neither be believed nor end a plan with a traceback."""
+    costs = TimeCosts(run=1.0, step=Line.through([(1.0, 1.0)], [1.0]), stage=LINE, transition=LINE, decode=LINE)
+    write_measured(bundle, "here", measured_now(costs, 1, [found(0.8)]))
+    whole = json.loads((bundle.folder / MEASURED).read_text())
+    inner = whole["places"]["here"]
+    for name in part[:-1]:
+        inner = inner[name]
+    inner[part[-1]] = value
+    (bundle.folder / MEASURED).write_text(json.dumps(whole))
+    assert read_measured(bundle, "here") is None
+    assert plan_main(["--bundle", str(bundle.folder), "--scaling-space", "latent"]) == 0
+    assert "measured.json is damaged: it is not what it should be" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
