@@ -27,7 +27,7 @@ from lssgen.engines.base import (
     check_buffers,
     see_graph,
 )
-from lssgen.engines.cpu.choice import LARGE_BYTES, Choice, chosen, forgotten, recalled, remembered
+from lssgen.engines.cpu.choice import LARGE_BYTES, Choice, chosen, forgotten, measuring, recalled, remembered
 from lssgen.engines.cpu.trial import trials_of
 from lssgen.engines.demand import Demand, size_in_cells
 from lssgen.engines.onnxruntime import OrtBuffer
@@ -199,12 +199,14 @@ class AutoBackend:
             BackendError: No engine runs it.
         """
         names, threads = candidates(), self._options.threads
-        known = recalled(bundle, graph, threads, names)
-        if known is not None:
+        if (known := recalled(bundle, graph, threads, names)) is not None:
             return known
-        _LOG.info("measuring %s on %s, once on this machine", graph, " and ".join(names))
-        trials = trials_of(bundle, graph, {name: self.backend(name) for name in names})
-        return remembered(bundle, threads, names, chosen(graph, trials), self._tell_once)
+        with measuring(_LOG.info):
+            if (known := recalled(bundle, graph, threads, names)) is not None:  # another process has measured it
+                return known
+            _LOG.info("measuring %s on %s, once on this machine", graph, " and ".join(names))
+            trials = trials_of(bundle, graph, {name: self.backend(name) for name in names})
+            return remembered(bundle, threads, names, chosen(graph, trials), self._tell_once)
 
     def _tell_once(self, said: str) -> None:
         if not self._told:

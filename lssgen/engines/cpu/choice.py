@@ -1,8 +1,8 @@
 """Which engine was chosen for a component at each size, why, and where that is remembered."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from math import log, prod
 from pathlib import Path
@@ -11,7 +11,7 @@ import msgspec
 
 from lssgen import paths
 from lssgen.bundle import Bundle
-from lssgen.durable import write_whole
+from lssgen.durable import locked, write_whole
 from lssgen.engines.cpu.probe import BOUNDS
 from lssgen.engines.demand import Size
 from lssgen.errors import BackendError
@@ -150,6 +150,21 @@ def _at_size(graph: str, size: Size, trials: Sequence[Trial], preferred: str) ->
         if (best.ms or 0.0) > CLEARLY * (trial.ms or 0.0):
             best = trial
     return SizeChoice(size_px=size, engine=best.engine, trials=tuple(trials))
+
+
+@contextmanager
+def measuring(say: Callable[[str], object]) -> Generator[None]:
+    """Alone on this machine: processes that measure at once disturb each other, and what they find stays for long.
+    Where no lock can be made, nobody waits."""
+    place = paths.engines() / "auto" / ".lock"
+    with ExitStack() as stack:
+        with suppress(OSError):
+            try:
+                stack.enter_context(locked(place, wait=False))
+            except TimeoutError:  # filelock's is one
+                say("another process measures engines; waiting for it")
+                stack.enter_context(locked(place))
+        yield
 
 
 def recalled(bundle: Bundle, graph: str, threads: int, names: Sequence[str]) -> Choice | None:

@@ -1,9 +1,11 @@
 """The engine that chooses: by measurement, once, and for each component."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from shutil import copytree
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from lssgen.bundle import Bundle, read_bundle
 from lssgen.commands.bench import main
 from lssgen.engines.cpu import auto
 from lssgen.engines.cpu.auto import AutoBackend
-from lssgen.engines.cpu.choice import CLEARLY, Choice, SizeChoice, Trial, _note, chosen, recalled
+from lssgen.engines.cpu.choice import CLEARLY, Choice, SizeChoice, Trial, _note, chosen, measuring, recalled, remembered
 from lssgen.engines.demand import Demand, profiles_of
 from lssgen.engines.onnxruntime import OrtBackend
 from lssgen.engines.options import OrtOptions
@@ -144,6 +146,24 @@ def test_a_note_that_cannot_be_true_is_none_and_is_measured_again(
     monkeypatch.setattr(auto, "trials_of", lambda *_: [((32, 32), [trial("onnxruntime", 1)])])
     assert AutoBackend(ONE).choice(bundle, "step").engines == ("onnxruntime",)
     assert recalled(bundle, "step", 1, names) is not None
+
+
+def test_a_process_waits_for_another_that_measures_and_takes_what_it_found(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def found(*_: object) -> list[tuple[tuple[int, int], list[Trial]]]:
+        return [((32, 32), [trial("onnxruntime", 1)])]
+
+    monkeypatch.setattr(auto, "trials_of", found)
+    with ThreadPoolExecutor(1) as pool, caplog.at_level(logging.INFO, "lssgen"):
+        with measuring(pytest.fail):
+            waiting = pool.submit(AutoBackend(ONE).choice, bundle, "step")
+            while "another process measures engines; waiting for it" not in caplog.text:
+                sleep(0.01)
+            assert not waiting.done()
+            remembered(bundle, 1, ("onnxruntime", "openvino"), only("step", "openvino"), pytest.fail)
+            monkeypatch.setattr(auto, "trials_of", lambda *_: pytest.fail("it was measured again"))
+        assert waiting.result(10).engines == ("openvino",)
 
 
 def test_a_home_that_cannot_be_written_is_told_once(
