@@ -53,6 +53,9 @@ from lssgen.verification import Verify, see_whole
 
 _LOG = logging.getLogger("lssgen")
 
+MOST_NOTES = 256
+"""Notes that are remembered as said: a pipeline that lives long may be asked for any number of budgets."""
+
 KEEP_BYTES = 2**30
 """Memory of the buffers that a pipeline keeps for later runs, beyond those of the run at hand."""
 
@@ -168,6 +171,8 @@ class Pipeline:
 
     def _tell(self, level: int, note: str) -> None:
         if note not in self._told:
+            if len(self._told) == MOST_NOTES:
+                self._told.clear()
             self._told.add(note)
             _LOG.log(level, "%s", note)
 

@@ -20,6 +20,7 @@ from lssgen.plan import Plan
 from lssgen.plan.budget import Budget
 from lssgen.plan.timing import Line, TimeCosts, predicted_ms
 from lssgen.runtime import Pipeline
+from lssgen.runtime.pipeline import MOST_NOTES
 from lssgen.schedules import SCHEDULES, Search, Tried, read_searches, write_search
 
 FREE = Line(fixed=0.0, per=(0.0,))
@@ -200,6 +201,20 @@ def test_the_run_command_paints_the_schedule_that_fits_and_records_it(
     said = json.loads((tmp_path / "a.run.json").read_text())
     assert said["configuration"]["num_inference_steps"] == 4
     assert [len(stage["steps"]) for stage in said["plan"]["stages"]] == [4, 2]
+
+
+def test_a_pipeline_forgets_what_it_has_said_before_that_fills_the_memory(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_search(bundle, SEARCH)
+    with Pipeline(bundle, IdleBackend()) as pipeline, caplog.at_level(logging.INFO, "lssgen"):
+        for _ in range(2):
+            pipeline.plan(budget_ms=500, **RUN)
+        assert caplog.text.count("budget_ms 500: ") == 1
+        for index in range(MOST_NOTES):
+            pipeline._tell(logging.DEBUG, f"note {index}")
+        pipeline.plan(budget_ms=500, **RUN)
+        assert caplog.text.count("budget_ms 500: ") == 2
 
 
 def outrun_at_64(bundle: Bundle, engine: str = "onnxruntime") -> None:
