@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,17 @@ def test_engines_are_a_side_of_the_grid(toy: Path, tmp_path: Path) -> None:
     assert main([str(toy), *QUICK, "--on", "abacus", "--quiet"]) == 1
 
 
+def test_a_prompt_that_is_too_long_is_told_once_and_not_for_every_run(
+    toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(toy), *QUICK[:-2], "--prompt", "a red circle beside a blue star on a white background", "--quiet"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(words) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("lssgen-bench: warning: prompt too long: the encoder behind 'ids' reads 8 tokens")
+
+
 def test_other_cases_are_added_to_a_file_and_those_in_it_stay(toy: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.json"
     words = [str(toy), *QUICK, "-o", str(out), "--quiet"]
@@ -156,6 +168,7 @@ def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["--sizes", "32,8"], "8 x 8 px is below min_resolution"),
         (["--on", "onnxruntime,abacus"], "there is no engine called 'abacus'"),
+        (["--set", "seed=1", "--set", "seed=2"], "--set says one of its options twice"),
         (["--set", "batch=2"], "batch is a side of the grid; say it with --batches alone"),
         (["--set", "num_images=2"], "num_images is a side of the grid; say it with --batches alone"),
         (["--sizes", "32", "--set", "height=64"], "height is a side of the grid; say it with --sizes alone"),
