@@ -252,6 +252,12 @@ def scored(codes: dict[str, tuple[str, str]], args: argparse.Namespace) -> dict[
     return found
 
 
+def _refused_too(key: str, found: dict[str, Any]) -> dict[str, Any]:
+    """What was measured before, and who else cannot load the model: nobody who was asked now can."""
+    known = json.loads(RESULTS.read_text())[key]
+    return {**known, "cannot_load": {**known["cannot_load"], **found["cannot_load"]}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
@@ -276,7 +282,8 @@ def main() -> None:
             print(f"{model} at {size} px, {steps} steps", flush=True)
             found = measured(codes_of(model, size, steps, args), args)
             about = {"steps": steps, "rounds": args.rounds, "pictures": args.pictures}
-            save(RESULTS, f"{model} {size}", {**about, "conditions": conditions(args.threads), **found})
+            part = {**about, "conditions": conditions(args.threads), **found}
+            save(RESULTS, f"{model} {size}", part if found["rows"] else _refused_too(f"{model} {size}", found))
             print(json.dumps(found, indent=2), flush=True)
 
 
