@@ -46,10 +46,16 @@ def run(command: str, work: Callable[[], None], *, quiet: bool = False) -> int:
 
 
 @contextmanager
-def warnings_as_lines() -> Generator[None]:
-    """Within it, a warning is a line of the command."""
+def warnings_as_lines(once: type[Warning] | None = None) -> Generator[None]:
+    """Within it, a warning is a line of the command; of those of the kind `once`, the first."""
+    told = False
 
-    def show(message: Warning | str, *_: object, **__: object) -> None:
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        nonlocal told
+        if category is once:
+            if told:
+                return
+            told = True
         logging.getLogger("lssgen").warning("%s", message)
 
     with warnings.catch_warnings():

@@ -26,7 +26,7 @@ from lssgen.errors import PromptError, ServingError
 from lssgen.files import as_text
 from lssgen.manifest import Picture as Feed
 from lssgen.progress import Follower, followed
-from lssgen.runtime.options import Options, Request
+from lssgen.runtime.options import Asked, Options, Request
 from lssgen.runtime.origin import read_mask, read_picture
 from lssgen.runtime.pictures import refuse_unwritable, write_picture
 from lssgen.runtime.pipeline import Pipeline
@@ -48,9 +48,7 @@ def pictures_given(args: argparse.Namespace) -> dict[str, Path]:
     return own | {f"{name}={path.name}": path for name, path in args.condition}
 
 
-def paint(
-    pipeline: Pipeline, args: argparse.Namespace, options: Options, prompts: Sequence[str], places: Places
-) -> None:
+def paint(pipeline: Pipeline, args: argparse.Namespace, asked: Asked, prompts: Sequence[str], places: Places) -> None:
     """Paint some prompts; what was written before an interruption is whole, and on record."""
     with following(args.quiet) as follow:
         painting = pipeline.paint(
@@ -59,8 +57,8 @@ def paint(
             mask_image=args.mask_image and read_mask(args.mask_image),
             conditions=_conditions(pipeline.bundle, args.condition),
             on_step=follow.step,
-            on_preview=_preview_writer(prompts, options, places) if places.previews else None,
-            **options,
+            on_preview=_preview_writer(prompts, asked, places) if places.previews else None,
+            **asked,
         )
         # Known now: nothing is painted before the first result is asked for.
         follow.request = painting.request
@@ -206,17 +204,17 @@ def _preview_writer(prompts: Sequence[str], options: Options, places: Places) ->
 
 
 def paint_file(
-    pipeline: Pipeline, args: argparse.Namespace, words: EngineOptions, options: Options, request: Request
+    pipeline: Pipeline, args: argparse.Namespace, words: EngineOptions, asked: Asked, request: Request
 ) -> None:
     """Paint a prompt file into GenEval's folders, those that are missing."""
     lines, skipped = read_prompt_file(args.prompts, bad_lines=args.bad_lines)
     for message in skipped:
         warnings.warn(f"skipped: {message}", stacklevel=1)
     suffix = f".{args.format or 'png'}"
-    with PromptFolders(pipeline, args.outdir, options, suffix) as folders:
+    with PromptFolders(pipeline, args.outdir, asked, suffix) as folders:
         missing = folders.missing(lines)
         if args.ray:
-            _paint_on_ray(pipeline, args, words, options, missing, suffix)
+            _paint_on_ray(pipeline, args, words, folders.options, missing, suffix)
         else:
             with following(args.quiet, len(missing) * folders.steps_each) as follow:
                 follow.request = request

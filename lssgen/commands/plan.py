@@ -14,7 +14,7 @@ from lssgen.commands.flags import add_flags, given
 from lssgen.commands.parser import Parser
 from lssgen.commands.plan_options import add_plan_options, given_plan_options
 from lssgen.errors import PlanError
-from lssgen.measured import all_measured
+from lssgen.measured import all_measured, fault_of
 from lssgen.models.aliases import ALIASES, facts_of_model
 from lssgen.paths import find_bundle
 from lssgen.plan import ModelFacts, Plan, PlanOptions, Stage, make_plan, predicted_speedup, stage_flops
@@ -91,6 +91,8 @@ def _within(bundle: Bundle | None, place: str | None, asked: dict[str, Any]) -> 
 
 def as_measured(bundle: Bundle, options: PlanOptions, plan: Plan) -> list[str]:
     """What `lssgen bench guarantee` has measured of the bundle, applied to this plan: a line an engine and machine."""
+    if fault := fault_of(bundle):
+        return [f"{fault}: measure again with lssgen bench guarantee {bundle.folder}"]
     facts = bundle.manifest.facts
     single = make_plan(facts, options.in_one_stage())
     lines: list[str] = []

@@ -25,6 +25,7 @@ from lssgen.commands.verify_option import add_verify_option
 from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import default_engine, open_backend
 from lssgen.errors import BundleError, PromptError
+from lssgen.measured import MEASURED
 from lssgen.paths import find_bundle
 from lssgen.plan.budget import Budget
 from lssgen.runtime.advice import advised
@@ -190,9 +191,8 @@ def _run(parser: Parser, args: argparse.Namespace, words: EngineOptions) -> None
         _refuse_contradictions(parser, args, prompts)
         _see_start(args, settings)
     bundle = read_bundle(_bundle_folder(parser.prog, args, settings))
-    if wishes := given(args, Budget):
-        options = advised(bundle, open_backend(args.engine, **words), cast(Asked, {**options, **wishes}))
-    request = request_from_options(bundle, options)
+    asked = cast(Asked, {**options, **given(args, Budget)})
+    request = request_from_options(bundle, _advised(args, words, bundle, asked))
     if args.plan_only:
         print(as_table(bundle.manifest.facts, request.plan_options, request.plan))
         return
@@ -208,10 +208,22 @@ def _run(parser: Parser, args: argparse.Namespace, words: EngineOptions) -> None
     places = Places.of(args, count)
     with _pipeline(args, words, bundle) as pipeline:
         if args.prompts:
-            paint_file(pipeline, args, words, options, request)
+            paint_file(pipeline, args, words, asked, request)
         else:
             with places.held():
-                paint(pipeline, args, options, prompts, places)
+                paint(pipeline, args, asked, prompts, places)
+
+
+def _advised(args: argparse.Namespace, words: EngineOptions, bundle: Bundle, asked: Asked) -> Options:
+    """The options of the run as it will be. What there is to say of them, painting says."""
+    if not (given(args, Budget) or bundle.path(MEASURED).is_file()):
+        return asked
+    tell = _LOG.log if args.plan_only else _unheard
+    return advised(bundle, open_backend(args.engine, **words), asked, tell)
+
+
+def _unheard(level: int, note: str) -> None:
+    del level, note
 
 
 @contextmanager

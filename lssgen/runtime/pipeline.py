@@ -1,5 +1,6 @@
 """A bundle, ready to paint: prompts in, pictures out."""
 
+import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ from lssgen.runtime.demand import demand_of
 from lssgen.runtime.kinds import see_kinds
 from lssgen.runtime.noise import check_seed
 from lssgen.runtime.open_engines import OpenEngines
-from lssgen.runtime.options import Asked, Request, refuse_too_many, request_from_options
+from lssgen.runtime.options import Asked, Options, Request, refuse_too_many, request_from_options
 from lssgen.runtime.origin import Start, origin_of, pasted
 from lssgen.runtime.results import (
     BatchTimes,
@@ -49,6 +50,11 @@ from lssgen.runtime.text import TextEncoder, prompts_of, warn
 from lssgen.runtime.workspace import Geometry, ToldSizes, Workspace, stack_each
 from lssgen.runtime.workspaces import Workspaces
 from lssgen.verification import Verify, see_whole
+
+_LOG = logging.getLogger("lssgen")
+
+MOST_NOTES = 256
+"""Notes that are remembered as said: a pipeline that lives long may be asked for any number of budgets."""
 
 KEEP_BYTES = 2**30
 """Memory of the buffers that a pipeline keeps for later runs, beyond those of the run at hand."""
@@ -101,6 +107,7 @@ class Pipeline:
         self._workspaces = Workspaces(self._workspace, keep_bytes)
         self._lock = Lock()
         self._painter: int | None = None
+        self._told: set[str] = set()
 
     def __call__(
         self,
@@ -152,7 +159,22 @@ class Pipeline:
         Raises:
             PlanError: The run cannot be carried out as asked.
         """
-        return request_from_options(self.bundle, advised(self.bundle, self.backend, asked)).plan
+        return request_from_options(self.bundle, self.advised(asked)).plan
+
+    def advised(self, asked: Asked) -> Options:
+        """The options of a run as `lssgen.runtime.advice` has them. A note is said once in a pipeline's life.
+
+        Raises:
+            PlanError: The run cannot be carried out as asked.
+        """
+        return advised(self.bundle, self.backend, asked, self._tell)
+
+    def _tell(self, level: int, note: str) -> None:
+        if note not in self._told:
+            if len(self._told) == MOST_NOTES:
+                self._told.clear()
+            self._told.add(note)
+            _LOG.log(level, "%s", note)
 
     def prepare(self, *, previews: bool = False, starts: bool = False, **asked: Unpack[Asked]) -> None:
         """Build what is missing and load what runs like this need, so that the first of them does not wait.
@@ -166,7 +188,7 @@ class Pipeline:
             PlanError: The run cannot be carried out as asked.
             EngineError: A graph cannot be built or loaded.
         """
-        request = request_from_options(self.bundle, advised(self.bundle, self.backend, asked))
+        request = request_from_options(self.bundle, self.advised(asked))
         demand = self._demand(request, 1, previews=previews, starts=starts)
         with self._turn():
             self._open.ready(demand)
@@ -188,7 +210,7 @@ class Pipeline:
         What is wrong with the arguments is raised by this call, not when the first batch is asked for.
         """
         see_kinds(init_image, mask_image, on_step, on_preview)
-        options = advised(self.bundle, self.backend, asked)
+        options = self.advised(asked)
         request, start = asked_run(self.bundle, options, init_image, mask_image, conditions)
         prompts = prompts_of(prompt)
         for said in unheard(request, prompts):

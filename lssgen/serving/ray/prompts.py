@@ -21,7 +21,7 @@ from lssgen.bundle import read_bundle
 from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import open_backend
 from lssgen.errors import ServingError
-from lssgen.runtime.options import Options
+from lssgen.runtime.options import Asked, Options
 from lssgen.runtime.pipeline import Pipeline
 from lssgen.runtime.prompt_file import PromptFolders, PromptLine
 from lssgen.runtime.results import Progress
@@ -59,7 +59,7 @@ class Worker:
 
     def __init__(self, work: Work) -> None:
         self._pipeline = Pipeline(read_bundle(work.bundle), open_backend(work.engine, **work.words))
-        self._folders = PromptFolders(self._pipeline, work.folder, work.options, work.suffix)
+        self._folders = PromptFolders(self._pipeline, work.folder, Asked(**work.options), work.suffix)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Paint the prompts of a batch, and write their folders; gives their numbers and seconds."""
