@@ -14,9 +14,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from lssgen.bundle import MANIFEST, Bundle, files, manifest_json
-from lssgen.calibration.alone import written_alone
+from lssgen.calibration.alone import bundle_in_place_of
 from lssgen.calibration.attention import decompose
-from lssgen.calibration.formats import CONVOLVING, CPU_ENGINES, TRT_ENGINES, Format, format_for
+from lssgen.calibration.formats import CONVOLVING, CPU_ENGINES, Format, format_for, see_targets
 from lssgen.calibration.insertion import Made, Recipe, Rewrite, write_quantised
 from lssgen.calibration.numbers import Floats
 from lssgen.calibration.products import Product, ends_of, products_of
@@ -26,9 +26,7 @@ from lssgen.calibration.rehearsal import rehearsed
 from lssgen.calibration.search import Choice, Work, choose
 from lssgen.calibration.speed import step_speedups
 from lssgen.calibration.statistics import Ranges, Statistics, see_fits
-from lssgen.durable import whole_folder
 from lssgen.engines.base import Backend
-from lssgen.engines.trt.targets import see_format
 from lssgen.errors import CalibrationError
 from lssgen.manifest import Graph, Manifest, Measured, NumberFormat, Quantisation
 from lssgen.models.quantisation import TEXT, sensitivity_of
@@ -101,14 +99,13 @@ def quantise(job: QuantiseJob) -> Bundle:
     """Make a quantised bundle.
 
     Raises:
-        CalibrationError: The format, the engine or the statistics do not fit; the bundle is quantised already; or what
-            comes out does not pass a gate.
+        CalibrationError: The format, the engine or the statistics do not fit; the bundle is quantised already; the
+            output's place is taken; or what comes out does not pass a gate.
         BuildError: A target has no products in the format; says which have.
         OSError: It cannot be written.
     """
     form = format_for(job.format, job.engine)
-    if job.engine in TRT_ENGINES:
-        see_format(job.targets, job.format, rtx=job.engine == "tensorrt-rtx")
+    see_targets(job.format, job.engine, job.targets)
     _see_precision(job)
     see_unquantised(job.bundle, ir.load(job.bundle.path(job.bundle.manifest.graphs["step"].file)))
     if form.activations:
@@ -118,7 +115,7 @@ def quantise(job: QuantiseJob) -> Bundle:
                 "--statistics"
             )
         see_fits(job.statistics, job.bundle)
-    with written_alone(job.output), whole_folder(job.output) as draft, followed(_LOG.info) as follower:
+    with bundle_in_place_of(job.output, job.bundle) as draft, followed(_LOG.info) as follower:
         manifest = _Making(job, form, draft, follower.at).made()
         (draft / MANIFEST).write_bytes(manifest_json(manifest))
     return Bundle(job.output, manifest)
@@ -166,12 +163,15 @@ class _Making:
     def _copy(self) -> None:
         """What stays as it is: the files of all other graphs, and the tokenizers."""
         changed = {"step", "text"} if self._job.text else {"step"}
-        gone = {name for graph in changed for name in _files_of(self._old.graphs[graph])}
-        self._take(name for name in files(self._old) if name not in gone)
+        # By what stays, and not by what goes: a data file may be that of several graphs.
+        stays = [graph for name, graph in self._old.graphs.items() if name not in changed]
+        self._take(name for graph in stays for name in _files_of(graph))
+        self._take(tokens.file for tokens in self._old.tokenizers)
 
     def _take(self, names: Iterable[str]) -> None:
         for name in names:
             if not (self._draft / name).exists():
+                (self._draft / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self._job.bundle.path(name), self._draft / name)
 
     def _tidy(self, manifest: Manifest) -> None:
@@ -221,6 +221,11 @@ class _Making:
             rewrite=self._rewrite(),
             hear=self._hear,
         )
+        if not _count(products, made):
+            raise CalibrationError(
+                f"none of the step's {len(products)} products would be in {job.format}: all are in blocks that stay as "
+                "they are, or do not fit the format; keep fewer blocks (--keep-blocks)"
+            )
         self._snr = made.snr_db
         about = Quantisation(
             format=job.format,

@@ -1,14 +1,18 @@
 """A quantised bundle: made whole or not at all, past its gates, and run by the ordinary runtime."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 from calibrating import PROMPTS, RUNS
 
 from lssgen.bundle import Bundle, read_bundle, verify
 from lssgen.calibration import quantise as module
+from lssgen.calibration.products import products_of
 from lssgen.calibration.quality import Bound, Quality, Runs, compared
 from lssgen.calibration.quantise import Gate, QuantiseJob, quantise
 from lssgen.calibration.search import Choice, Work, choose, worst_first
@@ -16,7 +20,8 @@ from lssgen.calibration.statistics import Statistics
 from lssgen.engines.demand import Demand, profiles_of
 from lssgen.engines.registry import open_backend
 from lssgen.errors import BuildError, CalibrationError
-from lssgen.manifest import Measured
+from lssgen.manifest import Measured, Quantisation
+from lssgen.models.quantisation import sensitivity_of
 from lssgen.runtime import Pipeline
 
 
@@ -123,6 +128,27 @@ def test_a_manifest_whose_small_step_is_none_is_damaged(demo: Bundle) -> None:
 
     manifest = replace(demo.manifest, small_step="decode", small_cells=256)
     assert "small_step is 'decode', which is not a graph with the ports of the step" in first_fault(manifest)
+    step = demo.manifest.graphs["step"]
+    for small in (replace(step, runs="prompt"), replace(step, axes={**step.axes, "height": "width"})):
+        damaged = replace(
+            demo.manifest, graphs={**demo.manifest.graphs, "small": small}, small_step="small", small_cells=9
+        )
+        assert "which is not a graph with the ports of the step" in first_fault(damaged)
+
+
+def test_a_manifest_whose_quantisation_counts_less_than_nothing_is_damaged(demo: Bundle) -> None:
+    from lssgen.soundness import first_fault
+
+    step = demo.manifest.graphs["step"]
+    for change, said in (
+        ({"products": -5}, "products of graph 'step' is -5"),
+        ({"attention": -1}, "attention of graph 'step' is -1"),
+    ):
+        about = replace(Quantisation(format="int8", engine="onnxruntime", products=1), **change)
+        graphs = {**demo.manifest.graphs, "step": replace(step, quantisation=about)}
+        assert said in first_fault(replace(demo.manifest, graphs=graphs))
+    few = replace(demo.manifest, graphs={**demo.manifest.graphs, "small": step}, small_step="small", small_cells=-1)
+    assert "small_cells is -1" in first_fault(few)
 
 
 def test_what_is_not_faster_is_refused_unless_forced(
@@ -191,6 +217,12 @@ def test_a_quantised_bundle_is_not_quantised_again(demo: Bundle, statistics: Sta
             BuildError,
             "sm89.* has no products in nvfp4; nvfp4 fits sm100, sm103, sm120, sm121",
         ),
+        ({"ends": 3}, CalibrationError, r"none of the step's 57 products would be in int8.*--keep-blocks"),
+        (
+            {"targets": ("sm89",)},
+            CalibrationError,
+            r"targets \(sm89\) are GPUs, and onnxruntime runs on the CPU; .*--for: tensorrt, tensorrt-rtx",
+        ),
         ({"from_px": 512}, CalibrationError, "no stage of the statistics is at least 512 px; lower --from-size"),
     ],
 )
@@ -200,6 +232,35 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(
     with pytest.raises(error, match=said):
         quantise(replace(job(demo, statistics, tmp_path), **changes))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_weight_that_is_not_finite_is_refused(demo: Bundle, tmp_path: Path) -> None:
+    """Of weights alone there are no ranges that would tell."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(demo.folder, folder)
+    step = demo.manifest.graphs["step"]
+    (product, *_) = products_of(ir.load(folder / step.file), sensitivity_of("sd3"))
+    weight = product.weight.const_value
+    assert isinstance(weight, ir.ExternalTensor)
+    with (folder / step.data[0]).open("r+b") as file:
+        file.seek((weight.offset or 0) + 400)
+        file.write(np.float32("nan").tobytes())
+    plain = QuantiseJob(
+        bundle=read_bundle(folder), output=tmp_path / "made", format="int8-weights", engine="tensorrt", text=False
+    )
+    with pytest.raises(CalibrationError, match=f"weight {product.weight.name} holds NaN or infinity.*export it again"):
+        quantise(plain)
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
+
+
+def test_a_data_file_of_several_graphs_stays_where_one_of_them_does(
+    demo: Bundle, statistics: Statistics, tmp_path: Path
+) -> None:
+    step, decode = (demo.manifest.graphs[name] for name in ("step", "decode"))
+    shared = replace(decode, data=(*decode.data, *step.data), sha256={**step.sha256, **decode.sha256})
+    bundle = Bundle(demo.folder, replace(demo.manifest, graphs={**demo.manifest.graphs, "decode": shared}))
+    made = quantise(job(bundle, statistics, tmp_path, text=False, format="int8-weights"))
+    verify(read_bundle(made.folder))
 
 
 def test_half_precision_is_refused_for_engines_of_cpus(demo: Bundle, statistics: Statistics, tmp_path: Path) -> None:
