@@ -112,6 +112,20 @@ def test_a_file_of_another_calibration_is_left_as_it_is(demo: Bundle, ranges: Pa
     assert ranges.read_bytes() == before
 
 
+def test_a_file_of_something_else_is_left_as_it_is(demo: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"weights")
+    with pytest.raises(CalibrationError, match=r"is there and holds no statistics to go on with; choose another"):
+        measure_ranges(ranges_job(demo, path))
+    assert path.read_bytes() == b"weights"
+
+
+def test_a_name_that_the_plot_would_have_is_refused(demo: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"written to a .safetensors file, and .*x.png is none"):
+        measure_ranges(ranges_job(demo, tmp_path / "x.png"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_killed_calibration_left_is_removed(demo: Bundle, tmp_path: Path) -> None:
     """Killed behind the first prompt, by a signal that nothing can be done about."""
     path = tmp_path / "demo.ranges.safetensors"
