@@ -275,6 +275,8 @@ def _gate(args: argparse.Namespace, words: EngineOptions, made_for: str) -> "Gat
     backend = open_backend(args.engine, **words)
     # The last prompts of the file: where only some were calibrated with, these were not.
     prompts = read_prompts(ranges.prompts)[-config.compare :] if config.compare else ()
+    if len(prompts) < config.compare:
+        _LOG.warning("%s holds %d prompts: so many runs are compared", ranges.prompts, len(prompts))
     return Gate(
         runs=Runs(prompts=prompts, options=_plan(args)) if prompts else None,
         backend=backend,
