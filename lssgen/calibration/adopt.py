@@ -11,10 +11,11 @@ from lssgen.bundle import MANIFEST, Bundle, files, manifest_json, sha256_of
 from lssgen.calibration.alone import bundle_in_place_of
 from lssgen.calibration.foreign import FORMATS_BY_CODES, decoded_by, see_adoptable, see_sound
 from lssgen.calibration.formats import format_for
+from lssgen.calibration.gates import Gate, measured_step, passed_speed
 from lssgen.calibration.insertion import Made
 from lssgen.calibration.products import is_quantised
 from lssgen.calibration.quality import Quality, compared
-from lssgen.calibration.quantise import Gate, changed, measured_step, passed_speed
+from lssgen.calibration.quantise import changed
 from lssgen.calibration.ranges import see_unquantised
 from lssgen.calibration.rehearsal import rehearsed
 from lssgen.calibration.storage import DataFile

@@ -15,6 +15,9 @@ from lssgen.errors import LssgenError
 STOPPED = 130
 """Exit status after a KeyboardInterrupt that no signal made."""
 
+REMEMBERED = 10_000
+"""Number of different warnings that are not said twice."""
+
 
 def run(command: str, work: Callable[[], None], *, quiet: bool = False) -> int:
     """Do the work; turn an expected failure, or being told to stop, into one line and an exit status.
@@ -47,10 +50,14 @@ def run(command: str, work: Callable[[], None], *, quiet: bool = False) -> int:
 
 @contextmanager
 def warnings_as_lines() -> Generator[None]:
-    """Within it, a warning is a line of the command."""
+    """Within it, a warning is a line of the command, once: a search paints the same prompts again and again."""
+    said: set[str] = set()
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        logging.getLogger("lssgen").warning("%s", message)
+        if (text := str(message)) not in said:
+            logging.getLogger("lssgen").warning("%s", text)
+        if len(said) < REMEMBERED:
+            said.add(text)
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -13,9 +13,9 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from lssgen.bundle import Bundle, read_bundle, verify
 from lssgen.calibration import adopt as module
 from lssgen.calibration.adopt import adopt
+from lssgen.calibration.gates import Gate
 from lssgen.calibration.products import products_of
 from lssgen.calibration.quality import Bound
-from lssgen.calibration.quantise import Gate
 from lssgen.errors import CalibrationError
 from lssgen.models.quantisation import sensitivity_of
 from lssgen.parity.samples import sample_inputs
