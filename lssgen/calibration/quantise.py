@@ -173,7 +173,9 @@ class _Making:
             _LOG.info("the text encoders are of a kind that no record knows; they stay in %s", old.precision)
             return self._with_plain_text(manifest)
         made = write_quantised(model, products, Recipe(format="int8-weights"), None, self._draft / "text-int8.onnx")
-        about = Quantisation(format="int8-weights", engine=self._job.engine, products=len(products))
+        about = Quantisation(
+            format="int8-weights", engine=self._job.engine, products=_count(products, made), kept=made.kept
+        )
         return replace(manifest, graphs={**manifest.graphs, "text": changed(old, made, "text-int8", about)})
 
     def _with_step(self, manifest: Manifest, choice: Choice) -> Manifest:

@@ -33,6 +33,9 @@ from lssgen.runtime.pipeline import Pipeline
 
 _LOG = logging.getLogger("lssgen")
 
+FEW_PROMPTS = 8
+"""Prompts below which ranges are those of too few texts: however many steps see one, it is always the same."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RangesJob:
@@ -70,6 +73,11 @@ def measure_ranges(job: RangesJob) -> Statistics:
     if job.output.suffix != SUFFIX:
         raise CalibrationError(
             f"ranges are written to a {SUFFIX} file, and {job.output} is none; give another --output"
+        )
+    if len(job.prompts) < FEW_PROMPTS:
+        _LOG.warning(
+            "ranges of %d prompts: other texts may leave them, and are cut off there; 32 to 64 are usual",
+            len(job.prompts),
         )
     with written_alone(job.output), _workplace(job) as folder:
         tapped, taps = tapped_bundle(job.bundle, products, model, folder)
