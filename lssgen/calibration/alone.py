@@ -56,7 +56,8 @@ def bundle_in_place_of(output: Path, source: Bundle) -> Generator[Path]:
         OSError: It cannot be written.
     """
     _see_free(output, source)
-    with written_alone(output), whole_folder(output) as draft:
+    place = output.absolute()  # "." has no name that others could lie beside
+    with written_alone(place), whole_folder(place) as draft:
         yield draft
 
 

@@ -67,6 +67,13 @@ def test_a_quantised_bundle_is_made_anew_but_not_with_what_somebody_put_there(de
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
+def test_the_folder_where_one_is_does_as_well(demo: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    written(Path(), demo)
+    assert [path.name for path in (tmp_path / "empty").iterdir()] == ["new"]
+
+
 def test_a_place_that_cannot_be_written_is_one_line(demo: Bundle, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CalibrationError, match=r"file/made cannot be written .*; choose another --output"):
