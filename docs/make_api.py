@@ -133,7 +133,7 @@ CONTENTS = {
         "lssgen.calibration.statistics:read_statistics",
         "lssgen.calibration.quantise:quantise",
         "lssgen.calibration.quantise:QuantiseJob",
-        "lssgen.calibration.quantise:Gate",
+        "lssgen.calibration.gates:Gate",
         "lssgen.calibration.quality:Runs",
         "lssgen.calibration.quality:Bound",
         "lssgen.calibration.adopt:adopt",

@@ -206,7 +206,7 @@ class Measured:
         speedup: Time of the one that it was made from, divided by its own, at every resolution on `engine`, by
             "width x height" in pixels; empty: not measured.
         engine: Engine that was timed, and on what.
-        slower: True where it was not faster and was made all the same.
+        slower: True where it was not faster, or not clearly, and was made all the same.
     """
 
     psnr_db: tuple[float, ...] = ()

@@ -123,6 +123,9 @@ def _graph_faults(name: str, graph: Graph) -> Iterator[str]:
                 yield from _outside({f"an axis of {port.name} of graph {name!r}": (axis, 1, LARGEST_AXIS)})
             elif axis not in graph.axes:
                 yield f"graph {name!r} does not say what axis {axis!r} of {port.name} counts"
+    if (said := graph.quantisation) is not None:
+        counts = {"products": said.products, "attention": said.attention}
+        yield from _outside({f"{word} of graph {name!r}": (count, 0, LARGEST_AXIS) for word, count in counts.items()})
     ranks = {port.name: len(port.shape) for port in (*graph.inputs, *graph.outputs)}
     if len(ranks) < len(graph.inputs) + len(graph.outputs):
         yield f"graph {name!r} has two ports of one name"
@@ -153,8 +156,9 @@ def _feed_faults(manifest: Manifest) -> Iterator[str]:
     said = {port.name: len(port.shape) + 1 for port in text.outputs}
     if manifest.small_step:
         small = manifest.graphs.get(manifest.small_step)
-        if small is None or (small.inputs, small.outputs, small.feeds) != (step.inputs, step.outputs, step.feeds):
+        if small is None or _place_of(small) != _place_of(step):
             yield f"small_step is {manifest.small_step[:80]!r}, which is not a graph with the ports of the step"
+        yield from _outside({"small_cells": (manifest.small_cells, 1, LONGEST_SIDE**2)})
     latents = 0
     for port, feed in step.feeds.items():
         if isinstance(feed, State):
@@ -167,6 +171,11 @@ def _feed_faults(manifest: Manifest) -> Iterator[str]:
             yield f"{port} is fed with {feed.output!r}, which has {said[feed.output]} axes with that of the branches"
     if latents != 1:
         yield f"the step has {latents} states that start as the latent; it needs one"
+
+
+def _place_of(graph: Graph) -> tuple[object, ...]:
+    """All that must be the same of graphs that run in each other's place."""
+    return graph.inputs, graph.outputs, graph.feeds, graph.axes, graph.runs
 
 
 def _token_faults(tokens: Tokens) -> Iterator[str]:
