@@ -44,7 +44,7 @@ NOTED_EVERY_S = 5.0
 
 def pictures_given(args: argparse.Namespace) -> dict[str, Path]:
     """Files of the pictures that a run starts from or is conditioned on, by their names for the record."""
-    own = {path.name: path for path in (args.init_image, args.mask_image) if path}
+    own = {path.name: path for path in (args.init_image, args.mask_image, args.prompt_embeds) if path}
     return own | {f"{name}={path.name}": path for name, path in args.condition}
 
 
@@ -55,6 +55,7 @@ def paint(
     with following(args.quiet) as follow:
         painting = pipeline.paint(
             prompts,
+            prompt_embeds=args.prompt_embeds,
             init_image=args.init_image and read_picture(args.init_image),
             mask_image=args.mask_image and read_mask(args.mask_image),
             conditions=_conditions(pipeline.bundle, args.condition),

@@ -28,6 +28,7 @@ from lssgen.errors import BundleError, PromptError
 from lssgen.paths import find_bundle
 from lssgen.plan.budget import Budget
 from lssgen.runtime.advice import advised
+from lssgen.runtime.embeds import prompts_with, read_embeds
 from lssgen.runtime.options import STRENGTH, Asked, Options, Request, refuse_too_many, request_from_options
 from lssgen.runtime.pictures import FORMATS
 from lssgen.runtime.pipeline import Pipeline
@@ -89,6 +90,13 @@ def _add_input(parser: Parser) -> None:
     )
     parser.add_argument(
         "--mask-image", type=Path, metavar="FILE", help="paint only where this picture is white; default: everywhere"
+    )
+    parser.add_argument(
+        "--prompt-embeds",
+        type=Path,
+        metavar="FILE",
+        help="embeddings of prompts, which lssgen encode writes, in place of what the text encoder makes of PROMPT; "
+        "default: none",
     )
     parser.add_argument(
         "--condition",
@@ -186,6 +194,8 @@ def _run(parser: Parser, args: argparse.Namespace, words: EngineOptions) -> None
     warnings.simplefilter("always", PromptWarning)
     settings = settings_from_file(args.config) if args.config else _NOTHING
     options, prompts = _options(args, settings), args.prompt or list(settings.prompts)
+    if args.prompt_embeds:
+        prompts = prompts_with(read_embeds(args.prompt_embeds), prompts or None)
     if not args.plan_only:
         _refuse_contradictions(parser, args, prompts)
         _see_start(args, settings)
@@ -278,8 +288,8 @@ def _see_start(args: argparse.Namespace, settings: Settings) -> None:
     now = pictures_given(args)
     if settings.start and not now:
         raise PromptError(
-            f"{args.config} started from {', '.join(settings.start)}: give the same with --init-image, --mask-image "
-            "and --condition"
+            f"{args.config} started from {', '.join(settings.start)}: give the same with --init-image, --mask-image, "
+            "--condition and --prompt-embeds"
         )
     if settings.start:
         known = set(settings.start.values())
@@ -293,7 +303,7 @@ def _refuse_contradictions(parser: Parser, args: argparse.Namespace, prompts: Se
     if bool(args.prompts) != bool(args.outdir) or (args.prompts and any(alone)):
         parser.error(
             "--prompts FILE.jsonl and --outdir DIR go together, and without PROMPT, --save-latents, --preview, "
-            "--init-image, --mask-image and --condition"
+            "--init-image, --mask-image, --condition and --prompt-embeds"
         )
     if args.ray and not args.prompts:
         parser.error("--ray is for prompt files; give --prompts FILE.jsonl and --outdir DIR")
