@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lssgen.bundle import Bundle, sha256_of
+from lssgen.commands.hook_options import hooks_given
 from lssgen.commands.places import Places
 from lssgen.commands.process import undisturbed
 from lssgen.durable import whole_file
@@ -191,7 +192,7 @@ def _drop(index: int, latent: Floats) -> None:
 
 
 def _noted(picture: Picture, file: Path) -> PictureRecord:
-    return PictureRecord(file=as_text(file.name), prompt=picture.prompt, seed=picture.seed)
+    return PictureRecord(file=as_text(file.name), prompt=picture.prompt, seed=picture.seed, checked=picture.checked)
 
 
 def _preview_writer(prompts: Sequence[str], options: Options, places: Places) -> OnPreview:
@@ -250,6 +251,7 @@ def _paint_on_ray(
         folder=args.outdir.resolve(),
         options=options,
         suffix=suffix,
+        hooks=hooks_given(args),
     )
     folders = {line.number: line.folder for line in missing}
     gpus = float(needs_gpu(args.engine))

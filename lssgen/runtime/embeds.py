@@ -32,7 +32,7 @@ _TYPES: Mapping[str, str] = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1",
     "BOOL": "?",
 }  # fmt: skip
-"""NumPy's types, by those of safetensors; bfloat16, which NumPy has not, is read as the halves of float32 that it is."""
+"""NumPy's types, by those of safetensors. It has no bfloat16, which is the upper half of a float32."""
 
 
 @dataclass(frozen=True, slots=True)

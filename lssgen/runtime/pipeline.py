@@ -25,6 +25,7 @@ from lssgen.ports import Array
 from lssgen.runtime.advice import advised
 from lssgen.runtime.asking import asked_run, unheard
 from lssgen.runtime.canvases import Canvas, in_batches, with_noise
+from lssgen.runtime.checking import Checker, Guard, Watermark
 from lssgen.runtime.conditioning import Conditioner
 from lssgen.runtime.conditions import Pictures, condition_values
 from lssgen.runtime.demand import demand_of
@@ -85,17 +86,25 @@ class Pipeline:
         backend: Backend from `lssgen.engines.registry.open_backend`.
         batches: Numbers of pictures that engines are compiled for whatever a run asks for, so that runs share them.
         keep_bytes: Memory of buffers to keep for later runs; those that were not used for longest go first.
+        guard: Hooks that every picture passes before it is given away; None: there are none.
 
     Raises:
         BundleError: A tokenizer cannot be read.
     """
 
     def __init__(
-        self, bundle: Bundle, backend: Backend, *, batches: Sequence[int] = (), keep_bytes: int = KEEP_BYTES
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        *,
+        batches: Sequence[int] = (),
+        keep_bytes: int = KEEP_BYTES,
+        guard: Guard | None = None,
     ) -> None:
         self.bundle = bundle
         self.backend = backend
         self._batches = frozenset(batches)
+        self._guard = guard or Guard()
         self._open = OpenEngines(bundle, backend)
         self._text = TextEncoder(bundle, backend)
         self._conditioner = Conditioner(bundle.manifest, self._text)
@@ -137,6 +146,7 @@ class Pipeline:
             PlanError: The run cannot be carried out as asked, or not in that time; nothing was loaded.
             PromptError: A prompt, a picture or the noise cannot be used.
             EngineError: A graph cannot be loaded or run, or gave NaN; or the pipeline is called while it calls back.
+            CheckError: A checker refuses a picture, or a hook failed.
         """
         parts = self.paint(
             prompt,
@@ -363,9 +373,12 @@ class Pipeline:
             noise=tuple(np.stack(stage) for stage in zip(*(canvas.noise for canvas in canvases), strict=True)),
         )
 
+        prompts = [canvas.prompt for canvas in canvases]
+
         def show(stage: int, latents: Floats) -> None:
             if run.on_preview is not None:
-                images = tuple(Image.fromarray(workspace.decode(stage, latent)) for latent in latents)
+                images = [Image.fromarray(workspace.decode(stage, latent)) for latent in latents]
+                images = tuple(passed.image for passed in self._guard(images, prompts))
                 shown = Preview(stage=stage, stages=len(geometry.sizes), first=canvases[0].number, images=images)
                 run.on_preview(shown)
 
@@ -373,15 +386,11 @@ class Pipeline:
         latents, stages = sample(workspace, request.plan, batch, history=self.bundle.manifest.history, hear=hear)
         sampled = perf_counter()
         painted = [workspace.decode(len(stages) - 1, latent) for latent in latents]
+        images = [Image.fromarray(pasted(pixels, start) if start else pixels) for pixels in painted]
+        negative = request.negative_prompt
         pictures = tuple(
-            Picture(
-                image=Image.fromarray(pasted(pixels, start) if start else pixels),
-                latent=latent,
-                prompt=canvas.prompt,
-                negative_prompt=request.negative_prompt,
-                seed=canvas.seed,
-            )
-            for canvas, latent, pixels in zip(canvases, latents, painted, strict=True)
+            Picture.of(passed, latent, prompt=canvas.prompt, negative_prompt=negative, seed=canvas.seed)
+            for canvas, latent, passed in zip(canvases, latents, self._guard(images, prompts), strict=True)
         )
         decode = perf_counter() - sampled
         times = BatchTimes(pictures=len(canvases), load=0.0, text=0.0, stages=tuple(stages), decode=decode, total=0.0)
@@ -404,6 +413,8 @@ def load(
     engine: str = "",
     batches: Sequence[int] = (),
     verify: Verify = "once",
+    checker: Checker | str | Sequence[Checker | str] | None = None,
+    watermark: Watermark | str | None = None,
     **options: Unpack[EngineOptions],
 ) -> Pipeline:
     """Open a bundle for painting.
@@ -415,16 +426,21 @@ def load(
         batches: Numbers of pictures to compile engines for, whatever the first run paints together.
         verify: When to compare every file with its hash: "always", "once" on a machine, which reads a new or changed
             bundle whole, or "never".
+        checker: Looks at every picture, previews too, before it is given away, or several that do; or a name,
+            "package.module:function". See `lssgen.runtime.checking`.
+        watermark: Changes every picture after that; or its name.
         options: Options of that engine: threads, low_memory, device_id, tf32, engines (folder of compiled ones), refit,
             weight_streaming, max_scratch, allow_unfused; see `lssgen.engines.options` and `lssgen.engines.trt.options`.
 
     Raises:
         BundleError: No bundle there, or a damaged one.
         BackendError: The engine is unknown, has no such option, or its library, driver or device is missing.
+        CheckError: A hook is not there.
     """
+    guard = Guard(checker, watermark)
     opened = read_bundle(paths.find_bundle(bundle))
     see_whole(opened, verify)
-    return Pipeline(opened, open_backend(engine, **options), batches=batches)
+    return Pipeline(opened, open_backend(engine, **options), batches=batches, guard=guard)
 
 
 def _geometry(request: Request, text: Mapping[str, Array]) -> Geometry:
