@@ -161,11 +161,8 @@ def _hook(hook: object, kind: str) -> Callable[..., object]:
 def _made(name: str, kind: str) -> object:
     module, colon, function = name.partition(":")
     try:
-        if colon:
-            make = getattr(import_module(module), function)
-        else:
-            make = entry_points(group=GROUPS[kind])[name].load()
-        return make()
+        named = entry_points(group=GROUPS[kind])
+        return (getattr(import_module(module), function) if colon else named[name].load())()
     except KeyError as error:
         known = ", ".join(sorted(entry_points(group=GROUPS[kind]).names)) or "none"
         raise CheckError(

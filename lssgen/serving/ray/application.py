@@ -60,7 +60,7 @@ class Painter:
             loras=choices.loras,
             options=convert_json(dict(choices.server_options), ServerOptions),
             observe=self._metrics.observe,
-            checker=choices.checker or None,
+            checker=list(filter(None, choices.checker.split(","))),
             watermark=choices.watermark or None,
             **choices.engine_options,
         )

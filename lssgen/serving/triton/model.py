@@ -74,7 +74,7 @@ class TritonPythonModel:
             if needs_gpu(engine):
                 words.setdefault("device_id", int(args.get("model_instance_device_id", "0")))
             options = convert_json(json.loads(given.get("server_options", "{}")), ServerOptions)
-            hooks = {name: given.get(name) or None for name in ("checker", "watermark")}
+            hooks = json.loads(given.get("hooks", "{}"))
             self._server = Server(folder, engine=engine, options=options, **hooks, **words)
         except (LssgenError, JsonError) as error:
             raise pb_utils.TritonModelException(f"{type(error).__name__}: {error}") from error
