@@ -36,7 +36,7 @@ ADDRESS = re.compile(
 """Address of a file on the hub's pages; a slash is lost where it went through a path."""
 
 _SECRETS = re.compile(r"(?<=://)[^/@\s]+@|(?<=\?)[^\s'\"),]+|\bhf_\w{4,}")
-"""What must not be shown of what a client says: names and passwords in an address, signatures behind it, tokens."""
+"""Parts of what a client says that must not be shown: names and passwords in an address, signatures behind it, tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ class Canvas:
         prompt, seed: Prompt and seed that it is painted from.
         lengths: Numbers of tokens that its prompts take.
         noise: (C, h, w) that its stages begin with; empty: drawn from the seed.
-        heard: What its branches hear, where that was given; None: what the encoder makes of the prompt.
+        heard: Conditioning that its branches hear, where that was given; None: the encoder makes it of the prompt.
     """
 
     number: int

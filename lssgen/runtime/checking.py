@@ -20,7 +20,7 @@ from PIL import Image
 from lssgen.errors import CheckError, RefusedPictureError
 
 Action = Literal["keep", "replace", "refuse"]
-"""What becomes of a picture: it is let out; another one takes its place, black where none is given; or the run, or the
+"""Fate of a picture: it is let out; another one takes its place, black where none is given; or the run, or the
 request to a server, ends with an error and gives nothing more."""
 
 GROUPS = {"checker": "lssgen.checkers", "watermark": "lssgen.watermarks"}
@@ -84,7 +84,7 @@ class Checked:
     Attributes:
         by: Name of the hook.
         action: Verdict, or "watermark".
-        reason: What the checker says.
+        reason: Reason that the checker gives.
     """
 
     by: str
@@ -119,7 +119,7 @@ class Guard:
         watermark: Changes them after that, or its name (group `lssgen.watermarks`); None: nothing does.
 
     Raises:
-        CheckError: A name leads to nothing, or what is there is no function.
+        CheckError: A name leads to nothing, or what is there is not a function.
     """
 
     def __init__(
@@ -150,11 +150,11 @@ def _hook(hook: object, kind: str) -> Callable[..., object]:
     """A hook, made where a name is given.
 
     Raises:
-        CheckError: There is none of that name, or it is no function.
+        CheckError: There is none of that name, or it is not a function.
     """
     made = _made(hook, kind) if isinstance(hook, str) else hook
     if not callable(made):
-        raise CheckError(f"{kind} {hook!r} is no function, but a {type(made).__name__}; see docs/checking.md")
+        raise CheckError(f"{kind} {hook!r} is not a function, but a {type(made).__name__}; see docs/checking.md")
     return made
 
 

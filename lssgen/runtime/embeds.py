@@ -42,7 +42,8 @@ class Embeds:
     Attributes:
         arrays: (prompts, ...) float32 by name; of a negative name also (1, ...), for all prompts.
         prompts: Texts that they were made from, for the record; empty where nobody says.
-        source: Where they come from, for messages.
+        source: Origin, for messages.
+        said: Further texts of the file, by name.
     """
 
     arrays: Mapping[str, Array]

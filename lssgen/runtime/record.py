@@ -25,7 +25,7 @@ from lssgen.runtime.results import BatchTimes, Picture
 RECORD = "run.json"
 
 CHECKED = "checked"
-"""What hooks did with a picture, among what it says about itself."""
+"""Key of what hooks did with a picture, among what it says about itself."""
 
 
 class PictureRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -95,7 +95,7 @@ class Picture:
         image: RGB.
         latent: (C, h, w) float32, final, in the model's own space.
         prompt, negative_prompt, seed: Words and number that it came from; no negative prompt is None.
-        checked: What hooks did with it. Of one that a checker replaced, the latent is zeros.
+        checked: Actions of the hooks that it has passed. Of one that a checker replaced, the latent is zeros.
     """
 
     image: Image.Image

@@ -168,10 +168,10 @@ def test_watermark_comes_after_the_checkers_and_keeps_the_latent(tmp_path: Path)
         ({"checker": "nowhere_at_all:make"}, r"checker nowhere_at_all:make cannot be made: ModuleNotFoundError"),
         ({"checker": "json:nothing"}, r"checker json:nothing cannot be made: AttributeError"),
         ({"checker": "json:loads"}, r"checker json:loads cannot be made: TypeError"),
-        ({"checker": "builtins:int"}, r"checker 'builtins:int' is no function, but a int"),
+        ({"checker": "builtins:int"}, r"checker 'builtins:int' is not a function, but a int"),
         ({"checker": "unknown"}, r"no installed package names a checker 'unknown'; there are none"),
         ({"watermark": "unknown"}, r"no installed package names a watermark 'unknown'"),
-        ({"checker": [7]}, r"checker 7 is no function"),
+        ({"checker": [7]}, r"checker 7 is not a function"),
     ],
 )
 def test_hook_that_is_not_there_is_refused_before_anything_is_loaded(given: Any, words: str) -> None:
