@@ -56,7 +56,8 @@ class Hub:
         faults: What goes wrong with the next requests for contents of large files: "cut" in the middle, "damage",
             "whole" where a range is asked for, "busy" (429), "down" (500), "slow".
         busy: Number of API requests that are answered with 429.
-        files_at: Address that large files are given at; "": this server's own.
+        url: Its address.
+        files_at: Address that large files are given at: another host, as at the hub.
     """
 
     repos: dict[str, Repo]
@@ -89,9 +90,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._blob(path.removeprefix("/blobs/"))
         elif path.startswith("/api/models/"):
             self._api(path.removeprefix("/api/models/"))
-        else:
+        elif "/resolve/" in path:
             owner, name, _, revision, file = path.removeprefix("/").split("/", 4)
             self._resolve(f"{owner}/{name}", revision, file)
+        else:  # the client asks for more than its users do
+            self._send(404, b"", {})
 
     def _api(self, path: str) -> None:
         owner, name, *rest = path.split("/")
@@ -148,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = repo.files[file]
         if len(content) < LARGE:
             return self._send(200, content, {"ETag": f'"{_oid(content)}"', **commit})
-        where = f"{self.hub.files_at or self.hub.url}/blobs/{_sha(content)}?signature=s3cret"
+        where = f"{self.hub.files_at}/blobs/{_sha(content)}?signature=s3cret"
         linked = {"X-Linked-Etag": f'"{_sha(content)}"', "X-Linked-Size": str(len(content))}
         return self._send(302, b"", {"Location": where, **linked, **commit})
 
@@ -204,6 +207,7 @@ def serving(repos: dict[str, Repo]) -> Generator[Hub]:
     handler = type("Handler", (_Handler,), {"hub": hub})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         hub.url = f"http://127.0.0.1:{server.server_port}"
+        hub.files_at = f"http://localhost:{server.server_port}"
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

@@ -56,7 +56,7 @@ class Terms:
 
     @classmethod
     def of(cls, card: Mapping[str, object], gated: object = "") -> "Terms":
-        """The terms in the head of a model card. What is no text there counts as not said.
+        """The terms in the head of a model card. Other things than texts count as not said.
 
         Source: the hub's documentation of model cards: `license`; where it is "other", `license_name`; `license_link`.
         """
@@ -139,6 +139,6 @@ def terms_of_folder(folder: Path) -> Terms:
     try:
         # Read as it is: the package's own loader reads the head alone, whatever follows.
         card: Any = metadata_load(folder / CARD) if (folder / CARD).is_file() else None
-    except Exception:  # somebody else's YAML, in which anything may be wrong; a card is no part of the model
+    except Exception:  # somebody else's YAML, in which anything may be wrong; a model works without its card
         card = None
     return Terms.of(cast("Mapping[str, object]", card)) if isinstance(card, dict) else Terms()

@@ -210,7 +210,7 @@ def _asked(name: str, ask: Callable[[], object], count: int) -> list[object]:
     """
     try:
         answered = list(cast("Sequence[object]", ask()))
-    # SystemExit of a hook too: it is no reason for a server's thread to end.
+    # SystemExit of a hook too: it is not a reason for a server's thread to end.
     except (Exception, SystemExit) as error:
         _LOG.exception("%s failed", name)
         raise CheckError(

@@ -74,7 +74,7 @@ def read_embeds(path: Path) -> Embeds:
     """Embeddings from a safetensors file; numbers of any type become float32.
 
     Raises:
-        PromptError: It cannot be read, is no safetensors file, or holds types that are no numbers.
+        PromptError: It cannot be read, is not a safetensors file, or holds other types than numbers.
     """
     try:
         data = read_regular(path, MOST_BYTES)

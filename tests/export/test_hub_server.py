@@ -42,6 +42,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Hub]:
 
 def use(server: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 2**16)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 2)
@@ -299,7 +301,6 @@ def test_whoever_is_let_in_gets_the_files_and_the_token_stays_with_the_hub(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     hub.repos[NAME].gated, hub.repos[NAME].token = "auto", "hf_letmein"
-    hub.files_at = hub.url.replace("127.0.0.1", "localhost")  # another host, as the hub's files are
     monkeypatch.setenv("HF_TOKEN", "hf_letmein")
     with caplog.at_level(logging.DEBUG):
         assert (snapshot(NAME, None, every) / WEIGHTS).read_bytes() == LARGE

@@ -126,13 +126,13 @@ def test_prompts_of_unequal_lengths_go_into_files_of_their_own(toy: Path) -> Non
         lssgen.load(toy, engine="onnxruntime", verify="never") as pipeline,
         pytest.raises(PromptError, match=r"take unequally many tokens: encode each into a file of its own"),
     ):
-        pipeline.encode(["a", "red red red red"])
+        pipeline.encode(["a", "red red red red"], scaling_space="latent")
 
 
 def test_prompts_of_any_length_paint_from_their_own_file(toy: Path) -> None:
     with lssgen.load(toy, engine="onnxruntime", verify="never") as pipeline:
         for prompt in ("a", "red red red red"):
-            arrays = pipeline.encode(prompt).arrays
+            arrays = pipeline.encode(prompt, scaling_space="latent").arrays
             painted = pipeline(prompt_embeds=arrays, scaling_space="latent")
             assert np.array_equal(painted.latents, pipeline(prompt, scaling_space="latent").latents)
 
