@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import huggingface_hub as hub
 from huggingface_hub import constants
@@ -36,7 +35,7 @@ ADDRESS = re.compile(
 """Address of a file on the hub's pages; a slash is lost where it went through a path."""
 
 _SECRETS = re.compile(r"(?<=://)[^/@\s]+@|(?<=\?)[^\s'\"),]+|\bhf_\w{4,}")
-"""Parts of what a client says that must not be shown: names and passwords in an address, signatures behind it, tokens."""
+"""Parts of what a client says that must not be shown: passwords in an address, signatures behind it, tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +60,23 @@ class HubFile:
             FetchError: The hub cannot be reached or refuses.
         """
         path = snapshot(self.repository, self.revision, self._chosen) / self.file
-        return path if path.is_file() else self._missing()
+        if not path.is_file():  # of a client that keeps no list of what a repository has
+            raise FetchError(
+                f"{self.file} of {self.repository} was not fetched before, and the hub cannot be asked: check the "
+                "connection and HF_HUB_OFFLINE, or give a local file"
+            )
+        return path
 
     def terms(self) -> Terms:
         """The terms of its repository; those that are not known where the hub cannot be asked."""
         return _terms(self.repository)
 
     def _chosen(self, names: list[str]) -> list[str]:
-        return [self.file] if self.file in names else self._missing()
-
-    def _missing(self) -> NoReturn:
-        raise UnknownModelError(
-            f"{self.repository} has no {self.file}; its files are listed at {SITE}/{self.repository}/tree/main"
-        )
+        if self.file not in names:
+            raise UnknownModelError(
+                f"{self.repository} has no {self.file}; its files are listed at {SITE}/{self.repository}/tree/main"
+            )
+        return [self.file]
 
 
 def hub_file(name: str) -> HubFile | None:
@@ -197,12 +200,23 @@ def _kept(repository: str, revision: str | None, choose: Callable[[list[str]], l
     """The folder of what was fetched before.
 
     Raises:
-        Exception: It is not there, or not all that is wanted of it; as the hub's client says it.
+        FetchError: Some of what is wanted is not there.
+        Exception: Nothing is; the error that the hub was left with.
     """
     wanted: list[str] | None = None
     with suppress(hub_errors.CachedRepoTreeNotFoundError):  # fetched by a client that keeps no list: not known
         wanted = choose([entry.path for entry in hub.get_cached_repo_tree(repository, revision=revision)])
-    folder = hub.snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=wanted)
+    try:
+        folder = hub.snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=wanted)
+    except hub_errors.IncompleteSnapshotError as part:
+        missing = [name for name in wanted or () if not (Path(part.snapshot_path) / name).is_file()]
+        few = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise FetchError(
+            f"of {repository} {few} was not fetched before, and the hub does not give it ({_said(error)}): check the "
+            "connection and HF_HUB_OFFLINE, and run this again"
+        ) from error
+    except hub_errors.LocalEntryNotFoundError:
+        raise error from None
     _LOG.info("%s is taken as it was fetched before, from %s: %s", repository, folder, _said(error))
     return folder
 

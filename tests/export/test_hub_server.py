@@ -223,7 +223,7 @@ def test_offline_what_was_fetched_is_found(
 def test_offline_what_is_missing_is_named(offline: Callable[[], None]) -> None:
     snapshot(NAME, None, lambda _: ["model_index.json"])
     offline()
-    with pytest.raises(FetchError, match=rf"is incomplete: 1 file\(s\) are missing \({WEIGHTS}\).*HF_HUB_OFFLINE"):
+    with pytest.raises(FetchError, match=rf"of {NAME} {WEIGHTS} was not fetched before.*HF_HUB_OFFLINE"):
         snapshot(NAME, None, lambda _: [WEIGHTS])
 
 
