@@ -34,7 +34,7 @@ ADDRESS = re.compile(
 )
 """Address of a file on the hub's pages; a slash is lost where it went through a path."""
 
-_SECRETS = re.compile(r"(?<=://)[^/@\s]+@|(?<=\?)[^\s'\"),]+|\bhf_\w{4,}")
+_SECRETS = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=\?)[^\s'\"),]+|\bhf_\w{4,}")
 """Parts of what a client says that must not be shown: passwords in an address, signatures behind it, tokens."""
 
 

@@ -34,6 +34,7 @@ REPOSITORY = [
 def test_only_what_an_export_reads_is_fetched() -> None:
     parts = ["transformer", "text_encoder", "tokenizer", "tokenizer_3", "scheduler"]
     assert set(hub.needed_files(REPOSITORY, parts)) == {
+        "README.md",
         "model_index.json",
         "scheduler/scheduler_config.json",
         "transformer/config.json",
