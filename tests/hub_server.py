@@ -5,6 +5,7 @@ Source: what huggingface_hub 2.4 sends and reads (hf_api.py, file_download.py, u
 
 import hashlib
 import json
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE = 1000
 """Bytes from which on a file is kept as a large one (Git LFS), somewhere else."""
+
+SLOW_S = 1.0
+"""Seconds that a slow server says nothing for."""
 
 
 @dataclass
@@ -54,7 +58,7 @@ class Hub:
         repos: Repositories by id.
         asked: Requests, in their order.
         faults: What goes wrong with the next requests for contents of large files: "cut" in the middle, "damage",
-            "whole" where a range is asked for, "busy" (429), "down" (500), "slow".
+            "whole" where a range is asked for, "busy" (429), "down" (500), "slow": half of it, and nothing for a while.
         busy: Number of API requests that are answered with 429.
         url: Its address.
         files_at: Address that large files are given at: another host, as at the hub.
@@ -159,16 +163,22 @@ class _Handler(BaseHTTPRequestHandler):
         content = next(one for repo in self.hub.repos.values() for one in repo.files.values() if _sha(one) == sha)
         fault = self.hub.faults.pop(0) if self.hub.faults and self.command == "GET" else ""
         if fault in ("busy", "down"):
-            return self._send(429 if fault == "busy" else 500, b"", {"Retry-After": "0"})
+            self._send(429 if fault == "busy" else 500, b"", {"Retry-After": "0"})
+            return
         asked = self.headers.get("Range", "").removeprefix("bytes=").removesuffix("-")
         begin = int(asked) if asked and fault != "whole" else 0
         if begin >= len(content):
-            return self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+            self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+            return
         part = content[begin:]
         if fault == "damage":
             part = part[:-1] + bytes([part[-1] ^ 1])
         more = {"Content-Range": f"bytes {begin}-{len(content) - 1}/{len(content)}"} if begin else {}
-        return self._send(206 if begin else 200, part, more, cut=len(part) // 2 if fault == "cut" else None)
+        cut = len(part) // 2 if fault in ("cut", "slow") else None
+        self._send(206 if begin else 200, part, more, cut=cut)
+        if fault == "slow":
+            self.wfile.flush()
+            time.sleep(SLOW_S)
 
     def _json(self, value: object) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

@@ -94,6 +94,14 @@ def test_broken_connection_goes_on_where_it_broke(hub: Hub) -> None:
     assert all(one.startswith("bytes=") and one != "bytes=0-" for one in ranges[1:])
 
 
+def test_hub_that_says_nothing_for_long_is_asked_again_for_the_rest(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    hub.faults[:] = ["slow"]
+    assert (snapshot(NAME, None, every) / WEIGHTS).read_bytes() == LARGE
+    first, second = hub.contents()
+    assert (first.range, second.range[:6]) == ("", "bytes=")
+
+
 def test_hub_that_dies_leaves_what_the_next_run_goes_on_with(hub: Hub, tmp_path: Path) -> None:
     """The hub's client itself would delete it."""
     hub.faults[:] = ["cut", *["down"] * 20]
