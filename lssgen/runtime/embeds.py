@@ -6,7 +6,7 @@ same with `negative_` in front for what guidance moves away from. Every array be
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
@@ -24,6 +24,9 @@ from lssgen.runtime.options import Request
 
 NEGATIVE = "negative_"
 """Beginning of the names of what guidance moves away from."""
+
+OTHER_NAMES: Mapping[str, str] = {"prompt_attention_mask": "prompt_mask", "prompt_embeds_mask": "prompt_mask"}
+"""Names of the step, by diffusers' for the same, where these differ from pipeline to pipeline."""
 
 MOST_BYTES = 2**32
 """Largest file; a thousand prompts of the largest language models fit."""
@@ -108,6 +111,7 @@ def heard_from(manifest: Manifest, request: Request, embeds: Embeds) -> list[Con
         PromptError: A name is missing or unknown; or a shape or a number does not fit the network.
     """
     wanted = {port.name: port for port in _ports(manifest)}
+    embeds = replace(embeds, arrays={_own_name(name, wanted): array for name, array in embeds.arrays.items()})
     _see_names(manifest, embeds, wanted)
     count = _see_shapes(manifest, embeds, wanted)
     negative = _negative(manifest, request, embeds, wanted)
@@ -127,6 +131,13 @@ def _ports(manifest: Manifest) -> Iterator[Port]:
         feed = step.feeds.get(port.name)
         if isinstance(feed, Text):
             yield Port(feed.output, port.dtype, port.shape[2:])
+
+
+def _own_name(name: str, wanted: Mapping[str, Port]) -> str:
+    """A name of diffusers as this network has it."""
+    plain = name.removeprefix(NEGATIVE)
+    own = OTHER_NAMES.get(plain, plain)
+    return f"{NEGATIVE * name.startswith(NEGATIVE)}{own}" if own in wanted and plain not in wanted else name
 
 
 def _see_names(manifest: Manifest, embeds: Embeds, wanted: Mapping[str, Port]) -> None:

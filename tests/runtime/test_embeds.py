@@ -16,8 +16,11 @@ from lssgen.bundle import MANIFEST, Bundle, manifest_json, read_bundle
 from lssgen.commands import encode
 from lssgen.commands import run as run_command
 from lssgen.errors import BundleError, PromptError
+from lssgen.manifest import Text
+from lssgen.ports import Port
 from lssgen.runtime import Pipeline
-from lssgen.runtime.embeds import Embeds, read_embeds, write_embeds
+from lssgen.runtime.embeds import Embeds, heard_from, read_embeds, write_embeds
+from lssgen.runtime.options import request_from_options
 from lssgen.runtime.record import read_record
 from lssgen.serving.server import Server
 
@@ -135,6 +138,23 @@ def test_prompts_of_any_length_paint_from_their_own_file(toy: Path) -> None:
             arrays = pipeline.encode(prompt, scaling_space="latent").arrays
             painted = pipeline(prompt_embeds=arrays, scaling_space="latent")
             assert np.array_equal(painted.latents, pipeline(prompt, scaling_space="latent").latents)
+
+
+@pytest.mark.parametrize("name", ["prompt_mask", "prompt_attention_mask", "prompt_embeds_mask"])
+def test_masks_go_by_any_of_diffusers_names(demo: Bundle, name: str) -> None:
+    step = demo.manifest.graphs["step"]
+    port = Port("prompt_mask", "float32", ("branches", "batch", "tokens"))
+    feeds = {**step.feeds, "prompt_mask": Text(output="prompt_mask")}
+    graphs = {**demo.manifest.graphs, "step": replace(step, inputs=(*step.inputs, port), feeds=feeds)}
+    request = request_from_options(demo, {})
+    arrays = {
+        "prompt_embeds": np.zeros((1, 16, 160)),
+        "pooled_prompt_embeds": np.zeros((1, 128)),
+        name: np.ones((1, 16)),
+    }
+    embeds = Embeds({**arrays, **{f"negative_{key}": value for key, value in arrays.items()}})
+    (heard,) = heard_from(replace(demo.manifest, graphs=graphs), request, embeds)
+    assert heard["positive"]["prompt_mask"].shape == heard["negative"]["prompt_mask"].shape == (16,)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
