@@ -98,7 +98,7 @@ class Passed:
 
     Attributes:
         image: The picture.
-        checked: What the hooks did, in their order.
+        checked: Actions of the hooks, in their order.
     """
 
     image: Image.Image
