@@ -296,7 +296,7 @@ def _local(folder: Path, name: str) -> Model:
     index = read_json(folder / INDEX)
     see_pipeline(folder, index)
     family = family_of(index)
-    see_no_code(folder, index, family.classes)
+    see_no_code(folder, index, (*family.components, *family.optional))
     configs = configs_from_folder(folder)
     defaults, notes = defaults_from_configs(family, configs), ()
     if defaults.num_inference_steps != family.defaults.num_inference_steps:
@@ -321,7 +321,8 @@ def _fetched(repository: str, name: str, revision: str | None, need: Need) -> Mo
     index = ask(repository, lambda: hub.hf_hub_download(repository, INDEX, revision=revision), wanted=WANTED)
     see_pipeline(Path(index).parent, said := read_json(Path(index)))
     family = family_of(said)
-    see_no_code(Path(index).parent, said, family.classes)  # before the gigabytes of what is then refused
+    # Before the gigabytes of what is then refused.
+    see_no_code(Path(index).parent, said, (*family.components, *family.optional))
     parts = [part for part in (*family.components, *family.optional) if part not in need.without]
     # The commit that the index is of, whatever has been pushed since.
     commit = _commit(Path(index).parent) or revision

@@ -124,16 +124,26 @@ def test_a_bundle_without_encoder_says_what_it_needs(bare: Path) -> None:
         Server(bare, engine="onnxruntime", verify="never")
 
 
-def test_prompts_of_unequal_lengths_go_into_files_of_their_own(toy: Path) -> None:
+@pytest.fixture
+def longest(toy: Path, tmp_path: Path) -> Path:
+    """A bundle whose prompts take as many tokens as they have."""
+    folder = shutil.copytree(toy, tmp_path / "longest")
+    manifest = read_bundle(toy).manifest
+    tokenizers = tuple(replace(tokens, pad_to="longest") for tokens in manifest.tokenizers)
+    (folder / MANIFEST).write_bytes(manifest_json(replace(manifest, tokenizers=tokenizers)))
+    return folder
+
+
+def test_prompts_of_unequal_lengths_go_into_files_of_their_own(longest: Path) -> None:
     with (
-        lssgen.load(toy, engine="onnxruntime", verify="never") as pipeline,
+        lssgen.load(longest, engine="onnxruntime", verify="never") as pipeline,
         pytest.raises(PromptError, match=r"take unequally many tokens: encode each into a file of its own"),
     ):
         pipeline.encode(["a", "red red red red"], scaling_space="latent")
 
 
-def test_prompts_of_any_length_paint_from_their_own_file(toy: Path) -> None:
-    with lssgen.load(toy, engine="onnxruntime", verify="never") as pipeline:
+def test_prompts_of_any_length_paint_from_their_own_file(longest: Path) -> None:
+    with lssgen.load(longest, engine="onnxruntime", verify="never") as pipeline:
         for prompt in ("a", "red red red red"):
             arrays = pipeline.encode(prompt, scaling_space="latent").arrays
             painted = pipeline(prompt_embeds=arrays, scaling_space="latent")
