@@ -40,7 +40,7 @@ class Classifier:
         side = int(self._input.shape[2])
         pixels = np.stack([np.asarray(picture.resize((side, side)), np.float32) / 255 for picture in pictures])
         (scores,) = self._session.run(None, {self._input.name: pixels.transpose(0, 3, 1, 2)})
-        return [_verdict(float(score)) for score in np.ravel(scores)]
+        return [_verdict(float(score)) for score in np.asarray(scores).ravel()]
 
 
 def _verdict(score: float) -> Verdict:

@@ -255,8 +255,8 @@ def _said(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     said = f"{type(error).__name__}: {lines[0].strip() if lines else 'no reason given'}"
     # The address is not the client's to say: a mirror may be meant, or forgotten.
-    if constants.ENDPOINT != SITE:
-        said += f", at {constants.ENDPOINT}"
+    if (asked := str(constants.ENDPOINT)) != SITE:
+        said += f", at {asked}"
     return without_secrets(said)
 
 

@@ -141,14 +141,10 @@ def fetch(listing: Listing, names: Iterable[str]) -> Path:
     _fetch_large(listing, [entry for entry in missing if entry.sha256])
     # All else is small. It also notes what the commit has, so that it is known offline whether all that is wanted is
     # here.
-    return Path(
-        hub.snapshot_download(
-            listing.repository,
-            revision=listing.commit,
-            allow_patterns=[entry.name for entry in entries],
-            tqdm_class=_Silent,
-        )
-    )
+    silent: Any = _Silent  # the library's hint asks for one class of bars, and its text for any that is like it
+    names = [entry.name for entry in entries]
+    place = hub.snapshot_download(listing.repository, revision=listing.commit, allow_patterns=names, tqdm_class=silent)
+    return Path(place)
 
 
 class _Silent(tqdm):  # pyright: ignore[reportMissingTypeArgument]

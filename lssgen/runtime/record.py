@@ -104,7 +104,7 @@ def parameters_of(picture: Picture, request: Request) -> dict[str, object]:
     """What a picture says about itself: its prompt and seed, and every choice of the run."""
     choices = msgspec.to_builtins(options_from_request(request))
     # The picture's own seed and one picture, not the run's: with these parameters, this picture is painted again.
-    said = {"prompt": picture.prompt, **choices, "seed": picture.seed, "num_images": 1}
+    said: dict[str, object] = {"prompt": picture.prompt, **choices, "seed": picture.seed, "num_images": 1}
     return {**said, CHECKED: msgspec.to_builtins(picture.checked)} if picture.checked else said
 
 
