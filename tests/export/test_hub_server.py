@@ -3,12 +3,14 @@
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable, Generator
 from pathlib import Path
 from threading import Thread
+from time import sleep
 
 import pytest
 from hub_server import Hub, Repo, serving
@@ -135,6 +137,29 @@ def test_ctrl_c_leaves_what_the_next_run_goes_on_with(
     (size,) = kept(tmp_path)
     assert size > 0
     assert (snapshot(NAME, None, every) / WEIGHTS).read_bytes() == LARGE
+    assert hub.contents()[-1].range == f"bytes={size}-"
+
+
+def test_real_ctrl_c_ends_the_command_and_its_next_run_goes_on(hub: Hub, tmp_path: Path) -> None:
+    code = (
+        "import sys; from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 2**16\n"
+        "from lssgen.commands.common import run; from lssgen.export.remote import snapshot\n"
+        f"sys.exit(run('x', lambda: print(snapshot({NAME!r}, None, list))))"
+    )
+    own = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    hub.faults[:] = ["slow"]
+    with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **own}, stderr=subprocess.PIPE) as process:
+        for _ in range(1000):
+            if any(kept(tmp_path)):
+                break
+            sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 128 + signal.SIGINT
+        assert b"x: stopped" in (process.stderr.read() if process.stderr else b"")
+    (size,) = kept(tmp_path)
+    assert 0 < size < len(LARGE)
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **own}, capture_output=True, text=True)
+    assert (Path(done.stdout.strip()) / WEIGHTS).read_bytes() == LARGE
     assert hub.contents()[-1].range == f"bytes={size}-"
 
 
