@@ -111,6 +111,16 @@ def test_hub_id_of_an_alias_has_the_alias_defaults(monkeypatch: pytest.MonkeyPat
     assert (model.name, model.defaults.num_inference_steps, model.skip_layers) == ("sd3.5-medium", 40, (7, 8, 9))
 
 
+def test_licence_of_an_alias_is_said_before_the_hub_is_asked(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hub.hub, "hf_hub_download", _raise(TimeoutError))
+    with caplog.at_level("INFO", "lssgen"), pytest.raises(FetchError):
+        hub.find_model("sd3")
+    alias = ALIASES["sd3"]
+    assert f"sd3 is {alias.source}: licence {alias.licence} by lssgen's table; the hub wants it accepted" in caplog.text
+
+
 def test_offline_the_cache_is_asked(monkeypatch: pytest.MonkeyPatch, sd3: Path) -> None:
     asked: list[bool] = []
 
