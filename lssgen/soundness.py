@@ -38,8 +38,8 @@ LONGEST_NAME = 255
 LONGEST_REASON = 300
 DTYPES = frozenset(("float32", "float16", "float64", "int64", "int32", "uint8", "int8", "bool"))
 
-NEEDED = ("text", "step", "decode")
-"""Graphs that every run needs."""
+NEEDED = ("step", "decode")
+"""Graphs that every run needs. One of a bundle without "text" gets the embeddings of its prompts from elsewhere."""
 
 PORTS: Mapping[str, Mapping[str, int]] = {
     "decode": {"latent": 4, "picture": 4},
@@ -95,7 +95,8 @@ def _faults(manifest: Manifest) -> Iterator[str]:
     for name, graph in manifest.graphs.items():
         yield from _graph_faults(name, graph)
     yield from _feed_faults(manifest)
-    outputs = {port.name: port.shape for port in manifest.graphs["text"].outputs}
+    text = manifest.graphs.get("text")
+    outputs = {port.name: port.shape for port in text.outputs} if text is not None else {}
     for tokens in manifest.tokenizers:
         yield from _token_faults(tokens)
         if tokens.heard is not None:
@@ -150,10 +151,10 @@ def _graph_faults(name: str, graph: Graph) -> Iterator[str]:
 
 
 def _feed_faults(manifest: Manifest) -> Iterator[str]:
-    step, text = (manifest.graphs[name] for name in ("step", "text"))  # whose absence has been told
+    step, text = manifest.graphs["step"], manifest.graphs.get("text")  # the step's absence has been told
     outputs = {port.name for port in step.outputs}
     ranks = {port.name: len(port.shape) for port in step.inputs}
-    said = {port.name: len(port.shape) + 1 for port in text.outputs}
+    said = {port.name: len(port.shape) + 1 for port in text.outputs} if text is not None else None
     if manifest.small_step:
         small = manifest.graphs.get(manifest.small_step)
         if small is None or _place_of(small) != _place_of(step):
@@ -165,9 +166,11 @@ def _feed_faults(manifest: Manifest) -> Iterator[str]:
             latents += feed.start == "latent"
             if feed.output not in outputs:
                 yield f"{port} is fed with {feed.output!r}, which is not an output of the step"
-        if isinstance(feed, Text) and feed.output not in said:
+        if not isinstance(feed, Text) or said is None:
+            continue
+        if feed.output not in said:
             yield f"{port} is fed with {feed.output!r}, which is not an output of the text graph"
-        elif isinstance(feed, Text) and said[feed.output] != ranks[port]:
+        elif said[feed.output] != ranks[port]:
             yield f"{port} is fed with {feed.output!r}, which has {said[feed.output]} axes with that of the branches"
     if latents != 1:
         yield f"the step has {latents} states that start as the latent; it needs one"

@@ -75,6 +75,7 @@ class ExportConfig:
         skip_layers: Give the step graph gates for skip-layer guidance.
         layers_to_skip: Layers that this guidance leaves out; empty: those that the model's authors do.
         t5: Keep the T5 encoder, where the family can do without.
+        text_encoder: Keep what encodes prompts; without it, every run is given their embeddings.
         clip_skip: Layers that CLIP leaves out at its end (SD, SDXL), as diffusers counts them; negative prompts are
             read by the same layers.
         max_sequence_length: Tokens of the long text encoder; None: the model's own.
@@ -152,6 +153,9 @@ class ExportConfig:
     skip_layers: bool = False
     layers_to_skip: tuple[int, ...] = ()
     t5: bool = choice(True, help="keep the T5 encoder, where the family can do without (SD3)")
+    text_encoder: bool = choice(
+        True, help="keep what encodes prompts; a bundle without it is given their embeddings, see lssgen encode"
+    )
     clip_skip: int = choice(
         0,
         help="layers that CLIP leaves out at its end (SD, SDXL), counted as in diffusers: what other programs call "
@@ -190,6 +194,8 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         refuse_outside(self, ExportError)
+        if not self.text_encoder and self.embeddings:
+            raise ExportError("an embedding teaches the text encoder a word, and --no-text-encoder leaves it out")
         if "sr" in self.transitions and self.sr is None:
             raise ExportError("transitions by super-resolution need the network: give its ONNX file with --sr")
 

@@ -31,6 +31,9 @@ from lssgen.progress import followed
 
 T5_PARTS = ("text_encoder_3", "tokenizer_3")
 
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+"""Parts that encode prompts, as diffusers calls them."""
+
 LONGEST_TEXT = 4096
 """Tokens; published models were trained with 1024 at most."""
 
@@ -150,6 +153,8 @@ def design(config: ExportConfig) -> Design:
     model = replace(model, checkpoint=model.checkpoint.with_embeddings(embeddings))
     components = Parts(model.checkpoint, torch.float32)
     blueprint: Blueprint = import_module(model.family.nets).blueprint(components, wishes)
+    if not config.text_encoder:
+        blueprint = _without_text(blueprint)
     if config.skip_layers:
         _see_layers(model, wishes.skipped, blueprint.layers)
     # Even where others are asked for: that the scheduler can be planned with is seen before anything is made.
@@ -187,6 +192,17 @@ def design(config: ExportConfig) -> Design:
     )
 
 
+def _without_text(blueprint: Blueprint) -> Blueprint:
+    """The graphs without the one that encodes prompts. Its tokenizers stay: they know how long a prompt is."""
+    note = "The bundle has no text encoder: every run is given the embeddings of its prompts."
+    return replace(
+        blueprint,
+        recipes=tuple(recipe for recipe in blueprint.recipes if recipe.name != "text"),
+        tokens=tuple(replace(rule, heard=None) for rule in blueprint.tokens),
+        notes=(*blueprint.notes, note),
+    )
+
+
 def _model(config: ExportConfig) -> Model:
     """The checkpoint, with the VAE and the prediction type that were asked for."""
     model = find_model(
@@ -194,7 +210,7 @@ def _model(config: ExportConfig) -> Model:
         config.revision,
         without=() if config.t5 else T5_PARTS,
         base=config.base,
-        lean=() if config.vae is None else ("vae",),
+        lean=(*(("vae",) if config.vae is not None else ()), *(() if config.text_encoder else ENCODERS)),
         prediction=config.prediction_type,
     )
     if config.prediction_type is not None:

@@ -16,6 +16,7 @@ from lssgen.files import as_text
 from lssgen.images import open_picture
 from lssgen.jsons import JsonError, NoFileError, convert_json, decode_json, read_json, read_object
 from lssgen.plan import Plan, SchedulerChoice, SkipLayerGuidance
+from lssgen.runtime.checking import Checked
 from lssgen.runtime.options import Options, Request, options_from_request, refuse_unknown
 from lssgen.runtime.pictures import write_file
 from lssgen.runtime.pipeline import Pipeline
@@ -23,13 +24,17 @@ from lssgen.runtime.results import BatchTimes, Picture
 
 RECORD = "run.json"
 
+CHECKED = "checked"
+"""Key of what hooks did with a picture, among what it says about itself."""
+
 
 class PictureRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A picture that was written."""
+    """A picture that was written, and what hooks did with it."""
 
     file: str
     prompt: str
     seed: int
+    checked: Sequence[Checked] = ()
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,7 +104,8 @@ def parameters_of(picture: Picture, request: Request) -> dict[str, object]:
     """What a picture says about itself: its prompt and seed, and every choice of the run."""
     choices = msgspec.to_builtins(options_from_request(request))
     # The picture's own seed and one picture, not the run's: with these parameters, this picture is painted again.
-    return {"prompt": picture.prompt, **choices, "seed": picture.seed, "num_images": 1}
+    said: dict[str, object] = {"prompt": picture.prompt, **choices, "seed": picture.seed, "num_images": 1}
+    return {**said, CHECKED: msgspec.to_builtins(picture.checked)} if picture.checked else said
 
 
 def write_record(record: RunRecord, path: Path) -> None:
@@ -157,6 +163,7 @@ def settings_from_file(path: Path) -> Settings:
         given = _in_picture(path) or read_object(path)
         keywords = convert_json(given.get("configuration", given), dict[str, object])
         prompt = keywords.pop("prompt", [])
+        keywords.pop(CHECKED, None)
         named = convert_json([prompt] if isinstance(prompt, str) else prompt, list[str])
         refuse_unknown(keywords)
         options = convert_json(keywords, Options)

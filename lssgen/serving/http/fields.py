@@ -48,7 +48,7 @@ class Common(Struct, kw_only=True, forbid_unknown_fields=True):
         output_format: File format of the pictures.
         output_compression: Quality of jpeg and webp in percent.
         background: "opaque" or "auto"; "transparent" cannot be painted.
-        moderation: Accepted and without effect: there is no moderation here.
+        moderation: Accepted and without effect: what is looked at is the owner's choice (`--checker`).
         stream: Answer with server-sent events.
         partial_images: Number of previews that a stream sends before the picture.
         style: Accepted as null only; it belongs to dall-e-3.
