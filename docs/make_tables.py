@@ -31,7 +31,7 @@ PRECISIONS = """
 latents, guidance, the solver's update, sines and cosines of times, sizes and positions, T5's layers that overflow |
 | `bf16` | bfloat16 | latents, guidance, the solver's update, sines and cosines of times, sizes and positions |
 
-The published FLUX.1 and CogView4 checkpoints, and T5, were trained in bfloat16; prefer `bf16` for them.
+The published FLUX.1, CogView4 and Z-Image checkpoints, T5 and Qwen3 were trained in bfloat16; prefer `bf16` for them.
 """
 
 

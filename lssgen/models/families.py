@@ -6,6 +6,7 @@ checkpoint's own JSON files hold are read from there; records hold what no file 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from lssgen.errors import ModelError, UnknownModelError
@@ -318,9 +319,12 @@ def family_of(model_index: Mapping[str, object]) -> Family:
     for family in FAMILIES.values():
         if pipeline in family.pipelines:
             return family
-    known = ", ".join(name for family in FAMILIES.values() for name in family.pipelines)
+    known = [name for family in FAMILIES.values() for name in family.pipelines]
+    near = get_close_matches(str(pipeline), known, 1, 0.7)
+    variant = f"; it seems to be a variant of {near[0]}, whose graphs do not fit other inputs" if near else ""
     raise UnknownModelError(
-        f"model_index.json names the pipeline {pipeline!r}, which no record knows; known are {known}"
+        f"model_index.json names the pipeline {pipeline!r}, which no record knows{variant}; known are "
+        f"{', '.join(known)}"
     )
 
 
