@@ -3,7 +3,8 @@
     python -m benchmarks.full_size_export --work /big/disk sd3-medium sd15 sdxl sd3.5-large flux-dev z-image-turbo
 
 For each model a checkpoint with random weights is written (16-bit, the size of the published one), its step graph, and
-where it has one its T5 or language-model text graph, are exported in a process of their own, checked, and deleted again. Checks:
+where it has one its text graph with T5 or a language model, are exported in a process of their own, checked, and
+deleted again. Checks:
 
 - every initialiser is a tensor of the checkpoint, every tensor of the network is in the graph, and a sample of them is
   read back from the data file and compared, element by element;

@@ -163,8 +163,8 @@ def _not_paying(facts: ModelFacts, plan: Plan) -> list[str]:
     if len(plan.stages) == 1 or saved >= step:
         return []
     return [
-        f"Stages do not pay here: they save {max(0.0, saved / step):.0%} of one step at full size; --start-sigma 1 runs "
-        "one stage, a lower --start-sigma or --stage-steps fewer steps"
+        f"Stages do not pay here: they save {max(0.0, saved / step):.0%} of one step at full size; --start-sigma 1 "
+        "runs one stage, a lower --start-sigma or --stage-steps fewer steps"
     ]
 
 
