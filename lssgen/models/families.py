@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from lssgen.errors import ModelError, UnknownModelError
-from lssgen.models.costs import Config, cogview_cost, flux_cost, mmdit_cost, unet_cost, zimage_cost
+from lssgen.models.costs import Config, chroma_cost, cogview_cost, flux_cost, mmdit_cost, unet_cost, zimage_cost
 from lssgen.models.distilled import distilled_by_configs
 from lssgen.models.positions import FLUX_POSITIONS
 from lssgen.plan.facts import SPACES, Defaults, ModelFacts, NetworkCost, ScalingSpace
@@ -305,7 +305,32 @@ _ZIMAGE = Family(
     defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=5.0),
 )
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (_SD, _SDXL, _SD3, _FLUX, _COGVIEW4, _ZIMAGE)}
+_CHROMA = Family(
+    name="chroma",
+    title="Chroma",
+    pipelines=("ChromaPipeline",),
+    network="transformer",
+    classes={"transformer": ("ChromaTransformer2DModel",), "vae": _VAES, "text_encoder": _T5},
+    components=("transformer", "vae", "scheduler", "text_encoder", "tokenizer"),
+    nets="lssgen.models.nets.chroma",
+    latent_spaces=("flux",),
+    latent=_packed,
+    cell_px=_halvings,
+    guidance=_branches,
+    cost=chroma_cost,
+    longest_side=_flux_positions,
+    grid="even",
+    start="timestep",
+    oversize="floor",
+    history=3,
+    max_sequence_length=512,
+    attends_clip=False,
+    defaults=Defaults(height=1024, width=1024, num_inference_steps=35, guidance_scale=5.0),
+)
+
+FAMILIES: Mapping[str, Family] = {
+    family.name: family for family in (_SD, _SDXL, _SD3, _FLUX, _COGVIEW4, _ZIMAGE, _CHROMA)
+}
 """Every family, by name."""
 
 

@@ -75,6 +75,7 @@ SENSITIVITIES: Mapping[str, Sensitivity] = {
     "flux": _FLUX,
     "cogview4": _COGVIEW,
     "zimage": _ZIMAGE,
+    "chroma": _FLUX,
 }
 """Products that may be quantised, by family. Embedders of patches, text, time, guidance and pooled text, modulation,
 norms and the last projection are in none, nor are a UNet's first and last convolution, those of its shortcuts, and the

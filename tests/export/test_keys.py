@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import factory
+import factory_chroma
 import factory_families
 import factory_zimage
 import pytest
@@ -28,6 +29,7 @@ TINY = {
     "flux": factory_families.tiny_flux,
     "cogview4": factory_families.tiny_cogview4,
     "zimage": factory_zimage.tiny_zimage,
+    "chroma": factory_chroma.tiny_chroma,
 }
 
 

@@ -82,6 +82,7 @@ def test_defaults_are_those_of_the_published_pipelines(family: Family) -> None:
         "flux": (50, 3.5, 512, True, 1024),
         "cogview4": (50, 5.0, 512, False, 1024),
         "zimage": (50, 5.0, 512, False, 1024),
+        "chroma": (35, 5.0, 512, False, 1024),
     }[family.name]
     found = (
         defaults.num_inference_steps,
