@@ -41,13 +41,13 @@ Read in diffusers 0.42.1; each needs more than a record and a wrapper.
 
 | pipeline | what does not fit |
 |---|---|
-| Lumina2Pipeline | its system prompt stands before the prompt and not before the negative one, while a bundle has one text around \
-both. Besides: guidance is renormalised along the rows of the latent, Gemma 2 caps its scores, and the schedule's shift counts \
-the latent's 16 channels for tokens, which a checkpoint with a dynamic shift would have to repeat |
-| SanaPipeline | the same: instructions before the prompt only, of which the first token and the last 299 are kept. Its \
-autoencoder (AutoencoderDC) has cells of 32 px and no posterior, and no upsampler is known for its latents |
-| Krea2Pipeline | fits by its parts: hidden states of twelve layers side by side, Qwen-Image's autoencoder, guidance counted \
-as in Z-Image. Not written: a prompt that is too long is cut before the template's end, and not at its end |
+| Lumina2Pipeline | its system prompt stands before the prompt and not before the negative one, while a bundle has \
+one text around both. Besides: guidance is renormalised along the rows of the latent, Gemma 2 caps its scores, and the \
+schedule's shift counts the latent's 16 channels for tokens |
+| SanaPipeline | the same: instructions before the prompt only, of which the first token and the last 299 are kept. \
+Its autoencoder (AutoencoderDC) has cells of 32 px and no posterior, and no upsampler is known for its latents |
+| Krea2Pipeline | fits by its parts: hidden states of twelve layers side by side, Qwen-Image's autoencoder, guidance \
+counted as in Z-Image. Not written; a prompt that is too long is cut before the template's end there, and not at its end |
 """
 
 

@@ -216,7 +216,7 @@ def test_a_tokenizer_without_its_chat_template_is_refused(tmp_path: Path) -> Non
     folder = factory.tiny_zimage(tmp_path / "checkpoint")
     file = folder / "tokenizer/tokenizer_config.json"
     factory.write_json(file, {key: value for key, value in read_json(file).items() if key != "chat_template"})
-    with pytest.raises(ModelError, match="the chat template of .* cannot be filled"):
+    with pytest.raises(ModelError, match=r"the chat template of .* cannot be filled"):
         export(ExportConfig(model=str(folder), output=tmp_path / "bundle", resolutions=((32, 32),), probe="none"))
 
 
