@@ -47,7 +47,7 @@ schedule's shift counts the latent's 16 channels for tokens |
 | SanaPipeline | the same: instructions before the prompt only, of which the first token and the last 299 are kept. \
 Its autoencoder (AutoencoderDC) has cells of 32 px and no posterior, and no upsampler is known for its latents |
 | Krea2Pipeline | fits by its parts: hidden states of twelve layers side by side, Qwen-Image's autoencoder, guidance \
-counted as in Z-Image. Not written; a prompt that is too long is cut before the template's end there, and not at its end |
+counted as in Z-Image. Not written; there, a prompt that is too long is cut before the template's end |
 """
 
 

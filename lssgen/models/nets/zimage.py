@@ -122,7 +122,7 @@ class ZImageStep(Step):
         net = self.transformer
         for block in (*net.noise_refiner, *net.context_refiner, *net.layers):
             block.attention.set_processor(JointAttention())
-            setattr(block.feed_forward, "_forward_silu_gating", gated)  # what diffusers calls between the products
+            block.feed_forward._forward_silu_gating = gated  # what diffusers calls between the products
             for norm in (block.attention_norm2, block.ffn_norm2):
                 norm.eps *= ROOM**2
         # Tables, not arithmetic: every size takes its part of them, which is a constant to engines built for the size.
