@@ -114,6 +114,17 @@ def test_prompts_of_unlike_length_equal_the_pipeline_of_diffusers(zimage: Export
     assert relative(latents(came), expected) < CLOSE
 
 
+def test_steps_beyond_a_truncation_go_without_guidance_as_in_diffusers(zimage: Exported) -> None:
+    options: dict[str, Any] = {
+        "height": 64, "width": 96, "num_inference_steps": 6, "guidance_scale": 2.5, "cfg_truncation": 0.1,
+    }  # fmt: skip
+    came = painted(zimage.run, SINGLE | options, (7, 8), NEGATIVE)
+    branches = [len(step.guidance) for step in came.plan.stages[0].steps]
+    assert branches == [2, 2, 2, 1, 1, 1]  # levels of shift 6: 1, 0.97, 0.92, 0.86, 0.75, 0.55
+    expected = published(zimage, [PROMPT, PROMPT], (7, 8), negative_prompt=[NEGATIVE] * 2, **options)
+    assert relative(latents(came), expected) < CLOSE
+
+
 RUNS: dict[str, dict[str, Any]] = {
     "single stage": SINGLE,
     "two stages, guided": TWO | GUIDED,
