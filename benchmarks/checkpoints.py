@@ -53,6 +53,14 @@ T5_XXL = Part(
             "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
 )  # fmt: skip
 
+QWEN3_4B = Part(
+    library="transformers",
+    cls="Qwen3Model",
+    config={"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960,
+            "rope_theta": 1000000.0, "tie_word_embeddings": True},
+)  # fmt: skip
+
 
 def vae(channels: int, scaling: float, shift: float | None, quant: bool) -> Part:
     return Part(
@@ -167,6 +175,18 @@ MODELS: Mapping[str, tuple[str, Mapping[str, Part]]] = {
                 config={"patch_size": 1, "in_channels": 64, "num_layers": 19, "num_single_layers": 38,
                         "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096,
                         "pooled_projection_dim": 768, "guidance_embeds": True, "axes_dims_rope": [16, 56, 56]},
+            ),
+            "vae": vae(16, 0.3611, 0.1159, quant=False),
+        },
+    ),
+    "z-image-turbo": (
+        "ZImagePipeline",
+        {
+            "scheduler": FLOW,
+            "text_encoder": QWEN3_4B,
+            # Class defaults of diffusers 0.42.1, which has this checkpoint in mind; not compared with the hub.
+            "transformer": Part(
+                library="diffusers", cls="ZImageTransformer2DModel", config={"axes_lens": [1536, 512, 512]}
             ),
             "vae": vae(16, 0.3611, 0.1159, quant=False),
         },

@@ -66,6 +66,31 @@ def flux_cost(net: Config, text_tokens: int) -> NetworkCost:
     )
 
 
+def chroma_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """ChromaTransformer2DModel: the blocks of `flux_cost`, whose modulations all come from one small network.
+
+    Args:
+        net: The transformer's config.json.
+        text_tokens: Length of the text stream.
+    """
+    width = net.get("num_attention_heads", 24) * net.get("attention_head_dim", 128)
+    double, single = net.get("num_layers", 19), net.get("num_single_layers", 38)
+    channels, hidden = net.get("in_channels", 64), net.get("approximator_hidden_dim", 5120)
+    text = text_tokens
+    # Of every modulation, in and out of a network whose layers have two products each.
+    inside = net.get("approximator_num_channels", 64) * hidden + hidden * width
+    inside += 2 * net.get("approximator_layers", 5) * hidden * hidden
+    once = (12 * double + 3 * single + 2) * inside
+    every = 12 * (double + single) * width * width
+    joint = _attention(width) * (double + single)
+    return _cost(
+        once=2 * (once + text * (net.get("joint_attention_dim", 4096) * width + every)) + joint * text * text,
+        token=2 * (every + width * (channels + (net.get("out_channels") or channels))) + 2 * joint * text,
+        pair=joint,
+        cells=4,  # the packing of 2 x 2 cells
+    )
+
+
 def cogview_cost(net: Config, text_tokens: int) -> NetworkCost:
     """CogView4Transformer2DModel: one stream of text and picture with shared weights.
 
@@ -85,6 +110,29 @@ def cogview_cost(net: Config, text_tokens: int) -> NetworkCost:
         once=2 * (once + text * (net.get("text_embed_dim", 4096) * width + every)) + joint * text * text,
         token=2 * (every + patch**2 * width * (channels + net.get("out_channels", 16))) + 2 * joint * text,
         pair=joint,
+        cells=patch**2,
+    )
+
+
+def zimage_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """ZImageTransformer2DModel: picture and text refined apart, then together; without what fills pictures up.
+
+    Args:
+        net: The transformer's config.json.
+        text_tokens: Length of the text, filled up to a multiple of 32.
+    """
+    width, text, patch = net.get("dim", 3840), text_tokens, 2
+    refiners, layers, channels = net.get("n_refiner_layers", 2), net.get("n_layers", 30), net.get("in_channels", 16)
+    time = min(width, 256)
+    # Timestep; then four modulations for every block that the picture passes, and the last layer's one.
+    once = 256 * 1024 + 1024 * time + ((refiners + layers) * 4 + 1) * time * width
+    # 4 for attention, 3 for the gated feed-forward, whose width is rounded down.
+    every = (refiners + layers) * (4 * width + 3 * int(width / 3 * 8)) * width
+    apart, joint = _attention(width) * refiners, _attention(width) * layers
+    return _cost(
+        once=2 * (once + text * (net.get("cap_feat_dim", 2560) * width + every)) + (apart + joint) * text * text,
+        token=2 * (every + 2 * patch**2 * width * channels) + 2 * joint * text,
+        pair=apart + joint,
         cells=patch**2,
     )
 

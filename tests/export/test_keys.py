@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import factory
+import factory_chroma
 import factory_families
+import factory_zimage
 import pytest
 import torch
 
@@ -26,6 +28,8 @@ TINY = {
     "sd3": factory.tiny_sd3,
     "flux": factory_families.tiny_flux,
     "cogview4": factory_families.tiny_cogview4,
+    "zimage": factory_zimage.tiny_zimage,
+    "chroma": factory_chroma.tiny_chroma,
 }
 
 
