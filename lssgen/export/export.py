@@ -22,6 +22,7 @@ from lssgen.export.workshop import Say, Workshop
 from lssgen.machine import at_most_cpus
 from lssgen.manifest import Graph, Manifest, Source, Tokens
 from lssgen.models.aliases import with_scheduler
+from lssgen.models.configs import PIPELINE
 from lssgen.models.families import facts_from_configs
 from lssgen.models.nets.recipe import Blueprint, Recipe, Wishes
 from lssgen.models.nets.transition import Ways, transition_recipes
@@ -225,6 +226,7 @@ def _facts(model: Model, text_length: int, prediction: PredictionType | None) ->
     named = ("scheduler", *(part for part in model.family.classes if model.checkpoint.has(part)))
     configs = {name: model.checkpoint.config(name) for name in named if name not in T5_PARTS}
     configs["scheduler"] = {**configs["scheduler"], **model.sampling}
+    configs[PIPELINE] = model.checkpoint.index
     if prediction is not None:
         configs["scheduler"] = {**configs["scheduler"], "prediction_type": prediction}
     amended = with_scheduler(configs, model.scheduler)

@@ -10,7 +10,7 @@ from typing import Any
 import huggingface_hub as hub
 
 from lssgen.errors import FetchError, ModelError, UnknownModelError
-from lssgen.export.checkpoint import SETTINGS, Checkpoint
+from lssgen.export.checkpoint import SETTINGS, Checkpoint, statistics_of
 from lssgen.export.config import PredictionType
 from lssgen.export.inspection import WITHOUT_T5
 from lssgen.export.remote import REPOSITORY, SITE, ask, file_here, hub_file, near, snapshot
@@ -60,7 +60,9 @@ class Model:
     @property
     def latents(self) -> Mapping[str, Any]:
         """How its latents are normalised: the config.json of the VAE that it was trained with."""
-        return self.checkpoint.config("vae") if self.own_vae is None else read_json(self.own_vae / "config.json")
+        if self.own_vae is None:
+            return self.checkpoint.config("vae")
+        return {**read_json(self.own_vae / "config.json"), **statistics_of(self.own_vae)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,11 +315,18 @@ def _fetched(repository: str, name: str, revision: str | None, need: Need) -> Mo
     family = family_of(read_json(Path(index)))
     parts = [part for part in (*family.components, *family.optional) if part not in need.without]
     folder = snapshot(
-        repository, revision, lambda names: needed_files(names, parts, lean=[p for p in parts if not need.reads(p)])
+        repository,
+        revision,
+        lambda names: needed_files(names, parts, lean=[p for p in parts if not (need.reads(p) or _whole(need, family, p))]),
     )
     found = _local(folder, name)
     commit = _commit(folder) or revision
     return replace(found, source=repository, revision=commit, licence=f"see {SITE}/{repository}")
+
+
+def _whole(need: Need, family: Family, part: str) -> bool:
+    """Whether a part's weights are wanted although another stands in for it."""
+    return need.weights and part in family.whole
 
 
 WANTED = f"{INDEX}, so it is not a checkpoint in the diffusers layout: look for its diffusers version"

@@ -195,7 +195,7 @@ class _Run:
         self._origin = batch.origin
         self._noise = batch.noise
         # New streams for every run: the second one, that looks for a NaN, must draw the same numbers.
-        self._streams = [NoiseStream(seed) for seed in batch.seeds]
+        self._streams = [NoiseStream(seed, plan.noise_patch) for seed in batch.seeds]
         whole = (workspace.latent(0, 0).shape[1], plan.stages[-1].height, plan.stages[-1].width)
         self._entries = [StageNoise(stream, batch.field, whole) for stream in self._streams]
         self._pictures = batch.pictures

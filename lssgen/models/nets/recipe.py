@@ -108,7 +108,12 @@ class TokenRule:
         component: The tokenizer's folder in the checkpoint.
         chat: Messages that a chat template is filled with, as (role, text); the text `PROMPT` stands for the prompt.
             Empty: the prompt alone, without a template.
-        chat_options: Further arguments of the template, such as enable_thinking.
+        chat_options: Further arguments of the template, such as enable_thinking; add_generation_prompt is on if they do
+            not say otherwise.
+        in_pieces: The template takes a message as a list of texts and pictures, as models have it that see; special
+            tokens at the beginning are then the template's own, and the tokenizer adds none.
+        pad_side: Side of the filling; "own": that of the checkpoint's tokenizer.
+        removes: Words that are taken out of prompts.
         heard: Rows that its tokens have in an output of the "text" graph; None: there are none.
     """
 
@@ -117,10 +122,12 @@ class TokenRule:
     length: int
     mask_port: str | None = None
     pad_to: Literal["length", "longest"] = "length"
-    pad_side: Literal["left", "right"] = "right"
+    pad_side: Literal["left", "right", "own"] = "right"
     pad_multiple: int = 1
     chat: tuple[tuple[str, str], ...] = ()
     chat_options: Mapping[str, object] = field(default_factory=dict[str, object])
+    in_pieces: bool = False
+    removes: tuple[str, ...] = ()
     heard: Heard | None = None
 
 
