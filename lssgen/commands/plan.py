@@ -24,6 +24,9 @@ from lssgen.plan.planner import chosen_facts
 from lssgen.plan.sampling import described, sampling_of, solver_names
 from lssgen.plan.timing import predicted_ms, predicted_time_ratio
 
+PAYS = 1.15
+"""Predicted speed-up below which a run in stages is told to be hardly worth it."""
+
 EXAMPLES = ("--model sd3 --size 1024 --steps 40 --shorten", "--bundle bundles/sd3 --start-sigma 0.5 --json")
 
 
@@ -146,12 +149,23 @@ def as_table(facts: ModelFacts, options: PlanOptions, plan: Plan) -> str:
         *_aligned(rows),
         "",
         f"Predicted speed-up over one stage at full size: {speedup:.2f} (network arithmetic, all guidance branches)",
+        *_worth_said(plan, speedup),
         *_levels_said(facts, options, plan),
         f"Schedule: {described(chosen)}",
         f"Solvers that fit: {', '.join(solver_names(facts))}",
         *plan.notes,
     ]
     return "\n".join(lines)
+
+
+def _worth_said(plan: Plan, speedup: float) -> list[str]:
+    """That stages are hardly worth it, where they are not."""
+    if len(plan.stages) == 1 or speedup >= PAYS:
+        return []
+    return [
+        f"Stages hardly pay here: transitions and their risk are for {max(speedup - 1, 0):.0%} of speed; "
+        "--start-sigma 1 paints in one stage, a lower --start-sigma or more steps save more"
+    ]
 
 
 def _levels_said(facts: ModelFacts, options: PlanOptions, plan: Plan) -> list[str]:

@@ -311,8 +311,8 @@ def keep_float32(module: nn.Module, names: tuple[str, ...]) -> None:
 def statistics_of(folder: Path) -> Mapping[str, Any]:
     """How a VAE with a batch norm (FLUX.2) normalises latents, as fields of a configuration; empty: it has none.
 
-    Squares of 2 x 2 cells are normalised together, so there are as many numbers as a latent has channels, times four, in
-    the order of `torch.nn.PixelUnshuffle`.
+    Squares of 2 x 2 cells are normalised together, so there are four times as many numbers as a latent has channels,
+    in the order of `torch.nn.PixelUnshuffle`.
 
     Args:
         folder: Folder of the VAE.

@@ -314,11 +314,8 @@ def _fetched(repository: str, name: str, revision: str | None, need: Need) -> Mo
     index = ask(repository, lambda: hub.hf_hub_download(repository, INDEX, revision=revision), wanted=WANTED)
     family = family_of(read_json(Path(index)))
     parts = [part for part in (*family.components, *family.optional) if part not in need.without]
-    folder = snapshot(
-        repository,
-        revision,
-        lambda names: needed_files(names, parts, lean=[p for p in parts if not (need.reads(p) or _whole(need, family, p))]),
-    )
+    lean = [part for part in parts if not (need.reads(part) or _whole(need, family, part))]
+    folder = snapshot(repository, revision, lambda names: needed_files(names, parts, lean=lean))
     found = _local(folder, name)
     commit = _commit(folder) or revision
     return replace(found, source=repository, revision=commit, licence=f"see {SITE}/{repository}")

@@ -22,6 +22,7 @@ class Distilled:
         families: Keys in `FAMILIES`.
         steps: Steps that it was distilled for; 0: the number in its name.
         guidance_scale: Scale that it was distilled with; 1 or less is none.
+        start_sigma: Start of later stages that leaves them about half of the steps; 0: that of the family's defaults.
         net, scheduler, index: Values of fields of the denoiser's and the scheduler's configuration and of
             model_index.json that only this kind has together: each any of several. None stands for a field that is not
             there.
@@ -33,6 +34,7 @@ class Distilled:
     families: tuple[str, ...]
     steps: int
     guidance_scale: float
+    start_sigma: float = 0.0
     net: Mapping[str, tuple[object, ...]] = field(default_factory=dict[str, tuple[object, ...]])
     scheduler: Mapping[str, tuple[object, ...]] = field(default_factory=dict[str, tuple[object, ...]])
     index: Mapping[str, tuple[object, ...]] = field(default_factory=dict[str, tuple[object, ...]])
@@ -41,7 +43,8 @@ class Distilled:
 
     def amended(self, defaults: Defaults) -> Defaults:
         """Defaults of a run of such a checkpoint."""
-        return replace(defaults, num_inference_steps=self.steps, guidance_scale=self.guidance_scale)
+        start = self.start_sigma or defaults.start_sigma
+        return replace(defaults, num_inference_steps=self.steps, guidance_scale=self.guidance_scale, start_sigma=start)
 
 
 _UNETS = ("sd", "sdxl")
@@ -126,6 +129,8 @@ _KINDS = (
         families=("flux2",),
         steps=4,
         guidance_scale=1.0,
+        # Its shift of few steps is large: 0.75 would leave one of four.
+        start_sigma=0.9,
         index={"is_distilled": (True,)},
     ),
 )

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lssgen.errors import ModelError, UnknownModelError
-from lssgen.models.costs import Config, cogview_cost, flux2_cost, flux_cost, mmdit_cost, unet_cost
 from lssgen.models.configs import PIPELINE
+from lssgen.models.costs import Config, cogview_cost, flux2_cost, flux_cost, mmdit_cost, unet_cost
 from lssgen.models.distilled import distilled_by_configs
 from lssgen.models.positions import FLUX_POSITIONS
 from lssgen.plan.facts import SPACES, Defaults, ModelFacts, NetworkCost, ScalingSpace
 
 Configs = Mapping[str, Config]
-"""JSON of a checkpoint by component: "transformer" or "unet", "vae", "scheduler", "text_encoder", ...; model_index.json,
-where it matters, by the name `lssgen.models.configs.PIPELINE`."""
+"""JSON of a checkpoint by component: "transformer" or "unet", "vae", "scheduler", "text_encoder", ...; and, where it
+matters, model_index.json by the name `lssgen.models.configs.PIPELINE`."""
 
 Guidance = Literal["branches", "embedded", "none"]
 

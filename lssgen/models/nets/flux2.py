@@ -111,7 +111,10 @@ class Flux2Step(Step):
         image = net.x_embedder(pack(x.to(dtype), PATCH))
         context = net.context_embedder(text.to(dtype))
         rotation = self.rotation(text.shape[1], height // PATCH, width // PATCH)
-        for_image, for_text = net.double_stream_modulation_img(conditioning), net.double_stream_modulation_txt(conditioning)
+        for_image, for_text = (
+            net.double_stream_modulation_img(conditioning),
+            net.double_stream_modulation_txt(conditioning),
+        )
         for block in net.transformer_blocks:
             context, image = block(
                 hidden_states=image,
@@ -123,9 +126,7 @@ class Flux2Step(Step):
         joint = torch.cat((context, image), 1)
         for_both = net.single_stream_modulation(conditioning)
         for block in net.single_transformer_blocks:
-            joint = block(
-                hidden_states=joint, encoder_hidden_states=None, temb_mod=for_both, image_rotary_emb=rotation
-            )
+            joint = block(hidden_states=joint, encoder_hidden_states=None, temb_mod=for_both, image_rotary_emb=rotation)
         painted = net.norm_out(joint[:, text.shape[1] :], conditioning)
         return unpack(net.proj_out(painted), height, width, PATCH)
 

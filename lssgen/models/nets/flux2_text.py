@@ -1,13 +1,15 @@
-"""What FLUX.2 hears: a prompt in a chat template, filled up, and three hidden states of a language model side by side."""
+"""What FLUX.2 hears: a prompt in a chat template, filled up; three hidden states of a language model side by side."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+from torch import Tensor
 
 from lssgen.errors import ExportError, ModelError
 from lssgen.manifest import Heard
-from lssgen.models.nets.language import language_recipe
+from lssgen.models.nets.language import LanguageText, language_recipe
 from lssgen.models.nets.recipe import PROMPT, Components, Recipe, TokenRule
 from lssgen.models.positions import FLUX_WORDS
 
@@ -29,9 +31,7 @@ class Reader:
 
 
 READERS: Mapping[str, Reader] = {
-    "Qwen3ForCausalLM": Reader(
-        layers=(9, 18, 27), chat=(("user", PROMPT),), chat_options={"enable_thinking": False}
-    ),
+    "Qwen3ForCausalLM": Reader(layers=(9, 18, 27), chat=(("user", PROMPT),), chat_options={"enable_thinking": False}),
     "Mistral3ForConditionalGeneration": Reader(
         layers=(10, 20, 30),
         chat=(("system", SYSTEM_MESSAGE), ("user", PROMPT)),
@@ -71,8 +71,13 @@ def text_of(components: Components, width: int, tokens: int) -> Words:
     if kind not in READERS:
         raise ModelError(f"FLUX.2 reads prompts through {' or '.join(READERS)}, and not through a {kind}")
     reader = READERS[kind]
+    recipe = language_recipe(components, width=width, layers=reader.layers, tokens=tokens)
     return Words(
-        language_recipe(components, width=width, layers=reader.layers, tokens=tokens, masked=False),
+        replace(
+            recipe,
+            outputs=tuple(port for port in recipe.outputs if port.name == "prompt_embeds"),
+            build=lambda parts: WholeText(parts.module("text_encoder"), reader.layers),
+        ),
         TokenRule(
             component="tokenizer",
             port="input_ids",
@@ -86,3 +91,19 @@ def text_of(components: Components, width: int, tokens: int) -> Words:
             heard=Heard(output="prompt_embeds"),
         ),
     )
+
+
+class WholeText(LanguageText):
+    """The states of all tokens, for a network that reads what fills prompts up as well.
+
+    So filling on the left counts: where a mask leaves nothing to attend to, torch's attention gives zeros.
+    """
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """(n, tokens) ids and mask -> (n, tokens, width of all layers that are read)."""
+        return self.states(input_ids, attention_mask)
+
+    def through(self, layer: Any, state: Tensor, told: Mapping[str, Any], lonely: Tensor) -> Tensor:
+        mixed, _ = layer.self_attn(hidden_states=layer.input_layernorm(state), **told)
+        state = state + mixed * ~lonely.unsqueeze(2)
+        return state + layer.mlp(layer.post_attention_layernorm(state))
