@@ -19,6 +19,8 @@ from lssgen.manifest import (
     Mix,
     Noise,
     Picture,
+    Reference,
+    References,
     Row,
     Sizes,
     State,
@@ -96,6 +98,8 @@ def _faults(manifest: Manifest) -> Iterator[str]:
         yield from _graph_faults(name, graph)
     yield from _feed_faults(manifest)
     outputs = {port.name: port.shape for port in manifest.graphs["text"].outputs}
+    if any(isinstance(feed, Reference) for feed in manifest.graphs["step"].feeds.values()):
+        yield from _reference_faults(manifest.references)
     for tokens in manifest.tokenizers:
         yield from _token_faults(tokens)
         if tokens.heard is not None:
@@ -167,6 +171,17 @@ def _feed_faults(manifest: Manifest) -> Iterator[str]:
             yield f"{port} is fed with {feed.output!r}, which has {said[feed.output]} axes with that of the branches"
     if latents != 1:
         yield f"the step has {latents} states that start as the latent; it needs one"
+
+
+def _reference_faults(rules: References | None) -> Iterator[str]:
+    if rules is None:
+        yield "its step sees reference pictures, for which it has no rules"
+        return
+    sides = {"patch": rules.patch, "unit_px": rules.unit_px, "least_side_px": rules.least_side_px, "most": rules.most}
+    yield from _outside({f"{name} of references": (value, 1, LONGEST_SIDE) for name, value in sides.items()})
+    yield from _outside({"most_px of references": (rules.most_px, 1, LARGEST_AXIS)})
+    if not (rules.most_aspect >= 1 and rules.least_side_px >= rules.unit_px):
+        yield "references could be cut down to nothing: most_aspect is below 1, or least_side_px below unit_px"
 
 
 def _token_faults(tokens: Tokens) -> Iterator[str]:

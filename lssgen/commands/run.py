@@ -99,6 +99,14 @@ def _add_input(parser: Parser) -> None:
         help="a picture that the network takes besides the prompt, such as a control picture, by the name that the "
         "bundle gives it; may be repeated; default: none",
     )
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture that an editing model (FLUX.2) sees beside the one it paints; may be repeated; default: none",
+    )
 
 
 def _add_prompt_files(parser: Parser) -> None:
@@ -278,8 +286,8 @@ def _see_start(args: argparse.Namespace, settings: Settings) -> None:
     now = pictures_given(args)
     if settings.start and not now:
         raise PromptError(
-            f"{args.config} started from {', '.join(settings.start)}: give the same with --init-image, --mask-image "
-            "and --condition"
+            f"{args.config} started from {', '.join(settings.start)}: give the same with --init-image, --mask-image, "
+            "--condition and --reference"
         )
     if settings.start:
         known = set(settings.start.values())
@@ -293,7 +301,7 @@ def _refuse_contradictions(parser: Parser, args: argparse.Namespace, prompts: Se
     if bool(args.prompts) != bool(args.outdir) or (args.prompts and any(alone)):
         parser.error(
             "--prompts FILE.jsonl and --outdir DIR go together, and without PROMPT, --save-latents, --preview, "
-            "--init-image, --mask-image and --condition"
+            "--init-image, --mask-image, --condition and --reference"
         )
     if args.ray and not args.prompts:
         parser.error("--ray is for prompt files; give --prompts FILE.jsonl and --outdir DIR")

@@ -110,6 +110,7 @@ def export(config: ExportConfig, say: Say = lambda _: None) -> Bundle:
             token_axes=outline.blueprint.token_axes,
             empty_negative=outline.blueprint.empty_negative,
             upsampler=None if outline.upsampler is None else outline.upsampler.record,
+            references=outline.blueprint.references,
             notes=tuple(dict.fromkeys(workshop.notes)),
         )
         return store.finish(manifest)
@@ -141,6 +142,8 @@ def design(config: ExportConfig) -> Design:
         clip_skip=config.clip_skip,
         max_sequence_length=length,
         history=model.family.history,
+        cell_px=facts.cell_px,
+        reference_tokens=_reference_tokens(config.references, facts),
     )
     chosen = choose_upsampler(model, facts.channels, config.upsampler, convert=config.convert_latents)
     facts = _with_spaces(facts, [space for space in config.spaces if space != "resnet" or chosen is not None])
@@ -151,6 +154,8 @@ def design(config: ExportConfig) -> Design:
     model = replace(model, checkpoint=model.checkpoint.with_embeddings(embeddings))
     components = Parts(model.checkpoint, torch.float32)
     blueprint: Blueprint = import_module(model.family.nets).blueprint(components, wishes)
+    if config.references and blueprint.references is None:
+        raise ExportError(f"{model.family.title} sees no reference pictures; export without --references")
     if config.skip_layers:
         _see_layers(model, wishes.skipped, blueprint.layers)
     # Even where others are asked for: that the scheduler can be planned with is seen before anything is made.
@@ -220,6 +225,19 @@ def _text_length(config: ExportConfig, model: Model) -> int:
             f"{LONGEST_TEXT}{without}"
         )
     return asked
+
+
+def _reference_tokens(sizes: Sequence[Resolution], facts: ModelFacts) -> int:
+    """Tokens of reference pictures of these sizes.
+
+    Raises:
+        ExportError: One has none.
+    """
+    unit = facts.cell_px * facts.patch
+    for height, width in sizes:
+        if min(height, width) < unit:
+            raise ExportError(f"a reference picture of {width} x {height} px has no token of {unit} px; ask for more")
+    return sum((height // unit) * (width // unit) for height, width in sizes)
 
 
 def _facts(model: Model, text_length: int, prediction: PredictionType | None) -> ModelFacts:

@@ -9,6 +9,7 @@ from typing import Any
 
 import factory
 import factory_families
+import factory_flux2
 import pytest
 import torch
 
@@ -25,6 +26,7 @@ TINY = {
     "sdxl": factory_families.tiny_sdxl,
     "sd3": factory.tiny_sd3,
     "flux": factory_families.tiny_flux,
+    "flux2": factory_flux2.tiny_klein,
     "cogview4": factory_families.tiny_cogview4,
 }
 

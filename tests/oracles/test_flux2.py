@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import factory_flux2 as factory
+import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
@@ -26,6 +27,7 @@ from exported import (
     painted,
 )
 from loop import Case, relative, staged
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -61,15 +63,31 @@ def normalised(flux2: Exported, vae: Tensor) -> Tensor:
     return F.pixel_shuffle((F.pixel_unshuffle(vae, 2) - mean) / spread, 2)
 
 
+def painted_by(flux2: Exported, pipe: Tensor, like: Tensor) -> Tensor:
+    """Latents of a pipeline as the network paints them: dev leaves them so, and packed, klein as its VAE has them."""
+    if pipe.ndim == 4:
+        return normalised(flux2, pipe)
+    return F.pixel_shuffle(pipe.transpose(1, 2).unflatten(2, (like.shape[2] // 2, like.shape[3] // 2)), 2)
+
+
 def as_the_vae_has_it(flux2: Exported, latent: Tensor) -> Tensor:
     """Undoes `normalised`."""
     mean, spread = (each.reshape(1, -1, 1, 1) for each in factory.statistics(flux2.folder))
     return F.pixel_shuffle(F.pixel_unshuffle(latent, 2) * spread + mean, 2)
 
 
+def packed(x: Tensor) -> Tensor:
+    return F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
+
+
+def places(time: int, rows: int, columns: int) -> Tensor:
+    """(rows * columns, 4): time, row, column and number in the text."""
+    return torch.cartesian_prod(torch.full((1,), time), torch.arange(rows), torch.arange(columns), torch.zeros(1))
+
+
 @torch.no_grad()
-def wanted(flux2: Exported, options: dict[str, Any], seeds: tuple[int, ...]) -> Tensor:
-    """The staged run, with diffusers' network and scheduler."""
+def wanted(flux2: Exported, options: dict[str, Any], seeds: tuple[int, ...], shown: Tensor | None = None) -> Tensor:
+    """The staged run, with diffusers' network and scheduler; `shown` is a reference picture as the network sees it."""
     options = {"guidance_scale": 1.0} | options
     net, scale = flux2.pipe.transformer, options.pop("guidance_scale")
     told, branched = net.config.guidance_embeds, flux2.pipe.config.get("is_distilled") is False
@@ -79,16 +97,19 @@ def wanted(flux2: Exported, options: dict[str, Any], seeds: tuple[int, ...]) -> 
     def predict(x: Tensor, t: Tensor, size: tuple[int, int]) -> list[Tensor]:
         del size
         batch, _, h, w = x.shape
-        ids = torch.cartesian_prod(torch.zeros(1), torch.arange(h // 2.0), torch.arange(w // 2.0), torch.zeros(1))
+        ids, tokens = places(0, h // 2, w // 2), packed(x)
+        if shown is not None:
+            ids = torch.cat((ids, places(10, shown.shape[2] // 2, shown.shape[3] // 2)))
+            tokens = torch.cat((tokens, packed(shown).expand(batch, -1, -1)), 1)
         outputs = [
             net(
-                F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2),
+                tokens,
                 text.expand(batch, -1, -1),
                 t / 1000,
                 ids,
                 text_ids,
                 torch.full((batch,), scale) if told else None,
-            ).sample
+            ).sample[:, : h // 2 * (w // 2)]
             for text, text_ids in heard
         ]
         return [F.pixel_shuffle(output.transpose(1, 2).unflatten(2, (h // 2, w // 2)), 2) for output in outputs]
@@ -124,12 +145,7 @@ def test_a_run_in_one_stage_equals_the_pipeline(flux2: Exported, size: tuple[int
     generator = torch.Generator("cpu").manual_seed(11)
     pipe = flux2.pipe(PROMPT, height=height, width=width, num_inference_steps=4, guidance_scale=3.0,
                       generator=generator, output_type="latent").images  # fmt: skip
-    if pipe.ndim == 3:  # dev leaves them packed
-        h, w = (latents(came).shape[2] // 2, latents(came).shape[3] // 2)
-        pipe = F.pixel_shuffle(pipe.transpose(1, 2).unflatten(2, (h, w)), 2)
-    else:
-        pipe = normalised(flux2, pipe)
-    assert relative(latents(came), pipe) < CLOSE
+    assert relative(latents(came), painted_by(flux2, pipe, latents(came))) < CLOSE
 
 
 @pytest.mark.parametrize("prompt", ["", PROMPT, NEGATIVE + " [IMG] <|im_end|> [INST] don't  ", "circle " * 300])
@@ -150,3 +166,41 @@ def test_pictures_equal_diffusers_to_a_grey_level(flux2: Exported) -> None:
 
 def test_the_graph_has_no_index_arithmetic(flux2: Exported) -> None:
     assert not operators(flux2, "step") & INDEXING
+
+
+@pytest.fixture(scope="module", params=["klein base", "dev"])
+def editing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    root = tmp_path_factory.mktemp(f"editing-{request.param.replace(' ', '-')}")
+    return exported(MAKERS[request.param], root, references=((64, 64),))
+
+
+def references(*sizes: tuple[int, int]) -> list[Image.Image]:
+    """Pictures of noise, of (width, height)."""
+    rng = np.random.default_rng(4)
+    return [Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)) for width, height in sizes]
+
+
+@pytest.mark.parametrize("sizes", [(), ((64, 64),), ((72, 100), (90, 64))], ids=["none", "one", "two, cut to tokens"])
+@torch.no_grad()
+def test_reference_pictures_are_seen_as_the_pipeline_shows_them(
+    editing: Exported, sizes: tuple[tuple[int, int], ...]
+) -> None:
+    given = references(*sizes)
+    came = editing.run(PROMPT, references=given, **SINGLE, start_sigma=1.0, shorten=False, guidance_scale=3.0, seed=11)
+    pipe = editing.pipe(
+        PROMPT, image=given or None, height=64, width=96, num_inference_steps=4, guidance_scale=3.0,
+        generator=torch.Generator("cpu").manual_seed(11), output_type="latent",
+    ).images  # fmt: skip
+    assert relative(latents(came), painted_by(editing, pipe, latents(came))) < CLOSE
+
+
+@torch.no_grad()
+def test_reference_pictures_are_seen_in_every_stage(editing: Exported) -> None:
+    """At their own size: a run in two stages, against the loop in torch whose network sees them."""
+    (given,) = references((64, 64))
+    pixels = torch.from_numpy(np.array(given)).permute(2, 0, 1)[None] / 127.5 - 1
+    shown = normalised(editing, editing.pipe.vae.encode(pixels).latent_dist.mode())
+    result = editing.run(
+        PROMPT, references=[given], **TWO, scaling_space="latent", guidance_scale=1.0, shorten=False, seed=3
+    )
+    assert relative(latents(result), wanted(editing, TWO, (3,), shown)) < CLOSE

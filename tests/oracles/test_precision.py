@@ -8,6 +8,7 @@ import pytest
 from exported import GUIDED, SINGLE, Exported, exported, latents, painted
 from factory import tiny_sd3
 from factory_families import tiny_cogview4, tiny_flux, tiny_sd, tiny_sdxl
+from factory_flux2 import tiny_dev
 from loop import relative
 
 from lssgen.manifest import Precision
@@ -17,6 +18,7 @@ CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "sd": tiny_sd,
     "sdxl": tiny_sdxl,
     "flux": tiny_flux,
+    "flux2": tiny_dev,
     "cogview4": tiny_cogview4,
 }
 

@@ -1,22 +1,35 @@
 """FLUX.2 dev and klein: double and single stream transformer over packed latents, a language model's hidden states."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lssgen.manifest import References
 from lssgen.models.nets.clip import refuse_skip
 from lssgen.models.nets.flux import JointAttention, angles, rotated
 from lssgen.models.nets.flux2_text import text_of
 from lssgen.models.nets.packing import on_grid, pack, unpack
 from lssgen.models.nets.recipe import Blueprint, Components, Recipe, Wishes
-from lssgen.models.nets.step import GUIDANCE, Step, flatten_branches, per_picture, step_recipe, text
+from lssgen.models.nets.step import (
+    GUIDANCE,
+    REFERENCES,
+    Step,
+    flatten_branches,
+    per_picture,
+    references,
+    step_recipe,
+    text,
+)
 from lssgen.models.nets.vae import vae_recipes
 from lssgen.models.positions import FLUX_POSITIONS, FLUX_WORDS
 
 PATCH = 2
+
+REFERENCE_TIME = 10
+"""Distance in time between one reference picture and the next. Source: diffusers, `_prepare_image_ids`."""
 
 
 def blueprint(components: Components, wishes: Wishes) -> Blueprint:
@@ -28,23 +41,34 @@ def blueprint(components: Components, wishes: Wishes) -> Blueprint:
     refuse_skip(wishes.clip_skip, "FLUX.2")
     net = components.config("transformer")
     words = text_of(components, int(net["joint_attention_dim"]), wishes.max_sequence_length)
+    shown = wishes.reference_tokens
     return Blueprint(
         recipes=(words.recipe, flux2_step_recipe(net, wishes), *vae_recipes(components, wishes.channels)),
         tokens=(words.rule,),
-        token_axes={"tokens": wishes.max_sequence_length},
+        token_axes={"tokens": wishes.max_sequence_length, **({REFERENCES: shown} if shown else {})},
+        references=References(patch=PATCH, unit_px=PATCH * wishes.cell_px) if shown else None,
     )
 
 
 def flux2_step_recipe(net: Mapping[str, Any], wishes: Wishes) -> Recipe:
     return step_recipe(
         "transformer",
-        lambda parts: Flux2Step(parts.module("transformer")),
+        _edit if wishes.reference_tokens else _paint,
         wishes=wishes,
         fed=(
             text("prompt_embeds", "tokens", int(net["joint_attention_dim"])),
+            *(references(int(net["in_channels"])) if wishes.reference_tokens else ()),
             *([GUIDANCE] if net.get("guidance_embeds") else []),
         ),
     )
+
+
+def _paint(parts: Components) -> nn.Module:
+    return Flux2Step(parts.module("transformer"))
+
+
+def _edit(parts: Components) -> nn.Module:
+    return Flux2EditStep(parts.module("transformer"))
 
 
 class Flux2Step(Step):
@@ -86,31 +110,32 @@ class Flux2Step(Step):
         prompt_embeds: Tensor,
         guidance: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        words = flatten_branches(prompt_embeds)
-        scale = None if guidance is None else per_picture(guidance, guidance_weights.shape[0])
+        heard = Heeded(flatten_branches(prompt_embeds), _scale(guidance, guidance_weights))
 
         def velocity(x: Tensor, label: Tensor) -> Tensor:
-            return self.velocity(x, label, words, scale)
+            return self.velocity(x, label, heard)
 
         return self.advance(velocity, latent, history, noise, row, guidance_weights)
 
-    def velocity(self, x: Tensor, label: Tensor, text: Tensor, scale: Tensor | None) -> Tensor:
+    def velocity(self, x: Tensor, label: Tensor, heeded: "Heeded") -> Tensor:
         """The transformer, block by block, with its angles from tables.
 
         Args:
             x: (n, C, height, width) float32.
             label: (n,) timestep in 0 to 1000.
-            text: (n, tokens, width of the joint attention).
-            scale: (n,) guidance scale, for networks that take it.
+            heeded: What it goes by besides.
         """
         net = self.transformer
         dtype = net.proj_out.weight.dtype
         height, width = x.shape[2:]
         # The network is told a share and multiplies it again, which moves some labels by one bit.
-        conditioning = self.conditioning(label / 1000 * 1000, scale, dtype)
-        image = net.x_embedder(pack(x.to(dtype), PATCH))
-        context = net.context_embedder(text.to(dtype))
-        rotation = self.rotation(text.shape[1], height // PATCH, width // PATCH)
+        conditioning = self.conditioning(label / 1000 * 1000, heeded.scale, dtype)
+        cells = pack(x, PATCH)
+        first, last = heeded.text.shape[1], heeded.text.shape[1] + cells.shape[1]
+        image = net.x_embedder(joined(cells, heeded.tokens, 1).to(dtype))
+        context = net.context_embedder(heeded.text.to(dtype))
+        turns = joined(self.rotation(first, height // PATCH, width // PATCH), heeded.turns, 1)
+        rotation = (turns[0], turns[1])
         for_image, for_text = (
             net.double_stream_modulation_img(conditioning),
             net.double_stream_modulation_txt(conditioning),
@@ -127,7 +152,8 @@ class Flux2Step(Step):
         for_both = net.single_stream_modulation(conditioning)
         for block in net.single_transformer_blocks:
             joint = block(hidden_states=joint, encoder_hidden_states=None, temb_mod=for_both, image_rotary_emb=rotation)
-        painted = net.norm_out(joint[:, text.shape[1] :], conditioning)
+        # What comes behind the picture's own tokens are those of references.
+        painted = net.norm_out(joint[:, first:last], conditioning)
         return unpack(net.proj_out(painted), height, width, PATCH)
 
     def conditioning(self, label: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -139,12 +165,82 @@ class Flux2Step(Step):
         # As diffusers: the guidance scale is embedded like a timestep.
         return time + embed.guidance_embedder(embed.time_proj(scale * 1000).to(dtype))
 
-    def rotation(self, tokens: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, (tokens + rows * columns, width of a head) each: text first."""
+    def rotation(self, tokens: int, rows: int, columns: int) -> Tensor:
+        """(2, tokens + rows * columns, width of a head) cosines and sines: text first."""
         grid = on_grid(self.rows[:, :rows], self.columns[:, :columns])
         grid = torch.cat((grid, self.picture.expand(-1, rows * columns, -1)), -1)
-        joint = torch.cat((self.words[:, :tokens], grid), 1)
-        return joint[0], joint[1]
+        return torch.cat((self.words[:, :tokens], grid), 1)
+
+
+class Flux2EditStep(Flux2Step):
+    """The same with reference pictures, whose tokens stand behind the picture's; there may be none."""
+
+    times: Tensor
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__(transformer)
+        config = self.transformer.config
+        most = References(patch=1, unit_px=1).most
+        # Picture number k stands at time 10 k, beside the picture that is painted at 0.
+        times = angles(config.axes_dims_rope[0], REFERENCE_TIME * most + 1, self.transformer.pos_embed.theta)
+        self.register_buffer("times", times[:, ::REFERENCE_TIME], persistent=False)
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        latent: Tensor,
+        history: Tensor,
+        noise: Tensor,
+        row: Tensor,
+        guidance_weights: Tensor,
+        prompt_embeds: Tensor,
+        references: Tensor,
+        reference_places: Tensor,
+        guidance: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        heard = Heeded(
+            flatten_branches(prompt_embeds),
+            _scale(guidance, guidance_weights),
+            per_picture(references, guidance_weights.shape[0]),
+            self.turns(reference_places),
+        )
+
+        def velocity(x: Tensor, label: Tensor) -> Tensor:
+            return self.velocity(x, label, heard)
+
+        return self.advance(velocity, latent, history, noise, row, guidance_weights)
+
+    def turns(self, places: Tensor) -> Tensor:
+        """(n, 3) number of the picture, row and column -> (2, n, width of a head) cosines and sines."""
+        number, row, column = places.unbind(1)
+        # The tables of rows begin with time 0, which is another one here.
+        rows = self.rows[:, :, self.times.shape[2] :].index_select(1, row)
+        parts = (self.times.index_select(1, number), rows, self.columns.index_select(1, column))
+        return torch.cat((*parts, self.picture.expand(-1, places.shape[0], -1)), -1)
+
+
+class Heeded(NamedTuple):
+    """What the network goes by, beside the latent and the time.
+
+    Attributes:
+        text: (n, tokens, width of the joint attention).
+        scale: (n,) guidance scale, for networks that take it.
+        tokens: (n, tokens, C * 4) reference pictures.
+        turns: (2, tokens, width of a head) cosines and sines of their places.
+    """
+
+    text: Tensor
+    scale: Tensor | None = None
+    tokens: Tensor | None = None
+    turns: Tensor | None = None
+
+
+def _scale(guidance: Tensor | None, weights: Tensor) -> Tensor | None:
+    return None if guidance is None else per_picture(guidance, weights.shape[0])
+
+
+def joined(one: Tensor, other: Tensor | None, axis: int) -> Tensor:
+    """Both, one after the other, where there is another."""
+    return one if other is None else torch.cat((one, other), axis)
 
 
 def before(still: Tensor, moving: Tensor) -> Tensor:

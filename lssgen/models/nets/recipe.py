@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol, cast, get_args
 
 from torch import nn
 
-from lssgen.manifest import Feed, Heard, Quantity, Runs
+from lssgen.manifest import Feed, Heard, Quantity, References, Runs
 from lssgen.ports import Port
 
 
@@ -45,6 +45,8 @@ class Wishes:
         clip_skip: Layers that CLIP leaves out at its end, beyond those that the family does.
         max_sequence_length: Tokens of the long text encoder.
         history: Earlier estimates that the step graph carries, at least 1.
+        cell_px: Pixels along one side of a latent cell.
+        reference_tokens: Usual number of tokens of reference pictures; 0: the step sees none.
     """
 
     channels: int
@@ -54,6 +56,8 @@ class Wishes:
     clip_skip: int = 0
     max_sequence_length: int = 256
     history: int = 1
+    cell_px: int = 8
+    reference_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +148,7 @@ class Blueprint:
         tokens: The tokenizers.
         token_axes: A usual size of every axis that counts tokens.
         layers: Gates of the step graph; 0 without `Wishes.skip_layers`.
+        references: Rules for reference pictures; None without `Wishes.reference_tokens`, or where the family has none.
         notes: Sentences that the user should read.
     """
 
@@ -152,4 +157,5 @@ class Blueprint:
     token_axes: Mapping[str, int]
     empty_negative: Literal["encode", "zeros"] = "encode"
     layers: int = 0
+    references: References | None = None
     notes: tuple[str, ...] = ()

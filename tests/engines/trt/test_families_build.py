@@ -11,6 +11,7 @@ import onnx
 import pytest
 from factory import tiny_sd3
 from factory_families import tiny_cogview4, tiny_flux, tiny_sd, tiny_sdxl
+from factory_flux2 import tiny_dev
 
 from lssgen.bundle import Bundle
 from lssgen.engines.trt.order import Order, build_engines
@@ -31,6 +32,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], int]] = {
     "sd": (lambda to: tiny_sd(to, **WIDE), 8),
     "sdxl": (lambda to: tiny_sdxl(to, **WIDE), 8),
     "flux": (tiny_flux, 2),
+    "flux2": (tiny_dev, 2),
     "cogview4": (tiny_cogview4, 2),
 }
 """How a checkpoint is written, and how many attentions its step has."""
