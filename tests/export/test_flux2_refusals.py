@@ -45,7 +45,7 @@ def test_a_variant_of_the_pipeline_is_refused_by_its_name(copy: Path, variant: s
 
 
 def test_a_text_encoder_of_another_size_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="the text encoder is of another size.* make 48, and the transformer reads 60"):
+    with pytest.raises(ModelError, match=r"the text encoder is of another size.* make 48, and the transformer reads 60"):
         designed(tiny_klein(tmp_path / "klein", joint_attention_dim=60))
 
 
@@ -62,7 +62,7 @@ def test_a_missing_chat_template_is_refused(
     folder = make(tmp_path / "checkpoint")
     shutil.rmtree(folder / "tokenizer")
     write(folder / "tokenizer", None)
-    with pytest.raises(ModelError, match="the chat template of .*tokenizer cannot be filled"):
+    with pytest.raises(ModelError, match=r"the chat template of .*tokenizer cannot be filled"):
         export(ExportConfig(model=str(folder), output=tmp_path / "bundle", resolutions=((64, 64),), probe="none"))
 
 
@@ -86,7 +86,7 @@ def test_a_vae_of_another_family_is_refused(copy: Path) -> None:
     shutil.rmtree(copy / "vae")
     tiny_vae(4).save_pretrained(copy / "vae")
     with pytest.raises(
-        ModelError, match="is a AutoencoderKL; FLUX.2 dev and klein is exported with AutoencoderKLFlux2"
+        ModelError, match=r"is a AutoencoderKL; FLUX\.2 dev and klein is exported with Auto"
     ):
         designed(copy)
 

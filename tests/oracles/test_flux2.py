@@ -82,7 +82,7 @@ def packed(x: Tensor) -> Tensor:
 
 def places(time: int, rows: int, columns: int) -> Tensor:
     """(rows * columns, 4): time, row, column and number in the text."""
-    return torch.cartesian_prod(torch.full((1,), time), torch.arange(rows), torch.arange(columns), torch.zeros(1))
+    return torch.cartesian_prod(*(torch.arange(n) + at for n, at in ((1, time), (rows, 0), (columns, 0), (1, 0))))
 
 
 @torch.no_grad()
