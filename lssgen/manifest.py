@@ -323,7 +323,7 @@ class Tokens:
         pad_side: Side of the filling.
         pad_multiple: Number that "longest" rounds up to a multiple of.
         prefix, suffix: Text before and after the prompt: the chat template of a language model, with the prompt in it.
-        special: Whether the tokenizer adds its special tokens; False where the template has them already.
+        special: Permission for the tokenizer to add its special tokens; False where the template has them already.
         removes: Words that are taken out of prompts.
         heard: Rows that its tokens have in what the "text" graph says; None: it says nothing of single tokens. Weights
             of words work on these.

@@ -97,7 +97,7 @@ class Flux2Step(Step):
         self.register_buffer("words", before(nowhere, words), persistent=False)
         self.register_buffer("rows", before(times, rows), persistent=False)
         self.register_buffer("columns", columns, persistent=False)
-        # Pictures are no text: number 0 of it.
+        # Number 0 of a text: pictures are not part of one.
         self.register_buffer("picture", words[:, :1], persistent=False)
 
     def forward(

@@ -20,7 +20,7 @@ class Reader:
 
     Attributes:
         layers: Indices into the hidden states, in the order in which they stand side by side.
-        chat, chat_options, in_pieces, removes: As in `TokenRule`.
+        chat, chat_options, in_pieces, removes: Fields of the `TokenRule`.
     """
 
     layers: tuple[int, ...]
@@ -41,7 +41,7 @@ READERS: Mapping[str, Reader] = {
         removes=("[IMG]",),
     ),
 }
-"""By the class of the text encoder. Source: diffusers' Flux2KleinPipeline and Flux2Pipeline, `encode_prompt`."""
+"""Readers by the class of the text encoder. Source: diffusers' Flux2KleinPipeline and Flux2Pipeline, `encode_prompt`."""
 
 
 @dataclass(frozen=True, slots=True)
