@@ -24,9 +24,6 @@ from lssgen.plan.planner import chosen_facts
 from lssgen.plan.sampling import described, sampling_of, solver_names
 from lssgen.plan.timing import predicted_ms, predicted_time_ratio
 
-PAYS = 1.15
-"""Predicted speed-up below which a run in stages is told to be hardly worth it."""
-
 EXAMPLES = ("--model sd3 --size 1024 --steps 40 --shorten", "--bundle bundles/sd3 --start-sigma 0.5 --json")
 
 
@@ -149,7 +146,7 @@ def as_table(facts: ModelFacts, options: PlanOptions, plan: Plan) -> str:
         *_aligned(rows),
         "",
         f"Predicted speed-up over one stage at full size: {speedup:.2f} (network arithmetic, all guidance branches)",
-        *_worth_said(plan, speedup),
+        *_not_paying(facts, plan),
         *_levels_said(facts, options, plan),
         f"Schedule: {described(chosen)}",
         f"Solvers that fit: {', '.join(solver_names(facts))}",
@@ -158,13 +155,16 @@ def as_table(facts: ModelFacts, options: PlanOptions, plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _worth_said(plan: Plan, speedup: float) -> list[str]:
-    """That stages are hardly worth it, where they are not."""
-    if len(plan.stages) == 1 or speedup >= PAYS:
+def _not_paying(facts: ModelFacts, plan: Plan) -> list[str]:
+    """A line where stages are not worth it: models made for few steps repeat too many of them."""
+    last = plan.stages[-1]
+    step = len(last.steps[-1].guidance) * facts.cost.flops(last.height * last.width)
+    saved = (predicted_speedup(plan, facts) - 1) * sum(stage_flops(stage, facts) for stage in plan.stages)
+    if len(plan.stages) == 1 or saved >= step:
         return []
     return [
-        f"Stages hardly pay here: transitions and their risk are for {max(speedup - 1, 0):.0%} of speed; "
-        "--start-sigma 1 paints in one stage, a lower --start-sigma or more steps save more"
+        f"Stages do not pay here: they save {max(0.0, saved / step):.0%} of one step at full size; --start-sigma 1 "
+        "runs one stage, a lower --start-sigma or --stage-steps fewer steps"
     ]
 
 
