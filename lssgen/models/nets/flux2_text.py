@@ -41,7 +41,7 @@ READERS: Mapping[str, Reader] = {
         removes=("[IMG]",),
     ),
 }
-"""Readers by the class of the text encoder. Source: diffusers' Flux2KleinPipeline and Flux2Pipeline, `encode_prompt`."""
+"""Readers by the class of the text encoder. Source: `encode_prompt` of diffusers' two FLUX.2 pipelines."""
 
 
 @dataclass(frozen=True, slots=True)
