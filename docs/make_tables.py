@@ -20,9 +20,9 @@ This page is written by `docs/make_tables.py` from the records in `lssgen/models
 
 Any checkpoint of these families in the diffusers layout can be exported: by alias, by hub id, or as a local folder.
 
-An export reads the checkpoint's own files; what is written here of those with a name serves plans that download nothing.
-Of FLUX.2's five it is from memory and from diffusers' class defaults: layers, widths, licences and whether the hub asks
-for their acceptance could not be compared with the hub.
+An export reads the checkpoint's own files; what is written here of those with a name is for plans, which download
+nothing. Of FLUX.2's five it is from memory and from diffusers' class defaults: layers, widths, licences and whether the
+hub asks for their acceptance could not be compared with the hub.
 """
 
 PRECISIONS = """

@@ -85,9 +85,7 @@ def test_statistics_that_are_none_are_refused(copy: Path) -> None:
 def test_a_vae_of_another_family_is_refused(copy: Path) -> None:
     shutil.rmtree(copy / "vae")
     tiny_vae(4).save_pretrained(copy / "vae")
-    with pytest.raises(
-        ModelError, match=r"is a AutoencoderKL; FLUX\.2 dev and klein is exported with Auto"
-    ):
+    with pytest.raises(ModelError, match=r"is a AutoencoderKL; FLUX\.2 dev and klein is exported with Auto"):
         designed(copy)
 
 
