@@ -19,6 +19,10 @@ HEAD = """# Model families
 This page is written by `docs/make_tables.py` from the records in `lssgen/models/` and the tests in `tests/oracles/`.
 
 Any checkpoint of these families in the diffusers layout can be exported: by alias, by hub id, or as a local folder.
+
+An export reads the checkpoint's own files; what is written here of those with a name is for plans, which download
+nothing. Of FLUX.2's five it is from memory and from diffusers' class defaults: layers, widths, licences and whether the
+hub asks for their acceptance could not be compared with the hub.
 """
 
 PRECISIONS = """
@@ -31,7 +35,8 @@ PRECISIONS = """
 latents, guidance, the solver's update, sines and cosines of times, sizes and positions, T5's layers that overflow |
 | `bf16` | bfloat16 | latents, guidance, the solver's update, sines and cosines of times, sizes and positions |
 
-The published FLUX.1, CogView4 and Z-Image checkpoints, T5 and Qwen3 were trained in bfloat16; prefer `bf16` for them.
+The published FLUX.1, FLUX.2, CogView4 and Z-Image checkpoints, T5 and Qwen3 were trained in bfloat16; prefer `bf16` for \
+them.
 """
 
 UNFIT = """

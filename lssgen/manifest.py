@@ -155,6 +155,17 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True, tag="picture"):
     read_as: Literal["latent", "pixels", "mask"] = "latent"
 
 
+class Reference(msgspec.Struct, frozen=True, kw_only=True, tag="reference"):
+    """Reference pictures, as tokens one after the other; the same for all branches and stages. A run may have none.
+
+    Attributes:
+        what: "tokens": (batch, tokens, C * patch * patch) squares of encoded cells, channel by channel. "places":
+            (tokens, 3): number of the picture, from 1, and row and column of the token in it.
+    """
+
+    what: Literal["tokens", "places"]
+
+
 Feed = (
     State
     | Latent
@@ -166,6 +177,7 @@ Feed = (
     | GuidanceRescale
     | Text
     | Sizes
+    | Reference
     | Gates
     | Picture
 )
@@ -311,6 +323,8 @@ class Tokens:
         pad_side: Side of the filling.
         pad_multiple: Number that "longest" rounds up to a multiple of.
         prefix, suffix: Text before and after the prompt: the chat template of a language model, with the prompt in it.
+        special: Permission for the tokenizer to add its special tokens; False where the template has them already.
+        removes: Words that are taken out of prompts.
         heard: Rows that its tokens have in what the "text" graph says; None: it says nothing of single tokens. Weights
             of words work on these.
     """
@@ -326,6 +340,8 @@ class Tokens:
     pad_multiple: int = 1
     prefix: str = ""
     suffix: str = ""
+    special: bool = True
+    removes: tuple[str, ...] = ()
     heard: Heard | None = None
 
 
@@ -347,6 +363,27 @@ class Upsampler:
     licence: str
     config: Mapping[str, object]
     converted_to: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class References:
+    """How reference pictures become tokens of the step.
+
+    Attributes:
+        patch: Cells along one side of a token.
+        unit_px: Number of pixels that the sides of a picture are cut down to a multiple of, around its middle.
+        most_px: Area above which a picture is made smaller first.
+        least_side_px: Shortest side that a picture may have.
+        most_aspect: Longest side over the shortest.
+        most: Number of pictures.
+    """
+
+    patch: int
+    unit_px: int
+    most_px: int = 1024 * 1024
+    least_side_px: int = 64
+    most_aspect: float = 8.0
+    most: int = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -392,6 +429,7 @@ class Manifest:
             only one.
         empty_negative: Stand-in for a negative prompt that was not given: the "encode"d empty text, or "zeros".
         upsampler: None where the bundle has no "transition_resnet".
+        references: Rules for reference pictures; None: the model sees none.
         notes: Sentences that the user should read.
         small_step: Name of a graph with the ports of "step" that runs in its place in small stages; empty: there is
             none. One stage may be quantised while another is not.
@@ -410,6 +448,7 @@ class Manifest:
     token_axes: Mapping[str, int] = field(default_factory=dict)
     empty_negative: Literal["encode", "zeros"] = "encode"
     upsampler: Upsampler | None = None
+    references: References | None = None
     notes: tuple[str, ...] = ()
     small_step: str = ""
     small_cells: int = 0

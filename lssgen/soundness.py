@@ -19,6 +19,8 @@ from lssgen.manifest import (
     Mix,
     Noise,
     Picture,
+    Reference,
+    References,
     Row,
     Sizes,
     State,
@@ -97,6 +99,8 @@ def _faults(manifest: Manifest) -> Iterator[str]:
     yield from _feed_faults(manifest)
     text = manifest.graphs.get("text")
     outputs = {port.name: port.shape for port in text.outputs} if text is not None else {}
+    if any(isinstance(feed, Reference) for feed in manifest.graphs["step"].feeds.values()):
+        yield from _reference_faults(manifest.references)
     for tokens in manifest.tokenizers:
         yield from _token_faults(tokens)
         if tokens.heard is not None:
@@ -179,6 +183,17 @@ def _feed_faults(manifest: Manifest) -> Iterator[str]:
 def _place_of(graph: Graph) -> tuple[object, ...]:
     """All that must be the same of graphs that run in each other's place."""
     return graph.inputs, graph.outputs, graph.feeds, graph.axes, graph.runs
+
+
+def _reference_faults(rules: References | None) -> Iterator[str]:
+    if rules is None:
+        yield "its step sees reference pictures, for which it has no rules"
+        return
+    sides = {"patch": rules.patch, "unit_px": rules.unit_px, "least_side_px": rules.least_side_px, "most": rules.most}
+    yield from _outside({f"{name} of references": (value, 1, LONGEST_SIDE) for name, value in sides.items()})
+    yield from _outside({"most_px of references": (rules.most_px, 1, LARGEST_AXIS)})
+    if not (rules.most_aspect >= 1 and rules.least_side_px >= rules.unit_px):
+        yield "references could be cut down to nothing: most_aspect is below 1, or least_side_px below unit_px"
 
 
 def _token_faults(tokens: Tokens) -> Iterator[str]:

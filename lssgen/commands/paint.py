@@ -46,7 +46,8 @@ NOTED_EVERY_S = 5.0
 def pictures_given(args: argparse.Namespace) -> dict[str, Path]:
     """Files of the pictures that a run starts from or is conditioned on, by their names for the record."""
     own = {path.name: path for path in (args.init_image, args.mask_image, args.prompt_embeds) if path}
-    return own | {f"{name}={path.name}": path for name, path in args.condition}
+    own |= {f"{name}={path.name}": path for name, path in args.condition}
+    return own | {f"reference {number}": path for number, path in enumerate(args.reference, start=1)}
 
 
 def paint(pipeline: Pipeline, args: argparse.Namespace, asked: Asked, prompts: Sequence[str], places: Places) -> None:
@@ -58,6 +59,7 @@ def paint(pipeline: Pipeline, args: argparse.Namespace, asked: Asked, prompts: S
             init_image=args.init_image and read_picture(args.init_image),
             mask_image=args.mask_image and read_mask(args.mask_image),
             conditions=_conditions(pipeline.bundle, args.condition),
+            references=[read_picture(path) for path in args.reference],
             on_step=follow.step,
             on_preview=_preview_writer(prompts, asked, places) if places.previews else None,
             **asked,

@@ -24,6 +24,9 @@ from lssgen.plan.planner import chosen_facts
 from lssgen.plan.sampling import described, sampling_of, solver_names
 from lssgen.plan.timing import predicted_ms, predicted_time_ratio
 
+PUBLISHED_START = 0.75
+"""Start of later stages in every pipeline of LSSGen, as published."""
+
 EXAMPLES = ("--model sd3 --size 1024 --steps 40 --shorten", "--bundle bundles/sd3 --start-sigma 0.5 --json")
 
 
@@ -177,7 +180,8 @@ def _levels_said(facts: ModelFacts, options: PlanOptions, plan: Plan) -> list[st
     space, published = plan.scaling_space, facts.defaults.start_sigma
     known = facts.defaults.covering_sigmas.get(space)
     auto = "not measured (lssgen calibrate sigma)" if known is None else f"{known:.3f}"
-    starts = f"Later stages start at {options.start_sigma:g}; published {published:g}; --start-sigma auto: {auto}"
+    whose = "published" if published == PUBLISHED_START else "this model's own"
+    starts = f"Later stages start at {options.start_sigma:g}; {whose} {published:g}; --start-sigma auto: {auto}"
     return [starts, f"{_left_said(plan)}; {_hand_offs_said(facts, options)}"]
 
 

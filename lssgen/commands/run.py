@@ -111,6 +111,14 @@ def _add_input(parser: Parser) -> None:
         help="a picture that the network takes besides the prompt, such as a control picture, by the name that the "
         "bundle gives it; may be repeated; default: none",
     )
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture that an editing model (FLUX.2) sees beside the one it paints; may be repeated; default: none",
+    )
 
 
 def _add_prompt_files(parser: Parser) -> None:
@@ -305,7 +313,7 @@ def _see_start(args: argparse.Namespace, settings: Settings) -> None:
     if settings.start and not now:
         raise PromptError(
             f"{args.config} started from {', '.join(settings.start)}: give the same with --init-image, --mask-image, "
-            "--condition and --prompt-embeds"
+            "--condition, --reference and --prompt-embeds"
         )
     if settings.start:
         known = set(settings.start.values())
@@ -319,7 +327,7 @@ def _refuse_contradictions(parser: Parser, args: argparse.Namespace, prompts: Se
     if bool(args.prompts) != bool(args.outdir) or (args.prompts and any(alone)):
         parser.error(
             "--prompts FILE.jsonl and --outdir DIR go together, and without PROMPT, --save-latents, --preview, "
-            "--init-image, --mask-image, --condition and --prompt-embeds"
+            "--init-image, --mask-image, --condition, --reference and --prompt-embeds"
         )
     if args.dump_inputs and args.checker:
         parser.error("--dump-inputs writes latents that no --checker has seen; leave out one of the two")

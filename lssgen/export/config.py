@@ -63,6 +63,8 @@ class ExportConfig:
         scheduler, timestep_spacing, sigma_schedule: Way in which the bundle samples where a run says nothing; graphs
             do not depend on it. None and "own": the checkpoint's.
         resolutions: Stage sizes in pixels. Empty: the stages of the model's default picture.
+        references: Usual sizes in pixels of a run's reference pictures, for models that edit. Empty: the graphs see
+            none.
         precision: Number format of the networks; the state between them is always float32.
         upsampler: Folder of a latent upsampler; None: one that belongs to the checkpoint, is
             installed for its VAE, or is this package's own for its latent space.
@@ -123,6 +125,14 @@ class ExportConfig:
         (),
         help="stage sizes in pixels: 512,1024 or 512x768",
         unset="the stages of the model's usual picture",
+        least=1,
+        most=MOST_SIDE_PX,
+    )
+    references: tuple[Resolution, ...] = choice(
+        (),
+        help="let runs show the model reference pictures (FLUX.2), usually of these sizes in pixels: 1024 or "
+        "1024,512x768 for two; others work, too, but compiled engines are for these",
+        unset="none; the step's graph has no inputs for them",
         least=1,
         most=MOST_SIDE_PX,
     )

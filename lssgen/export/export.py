@@ -22,6 +22,7 @@ from lssgen.export.workshop import Say, Workshop
 from lssgen.machine import at_most_cpus
 from lssgen.manifest import Graph, Manifest, Source, Tokens
 from lssgen.models.aliases import with_scheduler
+from lssgen.models.configs import PIPELINE
 from lssgen.models.families import facts_from_configs
 from lssgen.models.nets.recipe import Blueprint, Recipe, Wishes
 from lssgen.models.nets.transition import Ways, transition_recipes
@@ -112,6 +113,7 @@ def export(config: ExportConfig, say: Say = lambda _: None) -> Bundle:
             token_axes=outline.blueprint.token_axes,
             empty_negative=outline.blueprint.empty_negative,
             upsampler=None if outline.upsampler is None else outline.upsampler.record,
+            references=outline.blueprint.references,
             notes=tuple(dict.fromkeys(workshop.notes)),
         )
         return store.finish(manifest)
@@ -143,6 +145,8 @@ def design(config: ExportConfig) -> Design:
         clip_skip=config.clip_skip,
         max_sequence_length=length,
         history=model.family.history,
+        cell_px=facts.cell_px,
+        reference_tokens=_reference_tokens(config.references, facts),
     )
     chosen = choose_upsampler(model, facts.channels, config.upsampler, convert=config.convert_latents)
     facts = _with_spaces(facts, [space for space in config.spaces if space != "resnet" or chosen is not None])
@@ -155,6 +159,8 @@ def design(config: ExportConfig) -> Design:
     blueprint: Blueprint = import_module(model.family.nets).blueprint(components, wishes)
     if not config.text_encoder:
         blueprint = _without_text(blueprint)
+    if config.references and blueprint.references is None:
+        raise ExportError(f"{model.family.title} sees no reference pictures; export without --references")
     if config.skip_layers:
         _see_layers(model, wishes.skipped, blueprint.layers)
     # Even where others are asked for: that the scheduler can be planned with is seen before anything is made.
@@ -237,10 +243,24 @@ def _text_length(config: ExportConfig, model: Model) -> int:
     return asked
 
 
+def _reference_tokens(sizes: Sequence[Resolution], facts: ModelFacts) -> int:
+    """Tokens of reference pictures of these sizes.
+
+    Raises:
+        ExportError: One has none.
+    """
+    unit = facts.cell_px * facts.patch
+    for height, width in sizes:
+        if min(height, width) < unit:
+            raise ExportError(f"a reference picture of {width} x {height} px has no token of {unit} px; ask for more")
+    return sum((height // unit) * (width // unit) for height, width in sizes)
+
+
 def _facts(model: Model, text_length: int, prediction: PredictionType | None) -> ModelFacts:
     named = ("scheduler", *(part for part in model.family.classes if model.checkpoint.has(part)))
     configs = {name: model.checkpoint.config(name) for name in named if name not in T5_PARTS}
     configs["scheduler"] = {**configs["scheduler"], **model.sampling}
+    configs[PIPELINE] = model.checkpoint.index
     if prediction is not None:
         configs["scheduler"] = {**configs["scheduler"], "prediction_type": prediction}
     amended = with_scheduler(configs, model.scheduler)

@@ -31,8 +31,10 @@ def open_tokenizer(folder: Path, class_name: str) -> Any:
     Raises:
         ModelError: The folder has no tokenizer of that class.
     """
+    # A processor is a tokenizer with something for pictures beside it, which may want further libraries.
+    name = "AutoTokenizer" if class_name.endswith("Processor") else class_name
     try:
-        return getattr(transformers, class_name).from_pretrained(folder)
+        return getattr(transformers, name).from_pretrained(folder)
     except (OSError, AttributeError, ValueError, TypeError, ImportError) as error:
         raise ModelError(f"{folder} cannot be read as a {class_name} ({error}); is the checkpoint whole?") from error
 
@@ -73,10 +75,13 @@ def convert_tokenizer(
         length=rule.length,
         pad_id=int(original.pad_token_id),
         pad_to=rule.pad_to,
-        pad_side=rule.pad_side,
+        pad_side=original.padding_side if rule.pad_side == "own" else rule.pad_side,
         pad_multiple=rule.pad_multiple,
         prefix=prefix,
         suffix=suffix,
+        # As processors do it: a template that begins with the first special token has them all.
+        special=not (rule.in_pieces and original.bos_token and prefix.startswith(original.bos_token)),
+        removes=rule.removes,
         heard=rule.heard,
     )
     for word in words:
@@ -119,10 +124,13 @@ def chat_affixes(original: Any, rule: TokenRule, folder: Path) -> tuple[str, str
     """
     if not rule.chat:
         return "", ""
-    messages = [{"role": role, "content": content} for role, content in rule.chat]
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": content}] if rule.in_pieces else content}
+        for role, content in rule.chat
+    ]
     try:
         text: str = original.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **rule.chat_options
+            messages, **{"tokenize": False, "add_generation_prompt": True, **rule.chat_options}
         )
     except Exception as error:  # templates are programs, with errors of their own
         raise ModelError(

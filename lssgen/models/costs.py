@@ -66,6 +66,32 @@ def flux_cost(net: Config, text_tokens: int) -> NetworkCost:
     )
 
 
+def flux2_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """Flux2Transformer2DModel: as FLUX.1, with gated feed-forwards, and modulations that all blocks of a kind share.
+
+    Args:
+        net: The transformer's config.json.
+        text_tokens: Length of the text stream.
+    """
+    width = net.get("num_attention_heads", 48) * net.get("attention_head_dim", 128)
+    double, single = net.get("num_layers", 8), net.get("num_single_layers", 48)
+    channels, square, text = net.get("in_channels", 128), width * width, text_tokens
+    guided = 2 if net.get("guidance_embeds", True) else 1
+    once = guided * (net.get("timestep_guidance_channels", 256) * width + square)
+    # Modulations: six for each stream of the double blocks, three for the single ones, two at the end.
+    once += (12 + 3 + 2) * square
+    # int, as the layers are made. Gated: two ways in and one out, beside query, key, value and the way out.
+    feed = int(width * net.get("mlp_ratio", 3.0))
+    every = (4 * square + 3 * feed * width) * (double + single)
+    joint = _attention(width) * (double + single)
+    return _cost(
+        once=2 * (once + text * (net.get("joint_attention_dim", 15360) * width + every)) + joint * text * text,
+        token=2 * (every + width * (channels + (net.get("out_channels") or channels))) + 2 * joint * text,
+        pair=joint,
+        cells=4,  # the packing of 2 x 2 cells
+    )
+
+
 def chroma_cost(net: Config, text_tokens: int) -> NetworkCost:
     """ChromaTransformer2DModel: the blocks of `flux_cost`, whose modulations all come from one small network.
 

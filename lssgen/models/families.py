@@ -10,13 +10,24 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from lssgen.errors import ModelError, UnknownModelError
-from lssgen.models.costs import Config, chroma_cost, cogview_cost, flux_cost, mmdit_cost, unet_cost, zimage_cost
+from lssgen.models.configs import PIPELINE
+from lssgen.models.costs import (
+    Config,
+    chroma_cost,
+    cogview_cost,
+    flux2_cost,
+    flux_cost,
+    mmdit_cost,
+    unet_cost,
+    zimage_cost,
+)
 from lssgen.models.distilled import distilled_by_configs
 from lssgen.models.positions import FLUX_POSITIONS
 from lssgen.plan.facts import SPACES, Defaults, ModelFacts, NetworkCost, ScalingSpace
 
 Configs = Mapping[str, Config]
-"""JSON of a checkpoint by component: "transformer" or "unet", "vae", "scheduler", "text_encoder", ..."""
+"""JSON of a checkpoint by component: "transformer" or "unet", "vae", "scheduler", "text_encoder", ...; and, where it
+matters, model_index.json by the name `lssgen.models.configs.PIPELINE`."""
 
 Guidance = Literal["branches", "embedded", "none"]
 
@@ -36,11 +47,12 @@ class Family:
         nets: Module with the family's graphs; importing it needs torch.
         latent: (channels, patch) from the denoiser's config: latent channels, and cells along one side of a token.
         cell_px: Pixels along one side of a latent cell, from the VAE's config.
-        guidance: Kind of guidance from the denoiser's config.
+        guidance: Kind of guidance from the denoiser's config and the checkpoint's model_index.json.
         cost: Arithmetic from the denoiser's config and the number of text tokens.
         longest_side: Function from the denoiser's config to `ModelFacts.longest_side`.
         latent_spaces: Keys in `lssgen.models.spaces.SPACES`: latents that published checkpoints of the family paint.
-        grid, start, oversize, scaling_spaces: See `ModelFacts`.
+        whole: Parts whose weights are read even where others stand in for them.
+        grid, start, oversize, scaling_spaces, shift_by, noise_patch: See `ModelFacts`.
         scheduler_fixed: Scheduler fields whose value the published pipeline forces.
         history: Estimates that the step graph must carry for every solver that fits: 3 for UniPC of order 3, 4 for
             PNDM, whose memory spans four steps and one evaluation that it forgets. One is as large as the latent.
@@ -62,13 +74,16 @@ class Family:
     nets: str
     latent: Callable[[Config], tuple[int, int]]
     cell_px: Callable[[Config], int]
-    guidance: Callable[[Config], Guidance]
+    guidance: Callable[[Config, Config], Guidance]
     cost: Callable[[Config, int], NetworkCost]
     longest_side: Callable[[Config], int]
     latent_spaces: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
     grid: Literal["range", "even", "labels"] = "range"
     start: Literal["timestep", "fraction"]
     oversize: Literal["refuse", "floor"] = "refuse"
+    shift_by: Literal["tokens", "steps"] = "tokens"
+    noise_patch: int = 1
     scaling_spaces: tuple[ScalingSpace, ...] = SPACES
     scheduler_fixed: Mapping[str, object] = field(default_factory=dict[str, object])
     history: int
@@ -101,17 +116,27 @@ def _halvings(vae: Config) -> int:
     return 2 ** (len(levels or vae["block_out_channels"]) - 1)
 
 
-def _branches(net: Config) -> Guidance:
-    del net
+def _branches(net: Config, index: Config) -> Guidance:
+    del net, index
     return "branches"
 
 
-def _flux_guidance(net: Config) -> Guidance:
+def _flux_guidance(net: Config, index: Config) -> Guidance:
+    del index
     return "embedded" if net.get("guidance_embeds") else "none"
 
 
-def _unet_guidance(net: Config) -> Guidance:
+def _flux2_guidance(net: Config, index: Config) -> Guidance:
+    """Dev is told the scale; klein's base models have branches, and those distilled for few steps have none."""
+    # Another default than FLUX.1's: that of the class.
+    if net.get("guidance_embeds", True):
+        return "embedded"
+    return "none" if index.get("is_distilled") else "branches"
+
+
+def _unet_guidance(net: Config, index: Config) -> Guidance:
     """Consistency-distilled UNets (LCM) take the scale as an input."""
+    del index
     return "embedded" if net.get("time_cond_proj_dim") else "branches"
 
 
@@ -254,6 +279,37 @@ _FLUX = Family(
     defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=3.5, shorten=True),
 )
 
+_FLUX2 = Family(
+    name="flux2",
+    title="FLUX.2 dev and klein",
+    pipelines=("Flux2Pipeline", "Flux2KleinPipeline"),
+    network="transformer",
+    classes={
+        "transformer": ("Flux2Transformer2DModel",),
+        "vae": ("AutoencoderKLFlux2", "AutoencoderTiny"),
+        "text_encoder": ("Mistral3ForConditionalGeneration", "Qwen3ForCausalLM"),
+    },
+    components=("transformer", "vae", "scheduler", "text_encoder", "tokenizer"),
+    nets="lssgen.models.nets.flux2",
+    latent_spaces=("flux2",),
+    # Its weights, not its configuration, say how latents are normalised.
+    whole=("vae",),
+    latent=_packed,
+    cell_px=_halvings,
+    guidance=_flux2_guidance,
+    cost=flux2_cost,
+    longest_side=_flux_positions,
+    grid="even",
+    shift_by="steps",
+    noise_patch=2,
+    start="timestep",
+    oversize="floor",
+    history=3,
+    max_sequence_length=512,
+    attends_clip=False,
+    defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=4.0, shorten=True),
+)
+
 _COGVIEW4 = Family(
     name="cogview4",
     title="CogView4",
@@ -329,7 +385,7 @@ _CHROMA = Family(
 )
 
 FAMILIES: Mapping[str, Family] = {
-    family.name: family for family in (_SD, _SDXL, _SD3, _FLUX, _COGVIEW4, _ZIMAGE, _CHROMA)
+    family.name: family for family in (_SD, _SDXL, _SD3, _FLUX, _FLUX2, _COGVIEW4, _ZIMAGE, _CHROMA)
 }
 """Every family, by name."""
 
@@ -364,7 +420,8 @@ def defaults_from_configs(family: Family, configs: Configs) -> Defaults:
     # FLUX's config has no size of a picture, and others may give two sides.
     if family.sized_by_config and isinstance(cells, int):
         defaults = at_size(defaults, cells * cell_px(family, configs))
-    kind = distilled_by_configs(family.name, _config(family, configs, family.network), configs.get("scheduler", {}))
+    net, scheduler = _config(family, configs, family.network), configs.get("scheduler", {})
+    kind = distilled_by_configs(family.name, net, scheduler, configs.get(PIPELINE, {}))
     return defaults if kind is None else kind.amended(defaults)
 
 
@@ -423,9 +480,11 @@ def facts_from_configs(
         # Last, as the published pipeline's constructor overwrites what the file says.
         scheduler_config={**scheduler, **family.scheduler_fixed},
         start=family.start,
-        guidance=family.guidance(net),
+        guidance=family.guidance(net, configs.get(PIPELINE, {})),
         scaling_spaces=family.scaling_spaces,
         defaults=defaults,
+        shift_by=family.shift_by,
+        noise_patch=family.noise_patch,
         cost=cost,
         longest_side=longest_side,
         unguided_scale=family.unguided_scale,

@@ -68,6 +68,7 @@ def make_plan(facts: ModelFacts, options: PlanOptions) -> Plan:
         stages=stages,
         cell_px=facts.cell_px,
         scaling_space=options.scaling_space,
+        noise_patch=facts.noise_patch,
         notes=(*size_notes(facts, options, sizes), *_level_notes(run, stages), *_sampling_notes(run, own, stages)),
         single_stage_passes=sum(len(step.guidance) for step in alone.steps),
     )
@@ -224,7 +225,7 @@ def _evaluations(run: _Run, size: StageSize) -> tuple[Evaluation, ...]:
         case FlowSchedule() as schedule:
             patch = run.facts.patch
             tokens = (size.height // patch) * (size.width // patch)
-            shift = shift_for(schedule, tokens, clamp=run.options.token_clamp)
+            shift = shift_for(schedule, tokens, clamp=run.options.token_clamp, by=run.facts.shift_by, steps=size.steps)
             return flow_evaluations(schedule, run.facts.grid, size.steps, shift, run.options.sigmas)
         case BetaSchedule() as schedule:
             return beta_evaluations(schedule, size.steps)

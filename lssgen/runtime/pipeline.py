@@ -36,6 +36,7 @@ from lssgen.runtime.noise import check_seed
 from lssgen.runtime.open_engines import OpenEngines
 from lssgen.runtime.options import Asked, Options, Request, refuse_too_many, request_from_options
 from lssgen.runtime.origin import Start, origin_of, pasted
+from lssgen.runtime.references import read_references, see_references
 from lssgen.runtime.results import (
     BatchTimes,
     OnPreview,
@@ -69,6 +70,7 @@ class _Run:
     request: Request
     start: Start | None
     conditions: Pictures
+    references: tuple[Image.Image, ...]
     demand: Demand
     counter: StepCounter
     on_preview: OnPreview | None
@@ -127,6 +129,7 @@ class Pipeline:
         init_image: Image.Image | None = None,
         mask_image: Image.Image | None = None,
         conditions: Pictures = MappingProxyType({}),
+        references: Sequence[Image.Image] = (),
         noise: Sequence[Floats] = (),
         on_step: OnProgress = _silent,
         on_preview: OnPreview | None = None,
@@ -141,6 +144,7 @@ class Pipeline:
             init_image: Start from this picture instead of from noise alone; `strength` says how far to go from it.
             mask_image: Paint only where this picture, of the same size, is white.
             conditions: Pictures that the network takes as inputs (a control picture), by the manifest's names.
+            references: Pictures that an editing model sees beside the one it paints, each at its own size.
             noise: Standard normal numbers that the stages begin with in place of those of the seeds, smallest stage
                 first, (pictures, C, h, w) float32 each. Noise that a solver or a transition through pixels draws is
                 not among them.
@@ -161,6 +165,7 @@ class Pipeline:
             init_image=init_image,
             mask_image=mask_image,
             conditions=conditions,
+            references=references,
             noise=noise,
             on_step=on_step,
             on_preview=on_preview,
@@ -216,6 +221,7 @@ class Pipeline:
         init_image: Image.Image | None = None,
         mask_image: Image.Image | None = None,
         conditions: Pictures = MappingProxyType({}),
+        references: Sequence[Image.Image] = (),
         noise: Sequence[Floats] = (),
         on_step: OnProgress = _silent,
         on_preview: OnPreview | None = None,
@@ -229,6 +235,7 @@ class Pipeline:
         options = self.advised(asked)
         request, start = asked_run(self.bundle, options, init_image, mask_image, conditions)
         embeds = None if prompt_embeds is None else embeds_of(prompt_embeds)
+        seen = see_references(self.bundle.manifest, references)
         prompts = self._prompts(prompt, embeds)
         for said in unheard(request, prompts) if embeds is None else ():
             warn(said)
@@ -243,11 +250,12 @@ class Pipeline:
             request=request,
             start=start,
             conditions=conditions,
+            references=seen,
             demand=self._demand(
                 request,
                 len(prompts),
                 previews=on_preview is not None,
-                starts=start is not None,
+                starts=start is not None or bool(seen),
                 encodes=embeds is None,
             ),
             counter=StepCounter(request.plan, len(batches), on_step),
@@ -355,7 +363,7 @@ class Pipeline:
             loaded = perf_counter()
             text = self._conditioning(engines, run.request, canvases)
             encoded = perf_counter()
-            geometry = _geometry(run.request, text["positive"])
+            geometry = _geometry(run.request, text["positive"], self._reference_tokens(run))
             result = self._painted_with_room(run, canvases, geometry, text)
             self._workspaces.trim()
             (times,) = result.times
@@ -390,6 +398,7 @@ class Pipeline:
             guidance_scale=request.plan_options.guidance_scale,
             guidance_rescale=request.guidance_rescale,
             pictures=condition_values(workspace, request.plan, run.conditions),
+            references=self._references(workspace, run.references),
             origin=origin_of(workspace, request.plan, start) if start else None,
             field=request.noise_field,
             noise=tuple(np.stack(stage) for stage in zip(*(canvas.noise for canvas in canvases), strict=True)),
@@ -417,6 +426,20 @@ class Pipeline:
         decode = perf_counter() - sampled
         times = BatchTimes(pictures=len(canvases), load=0.0, text=0.0, stages=tuple(stages), decode=decode, total=0.0)
         return Result(pictures=pictures, request=request, times=(times,))
+
+    def _reference_tokens(self, run: _Run) -> int:
+        rules, cell = self.bundle.manifest.references, self.bundle.manifest.facts.cell_px
+        if rules is None:
+            return 0
+        side = rules.patch * cell
+        return sum((picture.height // side) * (picture.width // side) for picture in run.references)
+
+    def _references(self, workspace: Workspace, pictures: Sequence[Image.Image]) -> tuple[Array, Array] | None:
+        rules = self.bundle.manifest.references
+        if rules is None or not pictures:
+            return None
+        seen = read_references(workspace, rules, pictures)
+        return seen.tokens, seen.places
 
     def _conditioning(
         self, engines: Engines, request: Request, canvases: Sequence[Canvas]
@@ -465,8 +488,14 @@ def load(
     return Pipeline(opened, open_backend(engine, **options), batches=batches, guard=guard)
 
 
-def _geometry(request: Request, text: Mapping[str, Array]) -> Geometry:
-    """What a batch needs room for; `text` has (batch, ...) arrays by output of the text graph."""
+def _geometry(request: Request, text: Mapping[str, Array], references: int) -> Geometry:
+    """What a batch needs room for.
+
+    Args:
+        request: The run.
+        text: (batch, ...) arrays by output of the text graph.
+        references: Tokens of reference pictures.
+    """
     plan = request.plan
     told = ToldSizes(original=request.original_size, target=request.target_size, crop=request.crops_coords_top_left)
     return Geometry(
@@ -475,4 +504,5 @@ def _geometry(request: Request, text: Mapping[str, Array]) -> Geometry:
         text=tuple((port, value.shape[1:]) for port, value in text.items()),
         scaling_space=plan.scaling_space,
         told=told,
+        references=references,
     )

@@ -265,6 +265,8 @@ class _PortTokenizer:
         if rules.heard is None:
             return None
         own = self.length(said.text)
+        for word in rules.removes:
+            said = said.with_words(word, "")
         for word, words in self._several_in(said.text):
             said = said.with_words(word, words)
         kept = self._encode(said.text)
@@ -285,10 +287,13 @@ class _PortTokenizer:
         return text[max(0, heard) :].strip()
 
     def _with_several(self, text: str) -> str:
-        """A text in which every word that stands for several vectors is followed by those of the others.
+        """A text without the words that are removed, in which every word that stands for several vectors is followed by
+        those of the others.
 
         Equal to diffusers' maybe_convert_prompt; once done, doing it again changes nothing.
         """
+        for word in self.rules.removes:
+            text = text.replace(word, "")
         for word, words in self._several_in(text):
             text = text.replace(word, words)
         return text
@@ -306,7 +311,8 @@ class _PortTokenizer:
 
     def _encode_as_it_is(self, text: str) -> Encoding:
         try:
-            return self._tokenizer.encode(f"{self.rules.prefix}{text}{self.rules.suffix}")
+            said = f"{self.rules.prefix}{text}{self.rules.suffix}"
+            return self._tokenizer.encode(said, add_special_tokens=self.rules.special)
         except (TypeError, UnicodeError) as error:
             raise PromptError(f"prompt {text!r} cannot be read: {error}") from error
 

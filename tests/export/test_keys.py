@@ -10,6 +10,7 @@ from typing import Any
 import factory
 import factory_chroma
 import factory_families
+import factory_flux2
 import factory_zimage
 import pytest
 import torch
@@ -27,6 +28,7 @@ TINY = {
     "sdxl": factory_families.tiny_sdxl,
     "sd3": factory.tiny_sd3,
     "flux": factory_families.tiny_flux,
+    "flux2": factory_flux2.tiny_klein,
     "cogview4": factory_families.tiny_cogview4,
     "zimage": factory_zimage.tiny_zimage,
     "chroma": factory_chroma.tiny_chroma,

@@ -12,6 +12,7 @@ from lssgen.manifest import (
     GuidanceScale,
     GuidanceWeights,
     Noise,
+    Reference,
     Row,
     Sizes,
     SizeValue,
@@ -39,11 +40,22 @@ def sizes(name: str, *values: SizeValue) -> Fed:
     return Port(name, "float32", ("branches", "batch", len(values))), Sizes(values=values)
 
 
+REFERENCES = "reference_tokens"
+"""Axis that counts the tokens of reference pictures."""
+
 GUIDANCE: Fed = (Port("guidance", "float32", ("batch",)), GuidanceScale())
 """The scale itself, for networks that take it."""
 
 RESCALE: Fed = (Port("guidance_rescale", "float32", ("batch",)), GuidanceRescale())
 """The share phi of guidance rescale."""
+
+
+def references(width: int) -> tuple[Fed, ...]:
+    """Reference pictures: tokens of so many numbers, and their places."""
+    return (
+        (Port("references", "float32", ("batch", REFERENCES, width)), Reference(what="tokens")),
+        (Port("reference_places", "int64", (REFERENCES, 3)), Reference(what="places")),
+    )
 
 
 def step_recipe(
