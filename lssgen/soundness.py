@@ -98,6 +98,7 @@ def _faults(manifest: Manifest) -> Iterator[str]:
     outputs = {port.name: port.shape for port in manifest.graphs["text"].outputs}
     for tokens in manifest.tokenizers:
         yield from _token_faults(tokens)
+        yield from _outside({f"drop of {tokens.port}": (tokens.drop, 0, max(0, tokens.length - 1))})
         if tokens.heard is not None:
             yield from _heard_faults(tokens.heard, outputs)
 

@@ -78,6 +78,7 @@ def convert_tokenizer(
         prefix=prefix,
         suffix=suffix,
         heard=rule.heard,
+        drop=rule.drop,
     )
     for word in words:
         original.add_tokens(list(word.pieces))
@@ -118,7 +119,8 @@ def chat_affixes(original: Any, rule: TokenRule, folder: Path) -> tuple[str, str
         ModelError: There is no template, it cannot be filled, or it does not leave the prompt as it is.
     """
     if not rule.chat:
-        return "", ""
+        prefix, _, suffix = rule.around.partition(PROMPT)
+        return prefix, suffix
     messages = [{"role": role, "content": content} for role, content in rule.chat]
     try:
         text: str = original.apply_chat_template(

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lssgen.errors import ModelError, UnknownModelError
-from lssgen.models.costs import Config, cogview_cost, flux_cost, mmdit_cost, unet_cost
+from lssgen.models.costs import Config, cogview_cost, flux_cost, mmdit_cost, qwen_cost, unet_cost
 from lssgen.models.distilled import distilled_by_configs
-from lssgen.models.positions import FLUX_POSITIONS
+from lssgen.models.positions import FLUX_POSITIONS, QWEN_POSITIONS
 from lssgen.plan.facts import SPACES, Defaults, ModelFacts, NetworkCost, ScalingSpace
 
 Configs = Mapping[str, Config]
@@ -98,6 +98,11 @@ def _halvings(vae: Config) -> int:
     return 2 ** (len(levels or vae["block_out_channels"]) - 1)
 
 
+def _wan_halvings(vae: Config) -> int:
+    """The Wan autoencoder halves height and width wherever it may halve time."""
+    return 2 ** len(vae["temperal_downsample"])
+
+
 def _branches(net: Config) -> Guidance:
     del net
     return "branches"
@@ -125,6 +130,11 @@ def _position_table(net: Config) -> int:
 def _flux_positions(net: Config) -> int:
     del net
     return 2 * FLUX_POSITIONS  # a token is 2 x 2 cells, see `_packed`
+
+
+def _qwen_positions(net: Config) -> int:
+    del net
+    return 2 * QWEN_POSITIONS  # a token is 2 x 2 cells, see `_packed`
 
 
 _VAES = ("AutoencoderKL", "AutoencoderTiny")
@@ -265,7 +275,34 @@ _COGVIEW4 = Family(
     sized_by_config=True,
 )
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (_SD, _SDXL, _SD3, _FLUX, _COGVIEW4)}
+_QWEN = Family(
+    name="qwen",
+    title="Qwen-Image",
+    pipelines=("QwenImagePipeline",),
+    network="transformer",
+    classes={
+        "transformer": ("QwenImageTransformer2DModel",),
+        "vae": ("AutoencoderKLQwenImage",),
+        "text_encoder": ("Qwen2_5_VLForConditionalGeneration",),
+    },
+    components=("transformer", "vae", "scheduler", "text_encoder", "tokenizer"),
+    nets="lssgen.models.nets.qwen",
+    latent=_packed,
+    cell_px=_wan_halvings,
+    guidance=_branches,
+    cost=qwen_cost,
+    longest_side=_qwen_positions,
+    grid="even",
+    start="timestep",
+    oversize="floor",
+    history=3,
+    max_sequence_length=512,
+    attends_clip=False,
+    usual_tokens=128,
+    defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=4.0, shorten=True),
+)
+
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (_SD, _SDXL, _SD3, _FLUX, _COGVIEW4, _QWEN)}
 """Every family, by name."""
 
 

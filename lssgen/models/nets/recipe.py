@@ -109,7 +109,9 @@ class TokenRule:
         chat: Messages that a chat template is filled with, as (role, text); the text `PROMPT` stands for the prompt.
             Empty: the prompt alone, without a template.
         chat_options: Further arguments of the template, such as enable_thinking.
+        around: Text with `PROMPT` in it, where the published pipeline has its own in place of a chat template.
         heard: Rows that its tokens have in an output of the "text" graph; None: there are none.
+        drop: Number of tokens at the beginning that the "text" graph leaves out; see `lssgen.manifest.Tokens`.
     """
 
     component: str
@@ -121,7 +123,9 @@ class TokenRule:
     pad_multiple: int = 1
     chat: tuple[tuple[str, str], ...] = ()
     chat_options: Mapping[str, object] = field(default_factory=dict[str, object])
+    around: str = ""
     heard: Heard | None = None
+    drop: int = 0
 
 
 PROMPT = "{prompt}"
