@@ -214,11 +214,29 @@ _COGVIEW_NET: Mapping[str, Any] = {
     "condition_dim": 256,
     "pos_embed_max_size": 128,
 }
+# Not read from the hub: the class's defaults in diffusers 0.42.1, which has these checkpoints in mind, but for the
+# first of axes_lens, which bounds the length of prompts and belongs to no weight. Nor were the schedulers' shifts.
+_ZIMAGE_NET: Mapping[str, Any] = {
+    "all_patch_size": (2,),
+    "all_f_patch_size": (1,),
+    "in_channels": 16,
+    "dim": 3840,
+    "n_layers": 30,
+    "n_refiner_layers": 2,
+    "n_heads": 30,
+    "n_kv_heads": 30,
+    "cap_feat_dim": 2560,
+    "rope_theta": 256.0,
+    "t_scale": 1000.0,
+    "axes_dims": (32, 48, 48),
+    "axes_lens": (1536, 512, 512),
+}
 
 _SD3 = FAMILIES["sd3"].defaults
 _FLUX = FAMILIES["flux"].defaults
 _SDXL = FAMILIES["sdxl"].defaults
 _SD = FAMILIES["sd"].defaults
+_ZIMAGE = FAMILIES["zimage"].defaults
 _STABILITY = "Stability AI Community License"
 _FLUX_DEV = "FLUX.1 [dev] Non-Commercial License"
 
@@ -377,6 +395,24 @@ _RECORDS = (
                 "base_image_seq_len": 256,
             },
         },
+    ),
+    Alias(
+        name="z-image",
+        family="zimage",
+        source="Tongyi-MAI/Z-Image",
+        licence="Apache-2.0",
+        defaults=_ZIMAGE,
+        max_sequence_length=512,
+        published={"transformer": _ZIMAGE_NET, "vae": _VAE_FLUX, "scheduler": _FLOW | {"shift": 6.0}},
+    ),
+    Alias(
+        name="z-image-turbo",
+        family="zimage",
+        source="Tongyi-MAI/Z-Image-Turbo",
+        licence="Apache-2.0",
+        defaults=replace(_ZIMAGE, num_inference_steps=8, guidance_scale=0.0),
+        max_sequence_length=512,
+        published={"transformer": _ZIMAGE_NET, "vae": _VAE_FLUX, "scheduler": _FLOW | {"shift": 3.0}},
     ),
 )
 

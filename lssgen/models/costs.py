@@ -112,6 +112,29 @@ def qwen_cost(net: Config, text_tokens: int) -> NetworkCost:
     )
 
 
+def zimage_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """ZImageTransformer2DModel: picture and text refined apart, then together; without what fills pictures up.
+
+    Args:
+        net: The transformer's config.json.
+        text_tokens: Length of the text, filled up to a multiple of 32.
+    """
+    width, text, patch = net.get("dim", 3840), text_tokens, 2
+    refiners, layers, channels = net.get("n_refiner_layers", 2), net.get("n_layers", 30), net.get("in_channels", 16)
+    time = min(width, 256)
+    # Timestep; then four modulations for every block that the picture passes, and the last layer's one.
+    once = 256 * 1024 + 1024 * time + ((refiners + layers) * 4 + 1) * time * width
+    # 4 for attention, 3 for the gated feed-forward, whose width is rounded down.
+    every = (refiners + layers) * (4 * width + 3 * int(width / 3 * 8)) * width
+    apart, joint = _attention(width) * refiners, _attention(width) * layers
+    return _cost(
+        once=2 * (once + text * (net.get("cap_feat_dim", 2560) * width + every)) + (apart + joint) * text * text,
+        token=2 * (every + 2 * patch**2 * width * channels) + 2 * joint * text,
+        pair=apart + joint,
+        cells=patch**2,
+    )
+
+
 def unet_cost(net: Config, text_tokens: int) -> NetworkCost:
     """UNet2DConditionModel of SD 1.x, 2.x and SDXL.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lssgen.errors import ModelError, UnknownModelError
-from lssgen.models.costs import Config, cogview_cost, flux_cost, mmdit_cost, qwen_cost, unet_cost
+from lssgen.models.costs import Config, cogview_cost, flux_cost, mmdit_cost, qwen_cost, unet_cost, zimage_cost
 from lssgen.models.distilled import distilled_by_configs
 from lssgen.models.positions import FLUX_POSITIONS, QWEN_POSITIONS
 from lssgen.plan.facts import SPACES, Defaults, ModelFacts, NetworkCost, ScalingSpace
@@ -43,9 +43,10 @@ class Family:
         scheduler_fixed: Scheduler fields whose value the published pipeline forces.
         history: Estimates that the step graph must carry for every solver that fits: 3 for UniPC of order 3, 4 for
             PNDM, whose memory spans four steps and one evaluation that it forgets. One is as large as the latent.
-        max_sequence_length: Tokens of the long text encoder (T5 or GLM); 0: there is none.
+        max_sequence_length: Tokens of the long text encoder (T5 or a language model); 0: there is none.
         attends_clip: The denoiser attends to CLIP's tokens; else it gets their summary only, or there is no CLIP.
         usual_tokens: Tokens of a usual prompt, for costs, where the long encoder's output is not filled up; else 0.
+        unguided_scale: See `ModelFacts`.
         defaults: Values of the published LSSGen pipeline.
         sized_by_config: The default picture size is the denoiser's `sample_size`; else it is that of `defaults`.
     """
@@ -73,6 +74,7 @@ class Family:
     max_sequence_length: int = 0
     attends_clip: bool = True
     usual_tokens: int = 0
+    unguided_scale: float = 1.0
     defaults: Defaults
     sized_by_config: bool = False
 
@@ -125,6 +127,15 @@ def _anywhere(net: Config) -> int:
 
 def _position_table(net: Config) -> int:
     return int(net["pos_embed_max_size"]) * int(net["patch_size"])
+
+
+def _zimage_patches(net: Config) -> tuple[int, int]:
+    """ZImagePipeline takes squares of two cells, whatever others a network has layers for."""
+    return int(net["in_channels"]), 2
+
+
+def _zimage_positions(net: Config) -> int:
+    return 2 * min(int(length) for length in net["axes_lens"][1:])  # a token is 2 x 2 cells
 
 
 def _flux_positions(net: Config) -> int:
@@ -275,6 +286,34 @@ _COGVIEW4 = Family(
     sized_by_config=True,
 )
 
+_ZIMAGE = Family(
+    name="zimage",
+    title="Z-Image and Z-Image-Turbo",
+    pipelines=("ZImagePipeline",),
+    network="transformer",
+    classes={
+        "transformer": ("ZImageTransformer2DModel",),
+        "vae": _VAES,
+        "text_encoder": ("Qwen3Model", "Qwen3ForCausalLM"),
+    },
+    components=("transformer", "vae", "scheduler", "text_encoder", "tokenizer"),
+    nets="lssgen.models.nets.zimage",
+    latent_spaces=("flux",),
+    latent=_zimage_patches,
+    cell_px=_halvings,
+    guidance=_branches,
+    cost=zimage_cost,
+    longest_side=_zimage_positions,
+    grid="even",
+    start="timestep",
+    history=3,
+    max_sequence_length=512,
+    attends_clip=False,
+    usual_tokens=128,
+    unguided_scale=0.0,
+    defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=5.0),
+)
+
 _QWEN = Family(
     name="qwen",
     title="Qwen-Image",
@@ -299,10 +338,12 @@ _QWEN = Family(
     max_sequence_length=512,
     attends_clip=False,
     usual_tokens=128,
-    defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=4.0, shorten=True),
+    defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=4.0),
 )
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (_SD, _SDXL, _SD3, _FLUX, _COGVIEW4, _QWEN)}
+FAMILIES: Mapping[str, Family] = {
+    family.name: family for family in (_SD, _SDXL, _SD3, _FLUX, _COGVIEW4, _ZIMAGE, _QWEN)
+}
 """Every family, by name."""
 
 
@@ -397,6 +438,7 @@ def facts_from_configs(
         defaults=defaults,
         cost=cost,
         longest_side=longest_side,
+        unguided_scale=family.unguided_scale,
     )
 
 

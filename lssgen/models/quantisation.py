@@ -46,6 +46,11 @@ _COGVIEW = Sensitivity(
     products=re.compile(r"\.(attn1\.(to_[qkv]|to_out\.0)|ff\.net\.\d(\.proj)?)\."),
 )
 
+_ZIMAGE = Sensitivity(
+    block=re.compile(r"transformer\.(layers|noise_refiner|context_refiner)\.\d+"),
+    products=re.compile(r"\.(attention\.(to_[qkv]|to_out\.0)|feed_forward\.w[123])\."),
+)
+
 _UNET = Sensitivity(
     block=re.compile(
         r"unet\.(down_blocks\.\d+|mid_block|up_blocks\.\d+)\."
@@ -61,7 +66,7 @@ TEXT = Sensitivity(
     ),
     ends=0,
 )
-"""Products of text encoders, CLIP, T5 and GLM, of which only the weights are put into few bits."""
+"""Products of text encoders, CLIP, T5 and language models, of which only the weights are put into few bits."""
 
 SENSITIVITIES: Mapping[str, Sensitivity] = {
     "sd": _UNET,
@@ -69,6 +74,7 @@ SENSITIVITIES: Mapping[str, Sensitivity] = {
     "sd3": _MMDIT,
     "flux": _FLUX,
     "cogview4": _COGVIEW,
+    "zimage": _ZIMAGE,
 }
 """Products that may be quantised, by family. Embedders of patches, text, time, guidance and pooled text, modulation,
 norms and the last projection are in none, nor are a UNet's first and last convolution, those of its shortcuts, and the

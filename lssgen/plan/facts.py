@@ -17,7 +17,7 @@ class Defaults:
     Attributes:
         height, width: Picture size in pixels.
         num_inference_steps: Length of the full-resolution schedule.
-        guidance_scale: 1 or less turns guidance off.
+        guidance_scale: `ModelFacts.unguided_scale` or less turns guidance off: 1, for Z-Image 0.
         start_sigma: Start of later stages, in (0, 1]: a noise level or a share of the steps, see `ModelFacts.start`.
         min_resolution: Shortest side in pixels that a first stage may have.
         shorten: Give smaller stages fewer steps (`shorten_intermediate_steps`).
@@ -77,6 +77,8 @@ class ModelFacts:
             is told as they are, without the shift (CogView4).
         cost: Arithmetic of the network.
         longest_side: Largest latent height or width, in cells, that the network knows positions for; 0: any.
+        unguided_scale: The `guidance_scale` at which the negative branch has no weight: 1, or 0 where the published
+            pipeline counts from the positive branch (Z-Image).
     """
 
     name: str
@@ -94,3 +96,4 @@ class ModelFacts:
     defaults: Defaults
     cost: NetworkCost
     longest_side: int = 0
+    unguided_scale: float = 1.0

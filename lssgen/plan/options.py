@@ -107,7 +107,7 @@ class PlanOptions:
     Attributes:
         height, width: Picture size in pixels.
         num_inference_steps: Length of the full-resolution schedule.
-        guidance_scale: 1 or less turns guidance off.
+        guidance_scale: `ModelFacts.unguided_scale` or less turns guidance off: 1, for Z-Image 0.
         start_sigma: Start of later stages, in (0, 1]; see `start_rule`. 1 asks for a single stage.
         min_resolution: Shortest side in pixels that a first stage may have.
         shorten: Give stages smaller than the base size fewer steps.
@@ -163,7 +163,11 @@ class PlanOptions:
         unset=_MODEL,
     )
     guidance_scale: float = choice(
-        help="strength of guidance; 1 or less: none", metavar="G", group=_PICTURE, unset=_MODEL, **_STRENGTH
+        help="strength of guidance; 1 or less: none (Z-Image: 0)",
+        metavar="G",
+        group=_PICTURE,
+        unset=_MODEL,
+        **_STRENGTH,
     )
     start_sigma: float = choice(
         help="where later stages start, above 0; 1: a single stage; auto: the lowest level that covers what the "

@@ -308,7 +308,9 @@ def _rows(run: _Run, evaluations: tuple[Evaluation, ...], cut: tuple[Evaluation,
 def _guidance(run: _Run, index: int, size: StageSize, *, first: bool) -> tuple[tuple[str, float], ...]:
     """Branches that a step evaluates, and their weights."""
     options = run.options
-    scale = options.guidance_scale if run.facts.guidance == "branches" else options.true_cfg_scale
+    scale = options.true_cfg_scale
+    if run.facts.guidance == "branches":
+        scale = options.guidance_scale - run.facts.unguided_scale + 1
     if scale <= 1:  # as diffusers has it: at 1 the other branch has no weight, and below it is not evaluated either
         return (("positive", 1.0),)
     skip = options.skip_layers

@@ -9,6 +9,7 @@ from typing import Any
 
 import factory
 import factory_families
+import factory_zimage
 import pytest
 import torch
 
@@ -26,6 +27,7 @@ TINY = {
     "sd3": factory.tiny_sd3,
     "flux": factory_families.tiny_flux,
     "cogview4": factory_families.tiny_cogview4,
+    "zimage": factory_zimage.tiny_zimage,
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 from exported import GUIDED, SINGLE, Exported, exported, latents, painted
 from factory import tiny_sd3
 from factory_families import tiny_cogview4, tiny_flux, tiny_sd, tiny_sdxl
+from factory_zimage import tiny_zimage
 from loop import relative
 
 from lssgen.manifest import Precision
@@ -18,6 +19,7 @@ CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "sdxl": tiny_sdxl,
     "flux": tiny_flux,
     "cogview4": tiny_cogview4,
+    "zimage": tiny_zimage,
 }
 
 FAR = 0.1
