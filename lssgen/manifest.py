@@ -311,6 +311,7 @@ class Tokens:
         pad_side: Side of the filling.
         pad_multiple: Number that "longest" rounds up to a multiple of.
         prefix, suffix: Text before and after the prompt: the chat template of a language model, with the prompt in it.
+        empty: Text that is read in the place of an empty prompt.
         heard: Rows that its tokens have in what the "text" graph says; None: it says nothing of single tokens. Weights
             of words work on these.
         drop: Number of tokens at the beginning, of the prefix, that the "text" graph reads and leaves out of what it
@@ -328,6 +329,7 @@ class Tokens:
     pad_multiple: int = 1
     prefix: str = ""
     suffix: str = ""
+    empty: str = ""
     heard: Heard | None = None
     drop: int = 0
 

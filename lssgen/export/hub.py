@@ -19,7 +19,7 @@ from lssgen.export.stored import STEMS
 from lssgen.models.aliases import ALIASES, Alias
 from lssgen.models.configs import INDEX, configs_from_folder, read_json
 from lssgen.models.distilled import distilled_by_name
-from lssgen.models.families import Family, at_size, defaults_from_configs, family_of
+from lssgen.models.families import Family, at_size, defaults_from_configs, family_of, with_levels
 from lssgen.plan.facts import Defaults
 
 
@@ -272,7 +272,7 @@ def _named(alias: Alias, model: Model, need: Need) -> Model:
     return replace(
         model,
         checkpoint=checkpoint,
-        defaults=alias.defaults,
+        defaults=with_levels(alias.defaults, checkpoint.index),
         licence=alias.licence,
         max_sequence_length=alias.max_sequence_length,
         skip_layers=alias.skip_layers,
@@ -287,7 +287,8 @@ def _local(folder: Path, name: str) -> Model:
             f"{folder} has no {INDEX}, so it is not a checkpoint in the diffusers layout; of a single-file checkpoint, "
             "give the path of the safetensors file"
         )
-    family = family_of(read_json(folder / INDEX))
+    index = read_json(folder / INDEX)
+    family = family_of(index)
     configs = configs_from_folder(folder)
     defaults, notes = defaults_from_configs(family, configs), ()
     if defaults.num_inference_steps != family.defaults.num_inference_steps:
@@ -301,7 +302,7 @@ def _local(folder: Path, name: str) -> Model:
         revision=None,
         checkpoint=Checkpoint(folder),
         family=family,
-        defaults=defaults,
+        defaults=with_levels(defaults, index),
         notes=notes,
         licence="unknown",
         max_sequence_length=family.max_sequence_length,

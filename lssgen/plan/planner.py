@@ -219,7 +219,7 @@ def _evaluations(run: _Run, size: StageSize) -> tuple[Evaluation, ...]:
         case FlowSchedule() as schedule:
             patch = run.facts.patch
             tokens = (size.height // patch) * (size.width // patch)
-            shift = shift_for(schedule, tokens, clamp=run.options.token_clamp)
+            shift = shift_for(schedule, tokens, clamp=run.options.token_clamp and run.facts.clamps)
             return flow_evaluations(schedule, run.facts.grid, size.steps, shift, run.options.sigmas)
         case BetaSchedule() as schedule:
             return beta_evaluations(schedule, size.steps)

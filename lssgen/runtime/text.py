@@ -308,7 +308,7 @@ class _PortTokenizer:
 
     def _encode_as_it_is(self, text: str) -> Encoding:
         try:
-            return self._tokenizer.encode(f"{self.rules.prefix}{text}{self.rules.suffix}")
+            return self._tokenizer.encode(f"{self.rules.prefix}{text or self.rules.empty}{self.rules.suffix}")
         except (TypeError, UnicodeError) as error:
             raise PromptError(f"prompt {text!r} cannot be read: {error}") from error
 

@@ -262,6 +262,10 @@ def turns(width: int, start: int, stop: int, theta: float) -> Tensor:
 
     Source: Su et al. 2021, arXiv:2104.09864, section 3.2.
     """
-    rates = 1.0 / torch.pow(torch.tensor(theta, dtype=torch.float32), torch.arange(0, width, 2).float() / width)
-    angles = torch.outer(torch.arange(start, stop, dtype=torch.float32), rates).repeat_interleave(2, 1)
+    angles = torch.outer(torch.arange(start, stop, dtype=torch.float32), angle_rates(width, theta))
     return torch.stack((angles.cos(), angles.sin()))
+
+
+def angle_rates(width: int, theta: float) -> Tensor:
+    """(width,) float32 angles of rotary position 1, each twice in a row."""
+    return (1.0 / torch.pow(torch.tensor(float(theta)), torch.arange(0, width, 2).float() / width)).repeat_interleave(2)

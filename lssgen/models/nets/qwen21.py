@@ -13,7 +13,7 @@ from lssgen.models.nets.clip import refuse_skip
 from lssgen.models.nets.flux import heads, rotated
 from lssgen.models.nets.language import NEVER, language_recipe
 from lssgen.models.nets.packing import on_grid
-from lssgen.models.nets.qwen import turns
+from lssgen.models.nets.qwen import angle_rates, turns
 from lssgen.models.nets.recipe import PROMPT, Blueprint, Components, Recipe, TokenRule, Wishes
 from lssgen.models.nets.step import Step, flatten_branches, step_recipe, text
 from lssgen.models.nets.vae import vae_recipes
@@ -21,9 +21,7 @@ from lssgen.models.positions import QWEN21_WORDS, QWEN_POSITIONS
 
 SYSTEM = "Comprehend and analyze the provided prompt."
 
-AROUND = (
-    f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
-)
+AROUND = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
 """What the published pipeline writes around a prompt: a text of its own, not the processor's chat template."""
 
 USUAL_TOKENS = 48
@@ -202,9 +200,7 @@ def passed(
         scaled = [layer(x) * (1 + change[scale]) for x, change in zip(streams, changes, strict=True)]
         mixed = mix(torch.cat(scaled, 1))
         parts = (mixed[:, :tokens], mixed[:, tokens:])
-        streams = tuple(
-            x + change[gate].tanh() * part for x, change, part in zip(streams, changes, parts, strict=True)
-        )
+        streams = tuple(x + change[gate].tanh() * part for x, change, part in zip(streams, changes, parts, strict=True))
     if text.dtype is torch.float16:  # as there
         streams = tuple(x.clip(-65504, 65504) for x in streams)
     return streams[0], streams[1]
@@ -219,8 +215,3 @@ def attended(attn: Any, x: Tensor, tokens: int, rotation: tuple[Tensor, Tensor],
     )
     picture = F.scaled_dot_product_attention(query[:, :, tokens:], key, value, attn_mask=scores)
     return attn.to_out[0](torch.cat((words, picture), 2).transpose(1, 2).flatten(2, 3))
-
-
-def angle_rates(width: int, theta: float) -> Tensor:
-    """(width,) angles of rotary position 1, each twice in a row."""
-    return (1.0 / torch.pow(torch.tensor(theta), torch.arange(0, width, 2).float() / width)).repeat_interleave(2)

@@ -1,6 +1,6 @@
 """What a family tells the exporter: which graphs its checkpoint becomes, and how each is made."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, get_args
 
@@ -25,6 +25,14 @@ class Components(Protocol):
 
         Raises:
             ModelError: The checkpoint has no such part.
+        """
+        ...
+
+    def chat_tokens(self, name: str, chat: Sequence[tuple[str, str]]) -> int:
+        """Number of tokens that a tokenizer's own chat template makes of messages, given as (role, text).
+
+        Raises:
+            ModelError: It has no chat template, or none that can be filled.
         """
         ...
 
@@ -110,6 +118,7 @@ class TokenRule:
             Empty: the prompt alone, without a template.
         chat_options: Further arguments of the template, such as enable_thinking.
         around: Text with `PROMPT` in it, where the published pipeline has its own in place of a chat template.
+        empty: Text that is read in the place of an empty prompt.
         heard: Rows that its tokens have in an output of the "text" graph; None: there are none.
         drop: Number of tokens at the beginning that the "text" graph leaves out; see `lssgen.manifest.Tokens`.
     """
@@ -124,6 +133,7 @@ class TokenRule:
     chat: tuple[tuple[str, str], ...] = ()
     chat_options: Mapping[str, object] = field(default_factory=dict[str, object])
     around: str = ""
+    empty: str = ""
     heard: Heard | None = None
     drop: int = 0
 

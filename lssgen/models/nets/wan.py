@@ -39,7 +39,7 @@ class OneMoment(nn.Module):
     def __init__(self, vae: Any) -> None:
         super().__init__()
         if (vae.config.get("patch_size") or 1) != 1:
-            raise ModelError("the VAE's config.json has a patch_size, which no published VAE has; it cannot be exported")
+            raise ModelError("the VAE's config.json has a patch_size, which no published VAE has; choose another VAE")
         self.config: Mapping[str, Any] = vae.config
         self.encoder: Any = flattened(vae.encoder)
         self.decoder: Any = flattened(vae.decoder)
@@ -105,7 +105,7 @@ def averaged(shortcut: Any, x: Tensor) -> Tensor:
 
 
 def repeated(shortcut: Any, x: Tensor) -> Tensor:
-    """(batch, C, h, w) -> (batch, C', 2 h, 2 w), channels as the copies' cells; where time is doubled, its last part."""
+    """(batch, C, h, w) -> (batch, C', 2 h, 2 w), channels as the copies' cells; of a doubled time its end."""
     copies = x.unsqueeze(2).expand(-1, -1, shortcut.repeats, -1, -1).flatten(1, 2)
     moments = copies.unflatten(1, (shortcut.out_channels, shortcut.factor_t, -1))
     return F.pixel_shuffle(moments[:, :, -1].flatten(1, 2), shortcut.factor_s)
