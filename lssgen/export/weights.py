@@ -234,6 +234,9 @@ def _names(key: str) -> Iterator[str]:
         for wrapper in WRAPPERS:
             yield f"{component}.{rest.removeprefix(wrapper)}"
             yield f"{component}.{wrapper}{rest}"
+        for wrapper in WRAPPERS:
+            if rest.startswith(wrapper):  # of one version in the place of another's
+                yield from (f"{component}.{other}{rest.removeprefix(wrapper)}" for other in WRAPPERS)
 
 
 def _keys_by_name(names: Mapping[str, str | None]) -> dict[str, str]:

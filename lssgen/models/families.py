@@ -397,10 +397,11 @@ def family_of(model_index: Mapping[str, object]) -> Family:
     for family in FAMILIES.values():
         if pipeline in family.pipelines:
             return family
-    known = ", ".join(name for family in FAMILIES.values() for name in family.pipelines)
-    raise UnknownModelError(
-        f"model_index.json names the pipeline {pipeline!r}, which no record knows; known are {known}"
-    )
+    known = [name for family in FAMILIES.values() for name in family.pipelines]
+    # "QwenImageLayeredPipeline" is a variant of "QwenImagePipeline"; the longest beginning is the nearest.
+    near = [name for name in known if str(pipeline).startswith(name.removesuffix("Pipeline"))]
+    variant = f", which is a variant of {max(near, key=len)} and not supported" if near else ", which no record knows"
+    raise UnknownModelError(f"model_index.json names the pipeline {pipeline!r}{variant}; known are {', '.join(known)}")
 
 
 def defaults_from_configs(family: Family, configs: Configs) -> Defaults:

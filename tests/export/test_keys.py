@@ -9,6 +9,7 @@ from typing import Any
 
 import factory
 import factory_families
+import factory_qwen
 import factory_zimage
 import pytest
 import torch
@@ -28,6 +29,8 @@ TINY = {
     "flux": factory_families.tiny_flux,
     "cogview4": factory_families.tiny_cogview4,
     "zimage": factory_zimage.tiny_zimage,
+    "qwen": factory_qwen.tiny_qwen,
+    "qwen21": factory_qwen.tiny_qwen21,
 }
 
 

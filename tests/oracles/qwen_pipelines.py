@@ -1,4 +1,4 @@
-"""What the oracle tests of the Qwen-Image families share: diffusers' pipelines, and their parts as a loop takes them."""
+"""What the oracle tests of the Qwen-Image families share: parts of diffusers' pipelines, as a loop takes them."""
 
 from types import SimpleNamespace
 from typing import Any

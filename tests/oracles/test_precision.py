@@ -8,6 +8,7 @@ import pytest
 from exported import GUIDED, SINGLE, Exported, exported, latents, painted
 from factory import tiny_sd3
 from factory_families import tiny_cogview4, tiny_flux, tiny_sd, tiny_sdxl
+from factory_qwen import tiny_qwen, tiny_qwen21
 from factory_zimage import tiny_zimage
 from loop import relative
 
@@ -20,6 +21,8 @@ CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "flux": tiny_flux,
     "cogview4": tiny_cogview4,
     "zimage": tiny_zimage,
+    "qwen": tiny_qwen,
+    "qwen21": tiny_qwen21,
 }
 
 FAR = 0.1

@@ -55,9 +55,8 @@ def published(
 @torch.no_grad()
 def wanted(qwen: Exported, options: dict[str, Any], seeds: tuple[int, ...]) -> Tensor:
     """Latents of the staged loop, with the pipeline's transformer, levels and scheduler."""
-    texts = [
-        qwen.pipe.encode_prompt(text) for text in ((NEGATIVE, PROMPT) if "guidance_scale" in options else (PROMPT,))
-    ]
+    asked = (NEGATIVE, PROMPT) if "guidance_scale" in options else (PROMPT,)
+    texts = [qwen.pipe.encode_prompt(text) for text in asked]
 
     def predict(x: Tensor, t: Tensor, size: tuple[int, int]) -> list[Tensor]:
         del size
@@ -99,7 +98,7 @@ def test_a_single_stage_equals_the_pipeline_of_diffusers(qwen: Exported, negativ
 
 @pytest.mark.parametrize("size", [(32, 64), (72, 56), (128, 96), (67, 101), (264, 256)])
 def test_every_size_is_that_of_the_pipeline_of_diffusers(qwen: Exported, size: tuple[int, int]) -> None:
-    """Odd numbers of rows and columns, sizes that are rounded down, and a shift that goes on growing with the picture."""
+    """Odd numbers of rows and columns, sizes that are rounded down, and a shift that goes on growing."""
     height, width = size
     options = {"height": height, "width": width, "num_inference_steps": 3}
     result = painted(qwen.run, SINGLE | options | {"min_resolution": min(size)}, (7,))

@@ -241,8 +241,10 @@ class JointAttention:
         encoder_hidden_states: Tensor,
         encoder_hidden_states_mask: Tensor,
         image_rotary_emb: tuple[Tensor, Tensor],
+        attention_mask: None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Names and results as diffusers calls a processor; the mask is what `seen` makes."""
+        """Names and results as diffusers calls a processor; the first mask is what `seen` makes."""
+        del attention_mask
         image = heads(attn, hidden_states, ("to_q", "to_k", "to_v"))
         text = heads(attn, encoder_hidden_states, ("add_q_proj", "add_k_proj", "add_v_proj"))
         query = torch.cat((attn.norm_added_q(text[0]), attn.norm_q(image[0])), 2)
