@@ -40,6 +40,7 @@ GOALS = {
     "sd3-medium": (120, 1.5),
     "sd3.5-large": (300, 2.0),
     "flux-dev": (300, 2.0),
+    "qwen-image": (600, 2.0),
 }
 """Seconds and peak GB on two cores."""
 
@@ -49,8 +50,11 @@ NETWORKS = {
     "sd3-medium": "transformer",
     "sd3.5-large": "transformer",
     "flux-dev": "transformer",
+    "qwen-image": "transformer",
 }
-TOKENS = {"tokens": 77, "t5_tokens": 77}
+PRECISIONS = {"qwen-image": "bf16"}
+"""Precision of the step, where it is not fp16."""
+TOKENS = {"tokens": 77, "t5_tokens": 77, "asked_tokens": 77 + 34}
 STAGED = ("_traced", "optimise", "_save")
 SAMPLED = 12
 SINGLE_TOLERANCE = 1e-4
@@ -75,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measured(folder: Path, model: str, *, text: bool) -> dict[str, Any]:
     """Everything about one model; each graph in a child process, so that peaks are its own."""
-    graphs = [("step", "fp16", [NETWORKS[model]])]
-    if text and model in ("sd3-medium", "sd3.5-large", "flux-dev"):
+    graphs = [("step", PRECISIONS.get(model, "fp16"), [NETWORKS[model]])]
+    if text and model in ("sd3-medium", "sd3.5-large", "flux-dev", "qwen-image"):
         graphs.append(("text", "bf16", ["text_encoder", "text_encoder_2", "text_encoder_3"]))
     found: dict[str, Any] = {
         "conditions": conditions(),

@@ -31,7 +31,8 @@ PRECISIONS = """
 latents, guidance, the solver's update, sines and cosines of times, sizes and positions, T5's layers that overflow |
 | `bf16` | bfloat16 | latents, guidance, the solver's update, sines and cosines of times, sizes and positions |
 
-The published FLUX.1 and CogView4 checkpoints, and T5, were trained in bfloat16; prefer `bf16` for them.
+The published FLUX.1, CogView4 and Qwen-Image checkpoints, and T5, were trained in bfloat16; prefer `bf16` for them. In fp16 diffusers cuts off what Qwen-Image's streams grow to beyond 65504, and so do
+the graphs.
 """
 
 
