@@ -48,13 +48,13 @@ def tiny_qwen(folder: Path, *, seed: int = 0, **transformer: Any) -> Path:
 
 
 def qwen_levels() -> FlowMatchEulerDiscreteScheduler:
-    """As published, but for 16 to 128 tokens where it is 256 to 8192, so that pictures here reach beyond."""
+    """As published, but for 16 to 1024 tokens where it is 256 to 8192, so that pictures here reach beyond."""
     return FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True,
         base_shift=0.5,
         max_shift=0.9,
         base_image_seq_len=16,
-        max_image_seq_len=128,
+        max_image_seq_len=1024,
         shift_terminal=0.02,
     )
 

@@ -19,6 +19,10 @@ from lssgen.errors import ModelError
 CLASSES = ("AutoencoderKLQwenImage", "AutoencoderKLQwenImage21")
 """Autoencoders of diffusers that are opened so."""
 
+UNKNOWN = ("patch_size", "attn_scales")
+"""Fields of a configuration that are empty in all published ones: pictures in patches, and attention on the way down,
+with which diffusers itself cannot encode."""
+
 OPAQUE = 1.0
 """Transparency of a picture that has none, in [-1, 1]."""
 
@@ -33,13 +37,16 @@ class OneMoment(nn.Module):
         config: The autoencoder's configuration.
 
     Raises:
-        ModelError: The autoencoder cuts its pictures into patches, which none that was published does.
+        ModelError: The autoencoder has something of `UNKNOWN`.
     """
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
-        if (vae.config.get("patch_size") or 1) != 1:
-            raise ModelError("the VAE's config.json has a patch_size, which no published VAE has; choose another VAE")
+        for field in UNKNOWN:
+            if value := vae.config.get(field):
+                raise ModelError(
+                    f"the VAE's config.json has {field} {value}, which no published VAE has; choose another VAE"
+                )
         self.config: Mapping[str, Any] = vae.config
         self.encoder: Any = flattened(vae.encoder)
         self.decoder: Any = flattened(vae.decoder)
@@ -68,15 +75,13 @@ class OneMoment(nn.Module):
 
 
 def down(layer: Any, x: Tensor) -> Tensor:
-    """One layer of the way down: a block of some, a residual layer, attention, or half the size."""
+    """One layer of the way down: a block of some, a residual layer, or half the size."""
     if hasattr(layer, "avg_shortcut"):
         around = averaged(layer.avg_shortcut, x)
         for inside in layer.resnets:
             x = residual(inside, x)
         return around + (x if layer.downsampler is None else layer.downsampler.resample(x))
-    if hasattr(layer, "conv1"):
-        return residual(layer, x)
-    return attention(layer, x) if hasattr(layer, "to_qkv") else layer.resample(x)
+    return residual(layer, x) if hasattr(layer, "conv1") else layer.resample(x)
 
 
 def up(block: Any, x: Tensor) -> Tensor:
