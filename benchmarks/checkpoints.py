@@ -53,6 +53,14 @@ T5_XXL = Part(
             "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
 )  # fmt: skip
 
+QWEN3_4B = Part(
+    library="transformers",
+    cls="Qwen3Model",
+    config={"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960,
+            "rope_theta": 1000000.0, "tie_word_embeddings": True},
+)  # fmt: skip
+
 
 def vae(channels: int, scaling: float, shift: float | None, quant: bool) -> Part:
     return Part(
@@ -191,6 +199,18 @@ MODELS: Mapping[str, tuple[str, Mapping[str, Part]]] = {
             ),
             "transformer": Part(library="diffusers", cls="QwenImageTransformer2DModel", config={}),
             "vae": Part(library="diffusers", cls="AutoencoderKLQwenImage", config={}),
+        },
+    ),
+    "z-image-turbo": (
+        "ZImagePipeline",
+        {
+            "scheduler": FLOW,
+            "text_encoder": QWEN3_4B,
+            # Class defaults of diffusers 0.42.1, which has this checkpoint in mind; not compared with the hub.
+            "transformer": Part(
+                library="diffusers", cls="ZImageTransformer2DModel", config={"axes_lens": [1536, 512, 512]}
+            ),
+            "vae": vae(16, 0.3611, 0.1159, quant=False),
         },
     ),
 }  # fmt: skip

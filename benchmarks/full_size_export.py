@@ -1,9 +1,10 @@
 """Export full-size models without loading their weights: seconds, peak memory, and whether the graphs are right.
 
-    python -m benchmarks.full_size_export --work /big/disk sd3-medium sd15 sdxl sd3.5-large flux-dev
+    python -m benchmarks.full_size_export --work /big/disk sd3-medium sd15 sdxl sd3.5-large flux-dev z-image-turbo
 
 For each model a checkpoint with random weights is written (16-bit, the size of the published one), its step graph, and
-where it has one its T5 text graph, are exported in a process of their own, checked, and deleted again. Checks:
+where it has one its text graph with T5 or a language model, are exported in a process of their own, checked, and
+deleted again. Checks:
 
 - every initialiser is a tensor of the checkpoint, every tensor of the network is in the graph, and a sample of them is
   read back from the data file and compared, element by element;
@@ -41,6 +42,7 @@ GOALS = {
     "sd3.5-large": (300, 2.0),
     "flux-dev": (300, 2.0),
     "qwen-image": (600, 2.0),
+    "z-image-turbo": (300, 2.0),
 }
 """Seconds and peak GB on two cores."""
 
@@ -51,6 +53,7 @@ NETWORKS = {
     "sd3.5-large": "transformer",
     "flux-dev": "transformer",
     "qwen-image": "transformer",
+    "z-image-turbo": "transformer",
 }
 PRECISIONS = {"qwen-image": "bf16"}
 """Precision of the step, where it is not fp16."""
@@ -65,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=list(GOALS), help=", ".join(GOALS))
     parser.add_argument("--work", type=Path, default=Path("full-size"), help="folder for the checkpoints; emptied")
-    parser.add_argument("--text", action="store_true", help="T5-XXL too")
+    parser.add_argument("--text", action="store_true", help="T5-XXL and language models too")
     parser.add_argument("--child", nargs=4, metavar=("MODEL", "GRAPH", "PRECISION", "TASK"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.child:
@@ -80,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measured(folder: Path, model: str, *, text: bool) -> dict[str, Any]:
     """Everything about one model; each graph in a child process, so that peaks are its own."""
     graphs = [("step", PRECISIONS.get(model, "fp16"), [NETWORKS[model]])]
-    if text and model in ("sd3-medium", "sd3.5-large", "flux-dev", "qwen-image"):
+    if text and model in ("sd3-medium", "sd3.5-large", "flux-dev", "z-image-turbo", "qwen-image"):
         graphs.append(("text", "bf16", ["text_encoder", "text_encoder_2", "text_encoder_3"]))
     found: dict[str, Any] = {
         "conditions": conditions(),

@@ -43,13 +43,13 @@ def tiny_zimage(
     """
     torch.manual_seed(seed)
     settings: dict[str, Any] = {
-        "in_channels": channels, "dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2,
-        "cap_feat_dim": 24, "axes_dims": (4, 6, 6), "axes_lens": (1024, 64, 64),
+        "in_channels": channels, "dim": 48, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 3, "n_kv_heads": 3,
+        "cap_feat_dim": 32, "axes_dims": (4, 6, 6), "axes_lens": (1024, 64, 64),
     }  # fmt: skip
     components = {
         "transformer": ZImageTransformer2DModel(**settings | transformer),
         "vae": tiny_vae(channels, scaling_factor=0.3611, shift_factor=0.1159),
-        "text_encoder": tiny_qwen3(24, cls=Qwen3ForCausalLM if head else Qwen3Model),
+        "text_encoder": tiny_qwen3(32, cls=Qwen3ForCausalLM if head else Qwen3Model),
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=False),
     }
     qwen_tokenizer(folder / "tokenizer")

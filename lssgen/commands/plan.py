@@ -146,12 +146,26 @@ def as_table(facts: ModelFacts, options: PlanOptions, plan: Plan) -> str:
         *_aligned(rows),
         "",
         f"Predicted speed-up over one stage at full size: {speedup:.2f} (network arithmetic, all guidance branches)",
+        *_not_paying(facts, plan),
         *_levels_said(facts, options, plan),
         f"Schedule: {described(chosen)}",
         f"Solvers that fit: {', '.join(solver_names(facts))}",
         *plan.notes,
     ]
     return "\n".join(lines)
+
+
+def _not_paying(facts: ModelFacts, plan: Plan) -> list[str]:
+    """A line where stages are not worth it: models made for few steps repeat too many of them."""
+    last = plan.stages[-1]
+    step = len(last.steps[-1].guidance) * facts.cost.flops(last.height * last.width)
+    saved = (predicted_speedup(plan, facts) - 1) * sum(stage_flops(stage, facts) for stage in plan.stages)
+    if len(plan.stages) == 1 or saved >= step:
+        return []
+    return [
+        f"Stages do not pay here: they save {max(0.0, saved / step):.0%} of one step at full size; --start-sigma 1 "
+        "runs one stage, a lower --start-sigma or --stage-steps fewer steps"
+    ]
 
 
 def _levels_said(facts: ModelFacts, options: PlanOptions, plan: Plan) -> list[str]:

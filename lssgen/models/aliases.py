@@ -270,6 +270,19 @@ _FLOW_QWEN: Mapping[str, Any] = _FLOW | {
     "max_image_seq_len": 8192,
     "shift_terminal": 0.02,
 }
+# Not read from the hub either: the class's defaults, and the scheduler of the code that it was made with.
+_CHROMA_NET: Mapping[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 64,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "joint_attention_dim": 4096,
+    "approximator_num_channels": 64,
+    "approximator_hidden_dim": 5120,
+    "approximator_layers": 5,
+}
 
 _SD3 = FAMILIES["sd3"].defaults
 _FLUX = FAMILIES["flux"].defaults
@@ -479,6 +492,15 @@ _RECORDS = (
         defaults=FAMILIES["qwen21"].defaults,
         max_sequence_length=1024,
         published={"transformer": _QWEN21_NET, "vae": _VAE_QWEN21, "scheduler": _FLOW_QWEN},
+    ),
+    Alias(
+        name="chroma",
+        family="chroma",
+        source="lodestones/Chroma1-HD",
+        licence="Apache-2.0",
+        defaults=FAMILIES["chroma"].defaults,
+        max_sequence_length=512,
+        published={"transformer": _CHROMA_NET, "vae": _VAE_FLUX, "scheduler": _FLOW_TOKENS},
     ),
 )
 

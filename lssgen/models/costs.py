@@ -66,6 +66,31 @@ def flux_cost(net: Config, text_tokens: int) -> NetworkCost:
     )
 
 
+def chroma_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """ChromaTransformer2DModel: the blocks of `flux_cost`, whose modulations all come from one small network.
+
+    Args:
+        net: The transformer's config.json.
+        text_tokens: Length of the text stream.
+    """
+    width = net.get("num_attention_heads", 24) * net.get("attention_head_dim", 128)
+    double, single = net.get("num_layers", 19), net.get("num_single_layers", 38)
+    channels, hidden = net.get("in_channels", 64), net.get("approximator_hidden_dim", 5120)
+    text = text_tokens
+    # Of every modulation, in and out of a network whose layers have two products each.
+    inside = net.get("approximator_num_channels", 64) * hidden + hidden * width
+    inside += 2 * net.get("approximator_layers", 5) * hidden * hidden
+    once = (12 * double + 3 * single + 2) * inside
+    every = 12 * (double + single) * width * width
+    joint = _attention(width) * (double + single)
+    return _cost(
+        once=2 * (once + text * (net.get("joint_attention_dim", 4096) * width + every)) + joint * text * text,
+        token=2 * (every + width * (channels + (net.get("out_channels") or channels))) + 2 * joint * text,
+        pair=joint,
+        cells=4,  # the packing of 2 x 2 cells
+    )
+
+
 def cogview_cost(net: Config, text_tokens: int) -> NetworkCost:
     """CogView4Transformer2DModel: one stream of text and picture with shared weights.
 

@@ -6,11 +6,13 @@ checkpoint's own JSON files hold are read from there; records hold what no file 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any, Literal, cast
 
 from lssgen.errors import ModelError, UnknownModelError
 from lssgen.models.costs import (
     Config,
+    chroma_cost,
     cogview_cost,
     flux_cost,
     mmdit_cost,
@@ -332,6 +334,29 @@ _ZIMAGE = Family(
     defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=5.0),
 )
 
+_CHROMA = Family(
+    name="chroma",
+    title="Chroma",
+    pipelines=("ChromaPipeline",),
+    network="transformer",
+    classes={"transformer": ("ChromaTransformer2DModel",), "vae": _VAES, "text_encoder": _T5},
+    components=("transformer", "vae", "scheduler", "text_encoder", "tokenizer"),
+    nets="lssgen.models.nets.chroma",
+    latent_spaces=("flux",),
+    latent=_packed,
+    cell_px=_halvings,
+    guidance=_branches,
+    cost=chroma_cost,
+    longest_side=_flux_positions,
+    grid="even",
+    start="timestep",
+    oversize="floor",
+    history=3,
+    max_sequence_length=512,
+    attends_clip=False,
+    defaults=Defaults(height=1024, width=1024, num_inference_steps=35, guidance_scale=5.0),
+)
+
 _QWEN = Family(
     name="qwen",
     title="Qwen-Image",
@@ -382,7 +407,7 @@ _QWEN21 = replace(
 )
 
 FAMILIES: Mapping[str, Family] = {
-    family.name: family for family in (_SD, _SDXL, _SD3, _FLUX, _COGVIEW4, _ZIMAGE, _QWEN, _QWEN21)
+    family.name: family for family in (_SD, _SDXL, _SD3, _FLUX, _COGVIEW4, _ZIMAGE, _CHROMA, _QWEN, _QWEN21)
 }
 """Every family, by name."""
 
@@ -398,10 +423,12 @@ def family_of(model_index: Mapping[str, object]) -> Family:
         if pipeline in family.pipelines:
             return family
     known = [name for family in FAMILIES.values() for name in family.pipelines]
-    # "QwenImageLayeredPipeline" is a variant of "QwenImagePipeline"; the longest beginning is the nearest.
-    near = [name for name in known if str(pipeline).startswith(name.removesuffix("Pipeline"))]
-    variant = f", which is a variant of {max(near, key=len)} and not supported" if near else ", which no record knows"
-    raise UnknownModelError(f"model_index.json names the pipeline {pipeline!r}{variant}; known are {', '.join(known)}")
+    near = get_close_matches(str(pipeline), known, 1, 0.7)
+    variant = f"; it seems to be a variant of {near[0]}, whose graphs do not fit other inputs" if near else ""
+    raise UnknownModelError(
+        f"model_index.json names the pipeline {pipeline!r}, which no record knows{variant}; known are "
+        f"{', '.join(known)}"
+    )
 
 
 def defaults_from_configs(family: Family, configs: Configs) -> Defaults:

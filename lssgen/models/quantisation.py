@@ -87,6 +87,7 @@ SENSITIVITIES: Mapping[str, Sensitivity] = {
     "zimage": _ZIMAGE,
     "qwen": _QWEN,
     "qwen21": _QWEN21,
+    "chroma": _FLUX,
 }
 """Products that may be quantised, by family. Embedders of patches, text, time, guidance and pooled text, modulation,
 norms and the last projection are in none, nor are a UNet's first and last convolution, those of its shortcuts, and the

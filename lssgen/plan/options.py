@@ -124,6 +124,8 @@ class PlanOptions:
             at the first. 1 starts from pure noise.
         true_cfg_scale: Strength of classifier-free guidance with a negative prompt, above 1, for models whose
             `guidance_scale` goes into the network or that have none.
+        cfg_truncation: Share of the way from noise to the picture, 1 - sigma, beyond which steps of flow models go
+            without guidance, in [0, 1]; 1: none does. What Z-Image's pipeline calls so.
         scheduler: A scheduler in the place of the checkpoint's: a diffusers scheduler's folder or file, or a name.
             None: the checkpoint's.
         solver: A name out of `solver_names`, or "own" for the scheduler's.
@@ -225,6 +227,16 @@ class PlanOptions:
         metavar="G",
         group=_PICTURE,
         **_STRENGTH,
+    )
+    cfg_truncation: float = choice(
+        1.0,
+        name="--guidance-until",
+        aliases=("--cfg-truncation",),
+        help="share of the way from noise to the picture beyond which steps go without guidance, at half the cost; "
+        "flow models only; 1: none",
+        metavar="SHARE",
+        group=_PICTURE,
+        **_SHARE,
     )
     solver: str = choice(
         OWN_SOLVER,

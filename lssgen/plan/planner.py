@@ -111,6 +111,11 @@ def _check(run: _Run) -> None:
         raise PlanError(
             f"custom sigmas fit flow models only, and {facts.name} is not one; choose steps, start_sigma or a solver"
         )
+    if options.cfg_truncation < 1 and not isinstance(run.schedule, FlowSchedule):
+        raise PlanError(
+            f"cfg_truncation fits flow models only, whose noise levels are shares, and {facts.name} is not one; leave "
+            "it at 1"
+        )
     if options.true_cfg_scale > 1 and facts.guidance == "branches":
         raise PlanError(
             f"true_cfg_scale is {options.true_cfg_scale:g}, but {facts.name} has classifier-free guidance "
@@ -180,7 +185,7 @@ def _stage(run: _Run, size: StageSize, *, first: bool, leave: float) -> Stage:
     if leave:
         rows = _left(run, rows, size, leave)
     steps = tuple(
-        replace(step, guidance=_guidance(run, index, size, first=first))
+        replace(step, guidance=_guidance(run, index, step.sigma, size, first=first))
         # The index counts rows: a solver that evaluates twice in a step has its window in evaluations.
         for index, step in enumerate(rows.steps)
     )
@@ -305,13 +310,14 @@ def _rows(run: _Run, evaluations: tuple[Evaluation, ...], cut: tuple[Evaluation,
     return run.sampling.solver.rows(Course(evaluations, cut), tuning)
 
 
-def _guidance(run: _Run, index: int, size: StageSize, *, first: bool) -> tuple[tuple[str, float], ...]:
+def _guidance(run: _Run, index: int, sigma: float, size: StageSize, *, first: bool) -> tuple[tuple[str, float], ...]:
     """Branches that a step evaluates, and their weights."""
     options = run.options
     scale = options.true_cfg_scale
     if run.facts.guidance == "branches":
         scale = options.guidance_scale - run.facts.unguided_scale + 1
-    if scale <= 1:  # as diffusers has it: at 1 the other branch has no weight, and below it is not evaluated either
+    # As diffusers has it: at 1 the other branch has no weight, and below it is not evaluated either.
+    if scale <= 1 or 1 - sigma > options.cfg_truncation:
         return (("positive", 1.0),)
     skip = options.skip_layers
     if skip is None or not _skips(skip, index, size, options, first=first):

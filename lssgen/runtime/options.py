@@ -42,6 +42,7 @@ class Options(TypedDict, total=False):
     num_inference_steps: int
     guidance_scale: float
     true_cfg_scale: float
+    cfg_truncation: float
     start_sigma: float | Literal["auto"]
     hand_off: HandOff
     strength: float

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import factory
+import factory_chroma
 import factory_families
 import factory_qwen
 import factory_zimage
@@ -31,6 +32,7 @@ TINY = {
     "zimage": factory_zimage.tiny_zimage,
     "qwen": factory_qwen.tiny_qwen,
     "qwen21": factory_qwen.tiny_qwen21,
+    "chroma": factory_chroma.tiny_chroma,
 }
 
 

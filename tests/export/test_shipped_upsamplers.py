@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from factory import tiny_sd3, tiny_upsampler, tiny_vae
+from factory_chroma import tiny_chroma
 from factory_families import PLAYGROUND, tiny_cogview4, tiny_flux, tiny_sd, tiny_sdxl
 from factory_zimage import tiny_zimage
 from safetensors import safe_open
@@ -29,7 +30,7 @@ PUBLISHED = [alias for alias in ALIASES.values() if not alias.local]
 NONE = {"cogview4": "no small autoencoder of its space is known", "playground": "its latents are normalised otherwise"}
 """Published checkpoints for which none is shipped, and why."""
 
-SPACE_OF = {"zimage": "flux"}
+SPACE_OF = {"zimage": "flux", "chroma": "flux"}
 """Spaces of families that paint in another family's."""
 
 spaces = pytest.mark.parametrize("space", SPACES)
@@ -104,6 +105,7 @@ def in_the_real_layout(family: str, folder: Path) -> Path:
         "cogview4": lambda to: tiny_cogview4(to, in_channels=16, out_channels=16),
         "playground": lambda to: tiny_sdxl(to, vae=PLAYGROUND),
         "zimage": lambda to: tiny_zimage(to, channels=16),
+        "chroma": lambda to: tiny_chroma(to, channels=16),
     }
     makers[family](folder)
     config = json.loads((folder / "vae" / "config.json").read_text())
@@ -126,7 +128,7 @@ def designed(checkpoint: Path, **choices: Any) -> Design:
     return design(replace(order, **choices))
 
 
-@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux", "zimage"])
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux", "zimage", "chroma"])
 def test_an_export_finds_the_one_of_its_space_and_says_how_it_was_made(family: str, home: Path) -> None:
     outline = designed(in_the_real_layout(family, home / family))
     assert outline.upsampler is not None

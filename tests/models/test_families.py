@@ -38,6 +38,18 @@ def test_an_unknown_pipeline_is_refused_with_those_that_are_known() -> None:
         family_of({"_class_name": "PixArtAlphaPipeline"})
 
 
+@pytest.mark.parametrize(
+    ("variant", "known"),
+    [("ZImageOmniPipeline", "ZImagePipeline"), ("FluxFillPipeline", "FluxPipeline"), ("SanaSprintPipeline", "")],
+)
+def test_an_unknown_variant_of_a_known_pipeline_is_refused_by_its_name(variant: str, known: str) -> None:
+    with pytest.raises(UnknownModelError) as told:
+        family_of({"_class_name": variant})
+    assert f"names the pipeline '{variant}', which no record knows" in str(told.value)
+    assert (f"a variant of {known}, whose graphs do not fit" in str(told.value)) == bool(known)
+    assert "\n" not in str(told.value)
+
+
 @aliases
 def test_every_alias_can_be_planned_with_every_solver_that_fits(alias: Alias) -> None:
     facts = alias.facts()
@@ -72,6 +84,7 @@ def test_defaults_are_those_of_the_published_pipelines(family: Family) -> None:
         "zimage": (50, 5.0, 512, False, 1024),
         "qwen": (50, 4.0, 512, False, 1024),
         "qwen21": (40, 1.0, 512, False, 1024),
+        "chroma": (35, 5.0, 512, False, 1024),
     }[family.name]
     found = (
         defaults.num_inference_steps,

@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 import factory
+import factory_chroma
 import factory_families as families
 import factory_qwen
 import factory_zimage
@@ -46,6 +47,7 @@ FAMILIES: Mapping[str, Callable[[Path], Path]] = {
     "cogview4": families.tiny_cogview4,
     "zimage": factory_zimage.tiny_zimage,
     "qwen": factory_qwen.tiny_qwen,
+    "chroma": factory_chroma.tiny_chroma,
 }
 
 
@@ -135,6 +137,7 @@ def test_clip_skip_is_that_of_diffusers(tmp_path: Path, name: str, skip: int) ->
         ("cogview4", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; CogView4 is exported without it"),
         ("zimage", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; Z-Image is exported without it"),
         ("qwen", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; Qwen-Image is exported without it"),
+        ("chroma", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; Chroma is exported without it"),
     ],
 )
 def test_a_clip_skip_that_cannot_be_is_refused(tmp_path: Path, name: str, skip: int, words: str) -> None:

@@ -1,5 +1,7 @@
 """Z-Image: bundle against diffusers' own pipeline in a single stage, and against a torch loop in several."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import factory_zimage as factory
@@ -28,7 +30,10 @@ from loop import Case, relative, staged
 from onnx_flops import flops_of
 from torch import Tensor
 
-from lssgen.errors import PlanError
+from lssgen.calibration.quantise import QuantiseJob, quantise
+from lssgen.errors import LssgenError, ModelError, PlanError
+from lssgen.export.config import ExportConfig
+from lssgen.export.export import design, export
 from lssgen.models.configs import read_json
 from lssgen.models.costs import zimage_cost
 from lssgen.models.nets.zimage import ZImageStep
@@ -109,6 +114,17 @@ def test_prompts_of_unlike_length_equal_the_pipeline_of_diffusers(zimage: Export
     assert relative(latents(came), expected) < CLOSE
 
 
+def test_steps_beyond_a_truncation_go_without_guidance_as_in_diffusers(zimage: Exported) -> None:
+    options: dict[str, Any] = {
+        "height": 64, "width": 96, "num_inference_steps": 6, "guidance_scale": 2.5, "cfg_truncation": 0.1,
+    }  # fmt: skip
+    came = painted(zimage.run, SINGLE | options, (7, 8), NEGATIVE)
+    branches = [len(step.guidance) for step in came.plan.stages[0].steps]
+    assert branches == [2, 2, 2, 1, 1, 1]  # levels of shift 6: 1, 0.97, 0.92, 0.86, 0.75, 0.55
+    expected = published(zimage, [PROMPT, PROMPT], (7, 8), negative_prompt=[NEGATIVE] * 2, **options)
+    assert relative(latents(came), expected) < CLOSE
+
+
 RUNS: dict[str, dict[str, Any]] = {
     "single stage": SINGLE,
     "two stages, guided": TWO | GUIDED,
@@ -170,6 +186,49 @@ def test_only_the_layers_that_are_read_are_in_the_text_graph(zimage: Exported) -
     names = [name for name in model.graph.initializers if name.startswith("text_encoder.")]
     assert {name.split(".")[2] for name in names if ".layers." in name} == {"0", "1"}
     assert "text_encoder.norm.weight" not in names
+
+
+def test_weights_of_the_language_model_may_be_in_eight_bits(zimage: Exported, tmp_path: Path) -> None:
+    job = QuantiseJob(bundle=zimage.bundle, output=tmp_path / "made", format="int8-weights", engine="onnxruntime")
+    made = replace(zimage, bundle=quantise(job))
+    about = made.bundle.manifest.graphs["text"].quantisation
+    assert about is not None
+    assert (about.format, about.products) == ("int8-weights", 2 * 7)
+    # A code is off by half of 1/127 of a column's largest number, three standard deviations or so: 1 %, twice.
+    assert 1e-4 < relative(made.text(LONG)["prompt_embeds"], zimage.text(LONG)["prompt_embeds"]) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("text_encoder", {"hidden_size": 64}, "the text encoder is of another size: its hidden states have 64 numbers"),
+        ("text_encoder", {"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ("transformer", {"siglip_feat_dim": 16}, "reads pictures through SigLIP, as ZImageOmniPipeline uses it"),
+        ("transformer", {"all_patch_size": [4]}, "has no layers for squares of 2 cells"),
+        (
+            "transformer",
+            {"axes_lens": [256, 64, 64]},
+            "prompts of 512 tokens were asked for, .* positions for 224; give",
+        ),
+    ],
+)
+def test_parts_of_another_model_are_refused_in_one_line(
+    tmp_path: Path, part: str, change: dict[str, object], words: str
+) -> None:
+    folder = factory.tiny_zimage(tmp_path / "checkpoint")
+    file = folder / part / "config.json"
+    factory.write_json(file, dict(read_json(file)) | change)
+    with pytest.raises(LssgenError, match=words) as told:
+        design(ExportConfig(model=str(folder), output=tmp_path / "bundle", resolutions=((32, 32),)))
+    assert "\n" not in str(told.value)
+
+
+def test_a_tokenizer_without_its_chat_template_is_refused(tmp_path: Path) -> None:
+    folder = factory.tiny_zimage(tmp_path / "checkpoint")
+    file = folder / "tokenizer/tokenizer_config.json"
+    factory.write_json(file, {key: value for key, value in read_json(file).items() if key != "chat_template"})
+    with pytest.raises(ModelError, match=r"the chat template of .* cannot be filled"):
+        export(ExportConfig(model=str(folder), output=tmp_path / "bundle", resolutions=((32, 32),), probe="none"))
 
 
 @pytest.mark.parametrize("count", [1, 31, 32, 33, 100])

@@ -31,6 +31,10 @@ USUAL_TOKENS = 64
 LAYERS = (-2,)
 """Hidden states of Qwen3 that the network reads."""
 
+ROOM = 1 / 64
+"""Factor of attentions and of feed-forwards before the norms behind them, which undo it: float16 then holds what is 64
+times as large. A power of two, so that no bit of a number changes."""
+
 
 def blueprint(components: Components, wishes: Wishes) -> Blueprint:
     """The graphs of a Z-Image checkpoint.
@@ -118,6 +122,9 @@ class ZImageStep(Step):
         net = self.transformer
         for block in (*net.noise_refiner, *net.context_refiner, *net.layers):
             block.attention.set_processor(JointAttention())
+            block.feed_forward._forward_silu_gating = gated  # what diffusers calls between the products
+            for norm in (block.attention_norm2, block.ffn_norm2):
+                norm.eps *= ROOM**2
         # Tables, not arithmetic: every size takes its part of them, which is a constant to engines built for the size.
         # Not persistent: no checkpoint has them.
         for name, width, length in zip(("depths", "rows", "columns"), net.axes_dims, net.axes_lens, strict=True):
@@ -215,7 +222,7 @@ class ZImageStep(Step):
 
 
 class JointAttention:
-    """Attention within one sequence, turned by the angles of its places."""
+    """Attention within one sequence, turned by the angles of its places, and made smaller by `ROOM`."""
 
     def __call__(
         self,
@@ -232,8 +239,13 @@ class JointAttention:
         # One axis for all heads.
         cosines, sines = freqs_cis.unsqueeze(2).unbind(0)
         query, key = (rotated(norm(x), (cosines, sines)) for norm, x in ((attn.norm_q, query), (attn.norm_k, key)))
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        mixed = F.scaled_dot_product_attention(query, key, value * ROOM, attn_mask=attention_mask)
         return attn.to_out[0](mixed.transpose(1, 2).flatten(2, 3))
+
+
+def gated(gate: Tensor, x: Tensor) -> Tensor:
+    """What stands between the products of a feed-forward, made smaller by `ROOM`."""
+    return F.silu(gate) * (x * ROOM)
 
 
 def filling(count: int) -> tuple[Tensor, Tensor]:

@@ -78,6 +78,7 @@ class Common(Struct, kw_only=True, forbid_unknown_fields=True):
     num_inference_steps: Annotated[int, Meta(ge=1, le=10_000)] | None = None
     guidance_scale: Number | None = None
     true_cfg_scale: Number | None = None
+    cfg_truncation: Share | None = None
     guidance_rescale: Share | None = None
     start_sigma: Annotated[float, Meta(gt=0, le=1)] | Literal["auto"] | None = None
     hand_off: Annotated[float, Meta(ge=0, lt=1)] | Literal["own", "auto"] | None = None
@@ -101,6 +102,7 @@ RUN_WORDS = (
     "num_inference_steps",
     "guidance_scale",
     "true_cfg_scale",
+    "cfg_truncation",
     "guidance_rescale",
     "start_sigma",
     "hand_off",
