@@ -44,7 +44,7 @@ def tiny_zimage(
     torch.manual_seed(seed)
     settings: dict[str, Any] = {
         "in_channels": channels, "dim": 48, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 3, "n_kv_heads": 3,
-        "cap_feat_dim": 32, "axes_dims": (4, 6, 6), "axes_lens": (1024, 64, 64),
+        "cap_feat_dim": 32, "axes_dims": (4, 6, 6), "axes_lens": (1024, 256, 256),
     }  # fmt: skip
     components = {
         "transformer": ZImageTransformer2DModel(**settings | transformer),

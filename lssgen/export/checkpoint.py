@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -231,7 +232,9 @@ class Checkpoint:
         config = dict(self.config(name))
         cls = self._library_class(name)
         try:
-            with weightless(dtype):
+            with weightless(dtype), warnings.catch_warnings():
+                # What the libraries warn each other of, such as of diffusers' own use of a name.
+                warnings.simplefilter("ignore", FutureWarning)
                 if library == "transformers":
                     # transformers would build in the type that the file names, not in the one that is asked for.
                     settings = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}

@@ -47,6 +47,6 @@ def test_published_checkpoints_are_known_for_what_they_are(alias: str) -> None:
     record = ALIASES[alias]
     configs = record.configs()
     kind = distilled_by_configs(record.family, configs[record.record.network], configs["scheduler"])
-    assert (kind is not None) == (alias in ("lcm-sdxl", "flux-schnell"))
+    assert (kind is not None) == (alias in ("lcm-sdxl", "flux-schnell", "z-image-turbo"))
     if kind is not None:
         assert kind.amended(record.defaults) == record.defaults

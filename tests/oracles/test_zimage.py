@@ -162,7 +162,7 @@ def test_pictures_equal_diffusers_to_a_grey_level(zimage: Exported) -> None:
     assert grey_levels(result.pictures[0].image, picture) <= 1
 
 
-@pytest.mark.parametrize(("width", "words"), [(100, "multiples of 8 px"), (1032, "knows positions up to 512 px")])
+@pytest.mark.parametrize(("width", "words"), [(100, "multiples of 8 px"), (2056, "knows positions up to 2048 px")])
 def test_sizes_that_the_pipeline_refuses_are_refused(zimage: Exported, width: int, words: str) -> None:
     with pytest.raises(PlanError, match=words):
         painted(zimage.run, SINGLE | {"width": width}, (1,))

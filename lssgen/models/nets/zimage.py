@@ -204,7 +204,7 @@ class ZImageStep(Step):
             rows, columns: Of the picture, in tokens.
         """
         real, place = filling(rows * columns)
-        depth = self.depths[:, (own[:, 0] + 1).long()].unsqueeze(2)
+        depth = self.depths.index_select(1, (own[:, 0] + 1).long()).unsqueeze(2)
         grid = on_grid(self.rows[:, :rows], self.columns[:, :columns]).index_select(1, place).unsqueeze(1)
         turned = torch.cat((depth.expand(-1, -1, grid.shape[2], -1), grid.expand(-1, len(own), -1, -1)), -1)
         # What fills up stands at the origin, and is not turned.
