@@ -231,6 +231,28 @@ MODELS: Mapping[str, tuple[str, Mapping[str, Part]]] = {
         guidance_embeds=False,
     ),
     "flux2-dev": flux2("Flux2Pipeline", MISTRAL_SMALL),
+    "qwen-image": (
+        "QwenImagePipeline",
+        {
+            "scheduler": Part(
+                library="diffusers",
+                cls="FlowMatchEulerDiscreteScheduler",
+                config={"num_train_timesteps": 1000, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9,
+                        "base_image_seq_len": 256, "max_image_seq_len": 8192, "shift_terminal": 0.02},
+            ),
+            # Layers, widths and heads are those of Qwen2.5-VL-7B-Instruct, whose language model this is.
+            "text_encoder": Part(
+                library="transformers",
+                cls="Qwen2_5_VLForConditionalGeneration",
+                config={"text_config": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+                                        "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
+                                        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6,
+                                                            "mrope_section": [16, 24, 24]}}},
+            ),
+            "transformer": Part(library="diffusers", cls="QwenImageTransformer2DModel", config={}),
+            "vae": Part(library="diffusers", cls="AutoencoderKLQwenImage", config={}),
+        },
+    ),
     "z-image-turbo": (
         "ZImagePipeline",
         {
@@ -244,7 +266,8 @@ MODELS: Mapping[str, tuple[str, Mapping[str, Part]]] = {
         },
     ),
 }  # fmt: skip
-"""Configs as the checkpoints' authors published them; those of FLUX.2 from memory, and its classes' defaults."""
+"""Configs as the checkpoints' authors published them; those of FLUX.2 from memory, and its classes' defaults; of
+Qwen-Image's transformer and VAE, the classes' defaults."""
 
 
 def write_checkpoint(name: str, folder: Path, parts: tuple[str, ...], dtype: torch.dtype) -> int:

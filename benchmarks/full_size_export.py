@@ -44,6 +44,7 @@ GOALS = {
     "flux2-klein-4b": (300, 2.0),
     "flux2-klein-9b": (600, 2.0),
     "flux2-dev": (1500, 2.0),
+    "qwen-image": (600, 2.0),
     "z-image-turbo": (300, 2.0),
 }
 """Seconds and peak GB on two cores."""
@@ -57,12 +58,25 @@ NETWORKS = {
     "flux2-klein-4b": "transformer",
     "flux2-klein-9b": "transformer",
     "flux2-dev": "transformer",
+    "qwen-image": "transformer",
     "z-image-turbo": "transformer",
 }
-LANGUAGE = ("sd3-medium", "sd3.5-large", "flux-dev", "flux2-klein-4b", "flux2-klein-9b", "flux2-dev", "z-image-turbo")
+LANGUAGE = (
+    "sd3-medium",
+    "sd3.5-large",
+    "flux-dev",
+    "flux2-klein-4b",
+    "flux2-klein-9b",
+    "flux2-dev",
+    "qwen-image",
+    "z-image-turbo",
+)
 """Models whose text encoders are large enough to be measured."""
 
-TOKENS = {"tokens": 77, "t5_tokens": 77}
+PRECISIONS = {"qwen-image": "bf16"}
+"""Precision of the step, where it is not fp16."""
+
+TOKENS = {"tokens": 77, "t5_tokens": 77, "asked_tokens": 77 + 34}
 STAGED = ("_traced", "optimise", "_save")
 SAMPLED = 12
 SINGLE_TOLERANCE = 1e-4
@@ -87,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measured(folder: Path, model: str, *, text: bool) -> dict[str, Any]:
     """Everything about one model; each graph in a child process, so that peaks are its own."""
-    graphs = [("step", "fp16", [NETWORKS[model]])]
+    graphs = [("step", PRECISIONS.get(model, "fp16"), [NETWORKS[model]])]
     if text and model in LANGUAGE:
         graphs.append(("text", "bf16", ["text_encoder", "text_encoder_2", "text_encoder_3"]))
     found: dict[str, Any] = {

@@ -35,8 +35,9 @@ PRECISIONS = """
 latents, guidance, the solver's update, sines and cosines of times, sizes and positions, T5's layers that overflow |
 | `bf16` | bfloat16 | latents, guidance, the solver's update, sines and cosines of times, sizes and positions |
 
-The published FLUX.1, FLUX.2, CogView4 and Z-Image checkpoints, T5 and Qwen3 were trained in bfloat16; prefer `bf16` for \
-them.
+The published FLUX.1, FLUX.2, CogView4, Z-Image and Qwen-Image checkpoints, T5, Qwen3 and Qwen2.5-VL were trained in \
+bfloat16; prefer `bf16` for them. In fp16 diffusers cuts off what Qwen-Image's streams grow to beyond 65504, and so do \
+the graphs.
 """
 
 UNFIT = """

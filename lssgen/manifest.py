@@ -6,7 +6,7 @@ Format 2. By two rules a new conditioning input, state or graph is a record here
     feeds   every input of a step or a transition says where its value comes from
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -325,8 +325,11 @@ class Tokens:
         prefix, suffix: Text before and after the prompt: the chat template of a language model, with the prompt in it.
         special: Permission for the tokenizer to add its special tokens; False where the template has them already.
         removes: Words that are taken out of prompts.
+        empty: Text that is read in the place of an empty prompt.
         heard: Rows that its tokens have in what the "text" graph says; None: it says nothing of single tokens. Weights
             of words work on these.
+        drop: Number of tokens at the beginning, of the prefix, that the "text" graph reads and leaves out of what it
+            says: the axis of rows in `heard.output` is shorter by so many. `heard.row` is the first that is left.
     """
 
     port: str
@@ -342,7 +345,15 @@ class Tokens:
     suffix: str = ""
     special: bool = True
     removes: tuple[str, ...] = ()
+    empty: str = ""
     heard: Heard | None = None
+    drop: int = 0
+
+    def shortened(self, outputs: Iterable[Port]) -> str | None:
+        """The axis of the text graph's outputs that is shorter by `drop` than that of `port`; None: there is none."""
+        if not self.drop or self.heard is None:
+            return None
+        return next((str(port.shape[1]) for port in outputs if port.name == self.heard.output), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

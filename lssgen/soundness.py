@@ -103,6 +103,7 @@ def _faults(manifest: Manifest) -> Iterator[str]:
         yield from _reference_faults(manifest.references)
     for tokens in manifest.tokenizers:
         yield from _token_faults(tokens)
+        yield from _outside({f"drop of {tokens.port}": (tokens.drop, 0, max(0, tokens.length - 1))})
         if tokens.heard is not None:
             yield from _heard_faults(tokens.heard, outputs)
 

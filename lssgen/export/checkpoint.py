@@ -19,7 +19,7 @@ from lssgen.export.config import Embedding
 from lssgen.export.embeddings import Taught, notes_on, read_embedding, teach
 from lssgen.export.lora import read_lora
 from lssgen.export.lora_renaming import renaming
-from lssgen.export.tokenizers import open_tokenizer
+from lssgen.export.tokenizers import chat_length, open_tokenizer
 from lssgen.export.weights import Weights, open_weights
 from lssgen.export.writer import weightless
 from lssgen.lora.asked import Lora
@@ -28,8 +28,8 @@ from lssgen.models.configs import INDEX, read_component, read_json
 from lssgen.models.nets.upsampler import CONFIG_FILE
 from lssgen.models.nets.upsamplers import upsampler_of
 
-SETTINGS = (".json", ".txt", ".model")
-"""Ends of the names of a part's small files: configuration and vocabulary."""
+SETTINGS = (".json", ".txt", ".model", ".jinja")
+"""Ends of the names of a part's small files: configuration, vocabulary and chat template."""
 
 STATISTICS = ("latents_mean", "latents_std")
 """Fields of a VAE's configuration that normalise latents, in FLUX.2 those of squares of cells."""
@@ -299,6 +299,10 @@ class Parts:
 
     def config(self, name: str) -> Mapping[str, Any]:
         return self.checkpoint.config(name)
+
+    def chat_tokens(self, name: str, chat: Sequence[tuple[str, str]]) -> int:
+        folder = self.checkpoint.path(name)
+        return chat_length(open_tokenizer(folder, self.checkpoint.class_of(name)), chat, folder)
 
     def module(self, name: str) -> nn.Module:
         return self.checkpoint.skeleton(name, self.dtype)

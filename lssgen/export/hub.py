@@ -21,7 +21,7 @@ from lssgen.export.stored import STEMS
 from lssgen.models.aliases import ALIASES, Alias
 from lssgen.models.configs import INDEX, configs_from_folder, read_json
 from lssgen.models.distilled import distilled_by_name
-from lssgen.models.families import Family, at_size, defaults_from_configs, family_of
+from lssgen.models.families import Family, at_size, defaults_from_configs, family_of, with_levels
 from lssgen.plan.facts import Defaults
 
 _LOG = logging.getLogger("lssgen")
@@ -280,7 +280,7 @@ def _named(alias: Alias, model: Model, need: Need) -> Model:
     return replace(
         model,
         checkpoint=checkpoint,
-        defaults=alias.defaults,
+        defaults=with_levels(alias.defaults, checkpoint.index),
         licence=alias.licence,
         max_sequence_length=alias.max_sequence_length,
         skip_layers=alias.skip_layers,
@@ -312,7 +312,7 @@ def _local(folder: Path, name: str) -> Model:
         revision=None,
         checkpoint=Checkpoint(folder),
         family=family,
-        defaults=defaults,
+        defaults=with_levels(defaults, index),
         notes=notes,
         licence=str(terms_of_folder(folder)),
         max_sequence_length=family.max_sequence_length,

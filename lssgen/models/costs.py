@@ -140,6 +140,53 @@ def cogview_cost(net: Config, text_tokens: int) -> NetworkCost:
     )
 
 
+def qwen_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """QwenImageTransformer2DModel: text and picture in separate streams, as the double blocks of `flux_cost`.
+
+    Args:
+        net: The transformer's config.json.
+        text_tokens: Length of the text stream.
+    """
+    width = net.get("num_attention_heads", 24) * net.get("attention_head_dim", 128)
+    blocks, patch, channels = net.get("num_layers", 60), net.get("patch_size", 2), net.get("in_channels", 64)
+    square, text = width * width, text_tokens
+    # Six modulations for each of a block's streams, two at the end.
+    once = 256 * width + square + (12 * blocks + 2) * square
+    every = 12 * blocks * square
+    joint = _attention(width) * blocks
+    out = patch**2 * net.get("out_channels", 16)
+    return _cost(
+        once=2 * (once + text * (net.get("joint_attention_dim", 3584) * width + every)) + joint * text * text,
+        token=2 * (every + width * (channels + out)) + 2 * joint * text,
+        pair=joint,
+        cells=4,  # the packing of 2 x 2 cells
+    )
+
+
+def qwen21_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """QwenImage21Transformer2DModel: one stream; text sees text alone, the picture both.
+
+    Args:
+        net: The transformer's config.json.
+        text_tokens: Length of the text.
+    """
+    width = net.get("num_attention_heads", 32) * net.get("attention_head_dim", 128)
+    blocks, channels = net.get("num_layers", 32), net.get("in_channels", 64)
+    square, text = width * width, text_tokens
+    # Once for the step's time and once for text's, which stands still: embedding, and four changes for all blocks.
+    once = 2 * (256 * width + square + 4 * square) + square  # the last norm's scale is the picture's alone
+    # 4 for attention; a gated feed-forward of three products.
+    every = blocks * (4 + 3 * net.get("mlp_ratio", 3)) * square
+    joint = _attention(width) * blocks
+    words = net.get("context_in_dim", 4096) * width + square + every
+    return _cost(
+        once=2 * (once + text * words) + joint * text * text,
+        token=2 * (every + width * (channels + (net.get("out_channels") or channels))) + joint * text,
+        pair=joint,
+        cells=1,
+    )
+
+
 def zimage_cost(net: Config, text_tokens: int) -> NetworkCost:
     """ZImageTransformer2DModel: picture and text refined apart, then together; without what fills pictures up.
 

@@ -7,7 +7,7 @@ checkpoint's own JSON files hold are read from there; records hold what no file 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from lssgen.errors import ModelError, UnknownModelError
 from lssgen.models.configs import PIPELINE
@@ -18,11 +18,13 @@ from lssgen.models.costs import (
     flux2_cost,
     flux_cost,
     mmdit_cost,
+    qwen21_cost,
+    qwen_cost,
     unet_cost,
     zimage_cost,
 )
 from lssgen.models.distilled import distilled_by_configs
-from lssgen.models.positions import FLUX_POSITIONS
+from lssgen.models.positions import FLUX_POSITIONS, QWEN_POSITIONS
 from lssgen.plan.facts import SPACES, Defaults, ModelFacts, NetworkCost, ScalingSpace
 
 Configs = Mapping[str, Config]
@@ -52,7 +54,8 @@ class Family:
         longest_side: Function from the denoiser's config to `ModelFacts.longest_side`.
         latent_spaces: Keys in `lssgen.models.spaces.SPACES`: latents that published checkpoints of the family paint.
         whole: Parts whose weights are read even where others stand in for them.
-        grid, start, oversize, scaling_spaces, shift_by, noise_patch: See `ModelFacts`.
+        cells: Number of tokens that a stage's sides are multiples of.
+        grid, start, oversize, scaling_spaces, shift_by, noise_patch, clamps: See `ModelFacts`.
         scheduler_fixed: Scheduler fields whose value the published pipeline forces.
         history: Estimates that the step graph must carry for every solver that fits: 3 for UniPC of order 3, 4 for
             PNDM, whose memory spans four steps and one evaluation that it forgets. One is as large as the latent.
@@ -91,6 +94,8 @@ class Family:
     attends_clip: bool = True
     usual_tokens: int = 0
     unguided_scale: float = 1.0
+    cells: int = 1
+    clamps: bool = True
     defaults: Defaults
     sized_by_config: bool = False
 
@@ -114,6 +119,11 @@ def _halvings(vae: Config) -> int:
     if levels is None and vae.get("_class_name") == "AutoencoderTiny":
         return 8
     return 2 ** (len(levels or vae["block_out_channels"]) - 1)
+
+
+def _wan_halvings(vae: Config) -> int:
+    """The Wan autoencoder halves height and width wherever it may halve time."""
+    return 2 ** len(vae["temperal_downsample"])
 
 
 def _branches(net: Config, index: Config) -> Guidance:
@@ -162,6 +172,16 @@ def _zimage_positions(net: Config) -> int:
 def _flux_positions(net: Config) -> int:
     del net
     return 2 * FLUX_POSITIONS  # a token is 2 x 2 cells, see `_packed`
+
+
+def _qwen21_positions(net: Config) -> int:
+    del net
+    return QWEN_POSITIONS
+
+
+def _qwen_positions(net: Config) -> int:
+    del net
+    return 2 * QWEN_POSITIONS  # a token is 2 x 2 cells, see `_packed`
 
 
 _VAES = ("AutoencoderKL", "AutoencoderTiny")
@@ -384,8 +404,57 @@ _CHROMA = Family(
     defaults=Defaults(height=1024, width=1024, num_inference_steps=35, guidance_scale=5.0),
 )
 
+_QWEN = Family(
+    name="qwen",
+    title="Qwen-Image",
+    pipelines=("QwenImagePipeline",),
+    network="transformer",
+    classes={
+        "transformer": ("QwenImageTransformer2DModel",),
+        "vae": ("AutoencoderKLQwenImage",),
+        "text_encoder": ("Qwen2_5_VLForConditionalGeneration",),
+    },
+    components=("transformer", "vae", "scheduler", "text_encoder", "tokenizer"),
+    nets="lssgen.models.nets.qwen",
+    latent=_packed,
+    cell_px=_wan_halvings,
+    guidance=_branches,
+    cost=qwen_cost,
+    longest_side=_qwen_positions,
+    grid="even",
+    start="timestep",
+    oversize="floor",
+    history=3,
+    max_sequence_length=512,
+    attends_clip=False,
+    usual_tokens=128,
+    clamps=False,
+    defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=4.0),
+)
+
+_QWEN21 = replace(
+    _QWEN,
+    name="qwen21",
+    title="Qwen-Image 2.1",
+    pipelines=("QwenImage21Pipeline",),
+    classes={
+        "transformer": ("QwenImage21Transformer2DModel",),
+        "vae": ("AutoencoderKLQwenImage21",),
+        "text_encoder": ("Qwen3VLForConditionalGeneration",),
+    },
+    components=("transformer", "vae", "scheduler", "text_encoder", "processor"),
+    nets="lssgen.models.nets.qwen21",
+    latent=_patched,
+    cost=qwen21_cost,
+    longest_side=_qwen21_positions,
+    # The published pipeline rounds down to what two cells take, though a token is one.
+    cells=2,
+    max_sequence_length=1024,
+    defaults=Defaults(height=1024, width=1024, num_inference_steps=40, guidance_scale=1.0),
+)
+
 FAMILIES: Mapping[str, Family] = {
-    family.name: family for family in (_SD, _SDXL, _SD3, _FLUX, _FLUX2, _COGVIEW4, _ZIMAGE, _CHROMA)
+    family.name: family for family in (_SD, _SDXL, _SD3, _FLUX, _FLUX2, _COGVIEW4, _ZIMAGE, _CHROMA, _QWEN, _QWEN21)
 }
 """Every family, by name."""
 
@@ -423,6 +492,22 @@ def defaults_from_configs(family: Family, configs: Configs) -> Defaults:
     net, scheduler = _config(family, configs, family.network), configs.get("scheduler", {})
     kind = distilled_by_configs(family.name, net, scheduler, configs.get(PIPELINE, {}))
     return defaults if kind is None else kind.amended(defaults)
+
+
+def with_levels(defaults: Defaults, model_index: Mapping[str, object]) -> Defaults:
+    """Defaults with the noise levels that a model_index.json names as its author's own (Qwen-Image 2.1).
+
+    Raises:
+        ModelError: They are no list of numbers.
+    """
+    levels = model_index.get("sample_sigmas")
+    if levels is None:
+        return defaults
+    found = cast("list[object]", levels) if isinstance(levels, list) else [None]
+    sigmas = tuple(float(level) for level in found if isinstance(level, int | float))
+    if len(sigmas) != len(found):
+        raise ModelError(f"model_index.json has sample_sigmas {str(levels)[:80]}, which is no list of numbers")
+    return replace(defaults, sigmas=sigmas, num_inference_steps=len(sigmas) or defaults.num_inference_steps)
 
 
 def at_size(defaults: Defaults, size: int) -> Defaults:
@@ -472,7 +557,7 @@ def facts_from_configs(
         name=name,
         channels=channels,
         cell_px=cell_px(family, configs),
-        align=patch,
+        align=patch * family.cells,
         patch=patch,
         grid=family.grid,
         oversize=family.oversize,
@@ -488,6 +573,7 @@ def facts_from_configs(
         cost=cost,
         longest_side=longest_side,
         unguided_scale=family.unguided_scale,
+        clamps=family.clamps,
     )
 
 

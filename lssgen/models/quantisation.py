@@ -59,6 +59,16 @@ _ZIMAGE = Sensitivity(
     products=re.compile(r"\.(attention\.(to_[qkv]|to_out\.0)|feed_forward\.w[123])\."),
 )
 
+_QWEN = Sensitivity(
+    block=re.compile(r"transformer\.transformer_blocks\.\d+"),
+    products=re.compile(r"\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)|(img|txt)_mlp\.net\.\d(\.proj)?)\."),
+)
+
+_QWEN21 = Sensitivity(
+    block=re.compile(r"transformer\.transformer_blocks\.\d+"),
+    products=re.compile(r"\.(attn\.(to_[qkv]|to_out\.0)|img_mlp\.(proj|gate_layer|out))\."),
+)
+
 _UNET = Sensitivity(
     block=re.compile(
         r"unet\.(down_blocks\.\d+|mid_block|up_blocks\.\d+)\."
@@ -84,6 +94,8 @@ SENSITIVITIES: Mapping[str, Sensitivity] = {
     "flux2": _FLUX2,
     "cogview4": _COGVIEW,
     "zimage": _ZIMAGE,
+    "qwen": _QWEN,
+    "qwen21": _QWEN21,
     "chroma": _FLUX,
 }
 """Products that may be quantised, by family. Embedders of patches, text, time, guidance and pooled text, modulation,

@@ -23,6 +23,7 @@ class Defaults:
         shorten: Give smaller stages fewer steps (`shorten_intermediate_steps`).
         base_height, base_width: Size at which a stage gets the full number of steps.
         scaling_space: Way of a latent to the next size; "latent" where there is no trained upsampler.
+        sigmas: Own noise levels, as `PlanOptions.sigmas`; empty: the schedule's.
         covering_sigmas: Lowest noise levels that cover what a transition gets wrong, by transition, as
             `lssgen calibrate sigma` found them; what a `start_sigma` of "auto" stands for.
     """
@@ -37,6 +38,7 @@ class Defaults:
     base_height: int = 1024
     base_width: int = 1024
     scaling_space: ScalingSpace = "resnet"
+    sigmas: tuple[float, ...] = ()
     covering_sigmas: Mapping[ScalingSpace, float] = field(default_factory=dict[ScalingSpace, float])
 
 
@@ -83,6 +85,8 @@ class ModelFacts:
         longest_side: Largest latent height or width, in cells, that the network knows positions for; 0: any.
         unguided_scale: The `guidance_scale` at which the negative branch has no weight: 1, or 0 where the published
             pipeline counts from the positive branch (Z-Image).
+        clamps: False where the shift of the published pipeline grows beyond `max_image_seq_len`, whatever
+            `PlanOptions.token_clamp` says.
     """
 
     name: str
@@ -103,3 +107,4 @@ class ModelFacts:
     cost: NetworkCost
     longest_side: int = 0
     unguided_scale: float = 1.0
+    clamps: bool = True

@@ -225,7 +225,8 @@ def _evaluations(run: _Run, size: StageSize) -> tuple[Evaluation, ...]:
         case FlowSchedule() as schedule:
             patch = run.facts.patch
             tokens = (size.height // patch) * (size.width // patch)
-            shift = shift_for(schedule, tokens, clamp=run.options.token_clamp, by=run.facts.shift_by, steps=size.steps)
+            clamp = run.options.token_clamp and run.facts.clamps
+            shift = shift_for(schedule, tokens, clamp=clamp, by=run.facts.shift_by, steps=size.steps)
             return flow_evaluations(schedule, run.facts.grid, size.steps, shift, run.options.sigmas)
         case BetaSchedule() as schedule:
             return beta_evaluations(schedule, size.steps)

@@ -132,11 +132,13 @@ class TextEncoder:
 
     def _run(self, engine: Engine, text: str, lengths: Lengths) -> Mapping[str, Array]:
         feed: dict[str, Array] = {}
+        axes: dict[str, int] = {}
         for tokenizer, length in zip(self._tokenizers, lengths, strict=True):
             feed |= tokenizer.feed(text, length)
+            if (axis := tokenizer.rules.shortened(engine.outputs)) is not None:
+                axes[axis] = length - tokenizer.rules.drop
         for said in self.losses(text):
             self._tell(said)
-        axes: dict[str, int] = {}
         buffers: dict[str, Buffer] = {}
         for port in engine.inputs:
             if port.name not in feed:
@@ -274,7 +276,7 @@ class _PortTokenizer:
         weights, left = np.ones(own), rules.pad_side == "left"
         begin = own - len(found) if left else 0
         weights[begin : begin + len(found)] = found
-        return Part(rules.heard, length - own if left else 0, weights)
+        return Part(rules.heard, length - own if left else 0, weights[rules.drop :])
 
     def lost(self, text: str) -> str:
         """The end of the text that is cut off."""
@@ -311,7 +313,7 @@ class _PortTokenizer:
 
     def _encode_as_it_is(self, text: str) -> Encoding:
         try:
-            said = f"{self.rules.prefix}{text}{self.rules.suffix}"
+            said = f"{self.rules.prefix}{text or self.rules.empty}{self.rules.suffix}"
             return self._tokenizer.encode(said, add_special_tokens=self.rules.special)
         except (TypeError, UnicodeError) as error:
             raise PromptError(f"prompt {text!r} cannot be read: {error}") from error

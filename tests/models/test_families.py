@@ -100,6 +100,8 @@ def test_defaults_are_those_of_the_published_pipelines(family: Family) -> None:
         "flux2": (50, 4.0, 512, True, 1024),
         "cogview4": (50, 5.0, 512, False, 1024),
         "zimage": (50, 5.0, 512, False, 1024),
+        "qwen": (50, 4.0, 512, False, 1024),
+        "qwen21": (40, 1.0, 512, False, 1024),
         "chroma": (35, 5.0, 512, False, 1024),
     }[family.name]
     found = (
@@ -144,7 +146,8 @@ def test_guidance_is_read_from_the_network() -> None:
 
 
 def test_channels_and_patches_are_counted_in_unpacked_latents() -> None:
-    found = {name: ALIASES[name].facts() for name in ("sdxl", "sd3", "flux-dev", "flux2-dev", "cogview4", "z-image")}
+    names = ("sdxl", "sd3", "flux-dev", "flux2-dev", "cogview4", "z-image", "qwen-image", "qwen-image-2.1")
+    found = {name: ALIASES[name].facts() for name in names}
     assert {name: (f.channels, f.align, f.patch, f.cell_px) for name, f in found.items()} == {
         "sdxl": (4, 1, 1, 8),
         "sd3": (16, 2, 2, 8),
@@ -152,6 +155,8 @@ def test_channels_and_patches_are_counted_in_unpacked_latents() -> None:
         "flux2-dev": (32, 2, 2, 8),
         "cogview4": (16, 2, 2, 8),
         "z-image": (16, 2, 2, 8),
+        "qwen-image": (16, 2, 2, 8),
+        "qwen-image-2.1": (64, 2, 1, 16),
     }
 
 
@@ -253,6 +258,8 @@ def test_a_family_says_where_its_graphs_are(family: Family) -> None:
         ("flux2-dev", 8192),
         ("cogview4", 0),
         ("z-image", 8192),
+        ("qwen-image", 8192),
+        ("qwen-image-2.1", 8192),
     ],
 )
 def test_the_longest_side_is_that_of_the_position_table(alias: str, px: int) -> None:

@@ -10,6 +10,7 @@ from factory import tiny_sd3
 from factory_chroma import tiny_chroma
 from factory_families import tiny_cogview4, tiny_flux, tiny_sd, tiny_sdxl
 from factory_flux2 import tiny_dev
+from factory_qwen import tiny_qwen, tiny_qwen21
 from factory_zimage import tiny_zimage
 from loop import relative
 
@@ -23,6 +24,8 @@ CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "flux2": tiny_dev,
     "cogview4": tiny_cogview4,
     "zimage": tiny_zimage,
+    "qwen": tiny_qwen,
+    "qwen21": tiny_qwen21,
     "chroma": tiny_chroma,
 }
 

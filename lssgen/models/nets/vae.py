@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lssgen.models.nets.recipe import Components, Recipe
+from lssgen.models.nets.wan import CLASSES, OneMoment
 from lssgen.models.published import NORMALISATION
 from lssgen.ports import Port
 
@@ -92,7 +93,7 @@ class Vae(nn.Module):
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
-        self.vae: Any = vae
+        self.vae: Any = OneMoment(vae) if type(vae).__name__ in CLASSES else vae
         self.space = LatentSpace(self.vae.config)
 
     def paint(self, latent: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from factory import tiny_sd3
 from factory_chroma import tiny_chroma
 from factory_families import tiny_cogview4, tiny_flux, tiny_sd, tiny_sdxl
 from factory_flux2 import tiny_dev
+from factory_qwen import tiny_qwen, tiny_qwen21
 from factory_zimage import tiny_zimage
 
 from lssgen.bundle import Bundle
@@ -37,6 +38,8 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], int]] = {
     "flux2": (tiny_dev, 2),
     "cogview4": (tiny_cogview4, 2),
     "zimage": (tiny_zimage, 4),
+    "qwen": (tiny_qwen, 2),
+    "qwen21": (tiny_qwen21, 4),
     "chroma": (tiny_chroma, 4),
 }
 """How a checkpoint is written, and how many attentions its step has."""
@@ -67,7 +70,7 @@ pytestmark = pytest.mark.slow  # an export and a build take 40 to 70 s of one co
 CASES = [(family, precision) for family in CHECKPOINTS for precision in ("fp16", "bf16")]
 
 
-MASKED = {"cogview4", "zimage", "chroma"}
+MASKED = {"cogview4", "zimage", "chroma", "qwen", "qwen21"}
 """Families whose step attends under a mask: prompts of unequal length share a batch."""
 
 
