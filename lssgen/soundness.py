@@ -48,8 +48,8 @@ PORTS: Mapping[str, Mapping[str, int]] = {
 }
 """Ports that a graph must have, by the graph's name up to its "_", and their numbers of axes."""
 
-MAYBE: Mapping[str, Mapping[str, int]] = {"encode": {"posterior_noise": 4}}
-"""The same of ports that it may have: tiny autoencoders have no posterior."""
+MAYBE: Mapping[str, Mapping[str, int]] = {"encode": {"posterior_noise": 4, "kept": 4}}
+"""The same of ports that it may have: tiny autoencoders have no posterior, and few networks inpaint."""
 
 RANKS: Mapping[type, int] = {
     Latent: 4,

@@ -82,12 +82,13 @@ def _patched(net: Config) -> tuple[int, int]:
 
 
 def _packed(net: Config) -> tuple[int, int]:
-    """FLUX packs 2 x 2 cells into its channels before the network."""
-    return int(net["in_channels"]) // 4, 2
+    """FLUX packs 2 x 2 cells into its channels before the network; what inpaints takes more than it gives."""
+    return int(net.get("out_channels") or net["in_channels"]) // 4, 2
 
 
 def _unpatched(net: Config) -> tuple[int, int]:
-    return int(net["in_channels"]), 1
+    """Networks that inpaint take more channels than they give."""
+    return int(net.get("out_channels") or net["in_channels"]), 1
 
 
 def _halvings(vae: Config) -> int:
@@ -135,7 +136,7 @@ _T5 = ("T5EncoderModel",)
 _SD = Family(
     name="sd",
     title="Stable Diffusion 1.x and 2.x",
-    pipelines=("StableDiffusionPipeline", "LatentConsistencyModelPipeline"),
+    pipelines=("StableDiffusionPipeline", "LatentConsistencyModelPipeline", "StableDiffusionInpaintPipeline"),
     network="unet",
     classes={"unet": ("UNet2DConditionModel",), "vae": _VAES, "text_encoder": _CLIP},
     components=("unet", "vae", "scheduler", "text_encoder", "tokenizer"),
@@ -164,7 +165,7 @@ _SD = Family(
 _SDXL = Family(
     name="sdxl",
     title="Stable Diffusion XL, Playground v2.5",
-    pipelines=("StableDiffusionXLPipeline",),
+    pipelines=("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"),
     network="unet",
     classes={
         "unet": ("UNet2DConditionModel",),
@@ -217,7 +218,7 @@ _SD3 = Family(
 _FLUX = Family(
     name="flux",
     title="FLUX.1",
-    pipelines=("FluxPipeline",),
+    pipelines=("FluxPipeline", "FluxFillPipeline"),
     network="transformer",
     classes={
         "transformer": ("FluxTransformer2DModel",),
@@ -331,7 +332,7 @@ def facts_from_configs(
     scheduler = _config(family, configs, "scheduler")
     try:
         channels, patch = family.latent(net)
-        cost = family.cost(net, _text_tokens(family, configs, max_sequence_length))
+        cost = family.cost(net, text_tokens(family, configs, max_sequence_length))
         longest_side = family.longest_side(net)
         scheduler_class = str(scheduler["_class_name"])
     except KeyError as error:
@@ -360,7 +361,13 @@ def facts_from_configs(
         defaults=defaults,
         cost=cost,
         longest_side=longest_side,
+        inpaints=inpaints(net),
     )
+
+
+def inpaints(net: Config) -> bool:
+    """Whether a denoiser takes a mask and a masked picture beside the latent: more channels than it gives."""
+    return int(net["in_channels"]) > int(net.get("out_channels") or net["in_channels"])
 
 
 def cell_px(family: Family, configs: Configs) -> int:
@@ -379,7 +386,7 @@ CLIP_TOKENS = 77
 """Length of every CLIP text encoder of the families."""
 
 
-def _text_tokens(family: Family, configs: Configs, max_sequence_length: int) -> int:
+def text_tokens(family: Family, configs: Configs, max_sequence_length: int) -> int:
     """Tokens that the denoiser attends to."""
     # Published aliases bring no text encoder's JSON: a plan needs nothing else of it.
     clip = int(configs.get("text_encoder", {}).get("max_position_embeddings", CLIP_TOKENS))

@@ -54,6 +54,25 @@ class NetworkCost:
     def flops(self, cells: int) -> float:
         return self.fixed + self.per_cell * cells + self.per_cell_pair * cells * cells
 
+    def __add__(self, other: "NetworkCost") -> "NetworkCost":
+        """Of both networks, one after the other."""
+        return NetworkCost(
+            fixed=self.fixed + other.fixed,
+            per_cell=self.per_cell + other.per_cell,
+            per_cell_pair=self.per_cell_pair + other.per_cell_pair,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """A ControlNet beside the network, as the plan sees it.
+
+    Attributes:
+        modes: Number of kinds of control picture that a union network tells apart; 0: it knows one, and is told none.
+    """
+
+    modes: int = 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
@@ -77,6 +96,8 @@ class ModelFacts:
             is told as they are, without the shift (CogView4).
         cost: Arithmetic of the network.
         longest_side: Largest latent height or width, in cells, that the network knows positions for; 0: any.
+        control: ControlNet that a control picture goes through; None: there is none. Its arithmetic is part of `cost`.
+        inpaints: True where the network takes a picture and a mask beside the latent, and paints where the mask says.
     """
 
     name: str
@@ -94,3 +115,5 @@ class ModelFacts:
     defaults: Defaults
     cost: NetworkCost
     longest_side: int = 0
+    control: Control | None = None
+    inpaints: bool = False

@@ -26,7 +26,7 @@ from lssgen.runtime.advice import advised
 from lssgen.runtime.asking import asked_run, unheard
 from lssgen.runtime.canvases import Canvas, in_batches, with_noise
 from lssgen.runtime.conditioning import Conditioner
-from lssgen.runtime.conditions import Pictures, condition_values
+from lssgen.runtime.conditions import CONTROL, Pictures, condition_values
 from lssgen.runtime.demand import demand_of
 from lssgen.runtime.kinds import see_kinds
 from lssgen.runtime.noise import check_seed
@@ -108,6 +108,7 @@ class Pipeline:
         *,
         init_image: Image.Image | None = None,
         mask_image: Image.Image | None = None,
+        control_image: Image.Image | None = None,
         conditions: Pictures = MappingProxyType({}),
         noise: Sequence[Floats] = (),
         on_step: OnProgress = _silent,
@@ -120,7 +121,9 @@ class Pipeline:
             prompt: One or several.
             init_image: Start from this picture instead of from noise alone; `strength` says how far to go from it.
             mask_image: Paint only where this picture, of the same size, is white.
-            conditions: Pictures that the network takes as inputs (a control picture), by the manifest's names.
+            control_image: Picture that steers the run, for bundles with a ControlNet, in the run's shape; how strongly
+                and when say `controlnet_conditioning_scale`, `control_guidance_start` and `control_guidance_end`.
+            conditions: Other pictures that the network takes as inputs, by the manifest's names.
             noise: Standard normal numbers that the stages begin with in place of those of the seeds, smallest stage
                 first, (pictures, C, h, w) float32 each. Noise that a solver or a transition through pixels draws is
                 not among them.
@@ -138,6 +141,7 @@ class Pipeline:
             prompt,
             init_image=init_image,
             mask_image=mask_image,
+            control_image=control_image,
             conditions=conditions,
             noise=noise,
             on_step=on_step,
@@ -177,6 +181,7 @@ class Pipeline:
         *,
         init_image: Image.Image | None = None,
         mask_image: Image.Image | None = None,
+        control_image: Image.Image | None = None,
         conditions: Pictures = MappingProxyType({}),
         noise: Sequence[Floats] = (),
         on_step: OnProgress = _silent,
@@ -187,7 +192,9 @@ class Pipeline:
 
         What is wrong with the arguments is raised by this call, not when the first batch is asked for.
         """
-        see_kinds(init_image, mask_image, on_step, on_preview)
+        see_kinds(init_image, mask_image, control_image, on_step, on_preview)
+        if control_image is not None:
+            conditions = {**conditions, CONTROL: control_image}
         options = advised(self.bundle, self.backend, asked)
         request, start = asked_run(self.bundle, options, init_image, mask_image, conditions)
         prompts = prompts_of(prompt)
@@ -300,7 +307,7 @@ class Pipeline:
             text=text,
             guidance_scale=request.plan_options.guidance_scale,
             guidance_rescale=request.guidance_rescale,
-            pictures=condition_values(workspace, request.plan, run.conditions),
+            pictures=condition_values(workspace, request.plan, run.conditions, start),
             origin=origin_of(workspace, request.plan, start) if start else None,
             field=request.noise_field,
             noise=tuple(np.stack(stage) for stage in zip(*(canvas.noise for canvas in canvases), strict=True)),
