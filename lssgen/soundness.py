@@ -33,6 +33,7 @@ LONGEST_SIDE = 2**16
 MOST_TOKENS = 2**16
 MOST_CHANNELS = 2**12
 MOST_HISTORY = 64
+MOST_MODES = 2**10
 LARGEST_ID = LARGEST_AXIS = 2**31 - 1
 LONGEST_NAME = 255
 LONGEST_REASON = 300
@@ -155,6 +156,7 @@ def _feed_faults(manifest: Manifest) -> Iterator[str]:
         small = manifest.graphs.get(manifest.small_step)
         if small is None or (small.inputs, small.outputs, small.feeds) != (step.inputs, step.outputs, step.feeds):
             yield f"small_step is {manifest.small_step[:80]!r}, which is not a graph with the ports of the step"
+    yield from _control_faults(manifest)
     latents = 0
     for port, feed in step.feeds.items():
         if isinstance(feed, State):
@@ -167,6 +169,17 @@ def _feed_faults(manifest: Manifest) -> Iterator[str]:
             yield f"{port} is fed with {feed.output!r}, which has {said[feed.output]} axes with that of the branches"
     if latents != 1:
         yield f"the step has {latents} states that start as the latent; it needs one"
+
+
+def _control_faults(manifest: Manifest) -> Iterator[str]:
+    known, step = manifest.facts.control, manifest.graphs["step"]
+    if known is None:
+        return
+    yield from _outside({"the number of kinds of control picture": (known.modes, 0, MOST_MODES)})
+    wanted = 7 + manifest.history + 1 + known.modes
+    for port in step.inputs:
+        if isinstance(step.feeds[port.name], Row) and port.shape[1:] != (wanted,):
+            yield f"{port} has not the {wanted} columns of a step with this ControlNet"
 
 
 def _token_faults(tokens: Tokens) -> Iterator[str]:

@@ -10,7 +10,7 @@ from lssgen.models.nets.packing import pack
 PATCH = 2
 
 Residuals = tuple[list[Tensor], list[Tensor]]
-"""What is added after double and after single blocks, (batch, tokens, width) each."""
+"""Numbers that are added after double and after single blocks, (batch, tokens, width) each."""
 
 
 class FluxControl:

@@ -1,6 +1,7 @@
 """Stable Diffusion 3 and 3.5: MMDiT, two CLIP encoders, optional T5."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ def sd3_step_recipe(components: Components, net: Mapping[str, Any], wishes: Wish
     unshifted = more.columns > 0 and bool(components.config(PART).get("force_zeros_for_pooled_projection"))
     vae = components.config("vae")
     mean = float(vae.get("shift_factor") or 0.0) * float(vae.get("scaling_factor") or 1.0) if unshifted else 0.0
-    return step_recipe(
+    recipe = step_recipe(
         "transformer",
         lambda parts: SD3Step(parts.module("transformer"), control_of(parts), more.columns, mean),
         wishes=wishes,
@@ -95,6 +96,8 @@ def sd3_step_recipe(components: Components, net: Mapping[str, Any], wishes: Wish
         layers=int(net["num_layers"]),
         beside=more,
     )
+    # Of the VAE, whose configuration is not the graph's otherwise.
+    return replace(recipe, settings={"mean": mean}) if mean else recipe
 
 
 class SD3Step(Step):

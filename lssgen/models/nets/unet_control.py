@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from lssgen.models.nets.control import from_cells
 
 Residuals = tuple[list[Tensor], Tensor]
-"""What is added to every skip connection, from the first on, and to the middle."""
+"""Numbers that are added to every skip connection, from the first on, and to the middle."""
 
 
 def unet_residuals(
