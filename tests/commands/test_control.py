@@ -105,10 +105,12 @@ def test_a_scale_of_zero_needs_no_picture_and_equals_one_that_is_off(folder: Pat
 def test_the_plan_says_how_strongly_the_picture_acts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--bundle", str(folder), "--scaling-space", "latent", "--control-scale", "0.5", "--control-end", "0.5"]
     assert plan_main(asked) == 0
-    assert "Control picture: scale 0.5 in 3 of 6, 0 of " in capsys.readouterr().out
+    assert "Control picture: scale 0.5 in 3 of 6, 1 of 4 steps" in capsys.readouterr().out
     assert plan_main([*asked, "--json"]) == 0
     stages = json.loads(capsys.readouterr().out)["plan"]["stages"]
     assert [step["control"] for step in stages[0]["steps"]] == [[0.5]] * 3 + [[0.0]] * 3
+    # It leaves out the first two of its schedule's six: the noise levels that are steered are those of the first stage.
+    assert [step["control"] for step in stages[1]["steps"]] == [[0.5], [0.0], [0.0], [0.0]]
 
 
 def refused(folder: Path, capsys: pytest.CaptureFixture[str], *given: str) -> str:
@@ -155,10 +157,10 @@ def test_a_network_that_inpaints_wants_a_picture_and_its_mask(
     mask, kept = Port("mask", "float32", ("batch", 64, "height", "width")), toy_module.LIKE["encode"].outputs[0]
     extra = [
         (mask, Picture(name="mask", read_as="cell_mask")),
-        (replace(kept, name="kept"), Picture(name="kept", read_as="kept")),
+        (replace(kept, name="around"), Picture(name="kept", read_as="kept")),
     ]
-    ports = "float[batch, 64, height, width] mask, float[batch, 4, height, width] kept"
-    seen = "mean = ReduceMean (mask, one)\nmore = Add (kept, mean)\nseen = Add (latent, more)"
+    ports = "float[batch, 64, height, width] mask, float[batch, 4, height, width] around"
+    seen = "mean = ReduceMean (mask, one)\nmore = Add (around, mean)\nseen = Add (latent, more)"
     patched(monkeypatch, ports, seen, extra, replace(toy_module.FACTS, inpaints=True), 0)
     folder = toy_module.toy_bundle(tmp_path / "b").folder
     here(tmp_path, monkeypatch)

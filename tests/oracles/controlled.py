@@ -1,5 +1,6 @@
 """Bundles with a ControlNet, or of checkpoints that inpaint, and what both sides of a comparison are asked."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from lssgen.export.config import ExportConfig
 from lssgen.export.export import export
+from lssgen.runtime.text import PromptWarning
 
 WIDTH, HEIGHT = 96, 64
 STEPS = 5
@@ -54,7 +56,9 @@ def ours(made: Exported, seeds: tuple[int, ...] = (3,), **asked: Any) -> Tensor:
         "height": HEIGHT, "width": WIDTH, "num_inference_steps": STEPS, "start_sigma": 1.0, "shorten": False,
         "negative_prompt": NEGATIVE, "scaling_space": "latent",
     }  # fmt: skip
-    result = made.run(PROMPT, seed=seeds[0], num_images=len(seeds), batch=len(seeds), **usual | asked)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the negative prompt has no effect", PromptWarning)
+        result = made.run(PROMPT, seed=seeds[0], num_images=len(seeds), batch=len(seeds), **usual | asked)
     return torch.from_numpy(np.stack([picture.latent for picture in result.pictures]))
 
 
