@@ -1,6 +1,6 @@
 """From a model's facts and a user's options to the table of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -128,15 +128,23 @@ def _check(run: _Run) -> None:
         )
 
 
+_UNSTEERED: Mapping[str, float | None] = {
+    "controlnet_conditioning_scale": 1.0,
+    "control_guidance_start": 0.0,
+    "control_guidance_end": 1.0,
+    "control_mode": None,
+}
+"""Choices about a control picture, where none is made."""
+
+
 def _check_control(facts: ModelFacts, options: PlanOptions) -> None:
     """Refuse choices about a control picture that the model does not know."""
-    asked = (options.controlnet_conditioning_scale, options.control_guidance_start, options.control_guidance_end)
     mode, known = options.control_mode, facts.control
-    if known is None and (*asked, mode) != (1.0, 0.0, 1.0, None):
-        raise PlanError(
-            f"{facts.name} has no ControlNet: export it with --controlnet, or leave out controlnet_conditioning_scale, "
-            "control_guidance_start, control_guidance_end and control_mode"
-        )
+    for name, usual in _UNSTEERED.items():
+        if known is None and (value := getattr(options, name)) != usual:
+            raise PlanError(
+                f"{name} is {value:g}, but {facts.name} has no ControlNet: export it with --controlnet, or leave it out"
+            )
     if mode is None or known is None:
         return
     if not known.modes:
