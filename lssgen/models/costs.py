@@ -98,10 +98,12 @@ def flux_control_cost(net: Config, text_tokens: int) -> NetworkCost:
     width = net.get("num_attention_heads", 24) * net.get("attention_head_dim", 128)
     blocks = net.get("num_layers", 19) + net.get("num_single_layers", 38)
     square = width * width
-    # The latent and the control picture come in, nothing goes out; the kind of the picture is a token more.
+    # The latent and the control picture come in, nothing goes out; the kind of the picture is a token more, of the
+    # width that text is brought to.
     kind = net.get("num_mode") is not None
     alike = flux_cost({**net, "out_channels": net.get("in_channels", 64)}, text_tokens + kind)
-    return alike + NetworkCost(fixed=-4 * square, per_cell=2 * blocks * square / 4, per_cell_pair=0)
+    fixed = -4 * square - 2 * kind * net.get("joint_attention_dim", 4096) * width
+    return alike + NetworkCost(fixed=fixed, per_cell=2 * blocks * square / 4, per_cell_pair=0)
 
 
 def cogview_cost(net: Config, text_tokens: int) -> NetworkCost:

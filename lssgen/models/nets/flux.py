@@ -129,7 +129,6 @@ class FluxStep(Step):
         self.controlnet: Any = controlnet
         self.columns = beside.columns
         self.pictures = tuple(port.name for port, _ in beside.fed)
-        self.guided = bool(self.transformer.config.guidance_embeds)
         for net in (self.transformer, *([self.controlnet] if self.controlnet is not None else [])):
             for block in (*net.transformer_blocks, *net.single_transformer_blocks):
                 block.attn.set_processor(JointAttention())
@@ -236,7 +235,7 @@ class FluxStep(Step):
         told = label / 1000 * 1000
         # Sines and cosines are float32 inside, whatever dtype comes out.
         # As diffusers: the guidance scale is embedded like a timestep.
-        scales = () if scale is None or not self.guided else (scale * 1000,)
+        scales = () if scale is None or not net.config.guidance_embeds else (scale * 1000,)
         conditioning = net.time_text_embed(told, *scales, pooled.to(dtype))
         image = net.x_embedder(pack(x.to(dtype), PATCH))
         context = net.context_embedder(text.to(dtype))
