@@ -86,6 +86,11 @@ def fill_flux(folder: Path) -> Path:
     return renamed(factory.tiny_flux(folder, in_channels=channels, out_channels=16), "FluxFillPipeline")
 
 
+def canny_flux(folder: Path) -> Path:
+    """FLUX.1 Canny and Depth: the latent of a control picture beside the latent."""
+    return renamed(factory.tiny_flux(folder, in_channels=32, out_channels=16), "FluxControlPipeline")
+
+
 def renamed(folder: Path, pipeline: str) -> Path:
     path = folder / "model_index.json"
     write_json(path, {**json.loads(path.read_text()), "_class_name": pipeline})

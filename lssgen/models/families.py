@@ -218,7 +218,7 @@ _SD3 = Family(
 _FLUX = Family(
     name="flux",
     title="FLUX.1",
-    pipelines=("FluxPipeline", "FluxFillPipeline"),
+    pipelines=("FluxPipeline", "FluxFillPipeline", "FluxControlPipeline"),
     network="transformer",
     classes={
         "transformer": ("FluxTransformer2DModel",),
@@ -366,8 +366,11 @@ def facts_from_configs(
 
 
 def inpaints(net: Config) -> bool:
-    """Whether a denoiser takes a mask and a masked picture beside the latent: more channels than it gives."""
-    return int(net["in_channels"]) > int(net.get("out_channels") or net["in_channels"])
+    """Whether a denoiser takes a mask and a masked picture beside the latent: more than as many channels again.
+
+    As many again are a control picture's (FLUX.1 Canny and Depth).
+    """
+    return int(net["in_channels"]) > 2 * int(net.get("out_channels") or net["in_channels"])
 
 
 def cell_px(family: Family, configs: Configs) -> int:

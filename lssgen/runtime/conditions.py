@@ -42,8 +42,8 @@ def see_pictures(manifest: Manifest, request: Request, given: Pictures, *, maske
     model = manifest.facts.name
     if CONTROL in given and CONTROL not in wanted:
         raise PromptError(f"{model} has no ControlNet, so a control picture has no effect: export it with --controlnet")
-    if CONTROL in wanted and CONTROL not in given and _uncontrolled(request.plan):
-        wanted.remove(CONTROL)
+    if manifest.facts.control is not None and CONTROL not in given and _uncontrolled(request.plan):
+        wanted.discard(CONTROL)
     if set(given) != wanted:
         takes = f"takes the pictures {', '.join(sorted(wanted))}" if wanted else "takes no pictures besides init_image"
         came = ", ".join(sorted(given)) or "none"

@@ -164,6 +164,14 @@ def test_flux_fill_equals_diffusers(tmp_path_factory: pytest.TempPathFactory, mo
     assert relative(ours(made, init_image=PICTURE, negative_prompt=None, **told), wanted) < CLOSE
 
 
+def test_flux_canny_equals_diffusers(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    means(monkeypatch)
+    made = _bundle(tmp_path_factory, "canny", control.canny_flux)
+    told: dict[str, Any] = {"control_image": PICTURE, "guidance_scale": 3.0, "height": HEIGHT, "width": WIDTH}
+    wanted = unpacked(theirs(made.pipe, **told))
+    assert relative(ours(made, negative_prompt=None, **told), wanted) < CLOSE
+
+
 _MADE: dict[str, tuple[Exported, Any]] = {}
 
 

@@ -1,6 +1,6 @@
 """FLUX.1 dev, schnell and Krea: double and single stream transformer over packed latents, CLIP's summary, T5."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,17 @@ from lssgen.models.nets.control import (
 from lssgen.models.nets.flux_control import FluxControl, Residuals, spread
 from lssgen.models.nets.packing import on_grid, pack, unpack
 from lssgen.models.nets.recipe import Blueprint, Components, Recipe, TokenRule, Wishes
-from lssgen.models.nets.step import GUIDANCE, NOTHING, Beside, Step, flatten_branches, per_picture, step_recipe, text
+from lssgen.models.nets.step import (
+    GUIDANCE,
+    NOTHING,
+    Beside,
+    Fed,
+    Step,
+    flatten_branches,
+    per_picture,
+    step_recipe,
+    text,
+)
 from lssgen.models.nets.vae import vae_recipes
 from lssgen.models.positions import FLUX_POSITIONS
 from lssgen.ports import Port
@@ -84,16 +94,7 @@ def text_recipe(components: Components, net: Mapping[str, Any], clip_tokens: int
 
 
 def flux_step_recipe(components: Components, net: Mapping[str, Any], wishes: Wishes) -> Recipe:
-    cell = cell_px(components)
-    # In the order of its channels.
-    masked = [picture_fed(KEPT, wishes.channels, "kept"), picture_fed(MASK, cell * cell, "cell_mask")]
-    seen = wishes.channels * PATCH**2, (2 * wishes.channels + cell * cell) * PATCH**2
-    if int(net["in_channels"]) not in seen:
-        raise ModelError(
-            f"the transformer takes {net['in_channels']} channels; export knows {seen[0]}, text to image, and "
-            f"{seen[1]}, FLUX Fill: choose such a checkpoint"
-        )
-    more = beside(components, masked if inpaints(net) else [], "latent", wishes.channels)
+    more = beside(components, seen_pictures(components, net, wishes.channels), "latent", wishes.channels)
     return step_recipe(
         "transformer",
         lambda parts: FluxStep(parts.module("transformer"), control_of(parts), more),
@@ -106,6 +107,31 @@ def flux_step_recipe(components: Components, net: Mapping[str, Any], wishes: Wis
         ),
         beside=more,
     )
+
+
+def seen_pictures(components: Components, net: Mapping[str, Any], channels: int) -> Sequence[Fed]:
+    """Pictures whose channels stand beside the latent's, in their order: FLUX Fill's two, the one of Canny and Depth.
+
+    Raises:
+        ModelError: The transformer takes other channels, or a control picture of its own and a ControlNet's.
+    """
+    cell = cell_px(components)
+    masked = (picture_fed(KEPT, channels, "kept"), picture_fed(MASK, cell * cell, "cell_mask"))
+    depths: Mapping[int, Sequence[Fed]] = {
+        channels: (),
+        2 * channels: (picture_fed(CONTROL, channels, "latent"),),
+        2 * channels + cell * cell: masked,
+    }
+    taken = int(net["in_channels"]) // PATCH**2
+    if taken not in depths or int(net["in_channels"]) % PATCH**2:
+        raise ModelError(
+            f"the transformer takes {net['in_channels']} channels; export knows "
+            f"{', '.join(str(PATCH**2 * depth) for depth in depths)} (FLUX.1; Canny and Depth; Fill): choose such a "
+            "checkpoint"
+        )
+    if taken == 2 * channels and components.has(PART):
+        raise ModelError("the transformer takes a control picture itself; export it without --controlnet")
+    return depths[taken]
 
 
 def takes_guidance(components: Components, net: Mapping[str, Any]) -> bool:
@@ -170,7 +196,9 @@ class FluxStep(Step):
 
         def velocity(x: Tensor, label: Tensor) -> Tensor:
             residuals = self.residuals(x, label, words, pooled, scale, seen, told, branches)
-            return self.velocity(with_kept(x, seen), label, words, pooled, scale, residuals)
+            # The ControlNet's is no picture of the transformer's.
+            own = [value for name, value in seen.items() if told is None or name != CONTROL]
+            return self.velocity(with_pictures(x, own), label, words, pooled, scale, residuals)
 
         return self.advance(velocity, latent, history, noise, row, guidance_weights)
 
@@ -258,13 +286,13 @@ class FluxStep(Step):
         return joint[0], joint[1]
 
 
-def with_kept(x: Tensor, seen: Seen) -> Tensor:
-    """What the transformer sees: the latent, and for FLUX Fill the picture that is kept and the mask beside it.
+def with_pictures(x: Tensor, seen: Sequence[Tensor]) -> Tensor:
+    """What the transformer sees: the latent, and beside it the pictures that it takes itself.
 
-    Source: diffusers' FluxFillPipeline, which packs each by itself. Packed together they come out the same, since the
-    cells of a token stay side by side in their channel.
+    Source: diffusers' FluxFillPipeline and FluxControlPipeline, which pack each by itself. Packed together they come
+    out the same, since the cells of a token stay side by side in their channel.
     """
-    return torch.cat([x, *(seen[name] for name in (KEPT, MASK) if name in seen)], 1)
+    return torch.cat((x, *seen), 1)
 
 
 class JointAttention:
