@@ -153,7 +153,7 @@ class FluxStep(Step):
         super().__init__()
         self.transformer: Any = transformer
         self.controlnet: Any = controlnet
-        self.columns = beside.columns
+        self.told_columns = beside.columns
         self.pictures = tuple(port.name for port, _ in beside.fed)
         for net in (self.transformer, *([self.controlnet] if self.controlnet is not None else [])):
             for block in (*net.transformer_blocks, *net.single_transformer_blocks):
@@ -191,7 +191,7 @@ class FluxStep(Step):
         scale = None
         if len(more) > len(self.pictures):
             scale = per_picture(more.pop(0), branches)
-        row, told = split_row(row, self.columns)
+        row, told = split_row(row, self.told_columns)
         seen = pictures_by_name(self.pictures, more, branches)
 
         def velocity(x: Tensor, label: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class SD3Step(Step):
         super().__init__()
         self.transformer: Any = transformer
         self.controlnet: Any = controlnet
-        self.columns = columns
+        self.told_columns = columns
         self.mean = mean
 
     def forward(
@@ -126,7 +126,7 @@ class SD3Step(Step):
         second: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """After the text come the control picture's latent and the gates of the layers, each where there is one."""
-        row, told = split_row(row, self.columns)
+        row, told = split_row(row, self.told_columns)
         picture, layer_gates = (None, first) if told is None else (first, second)
         branches = guidance_weights.shape[0]
         words, pooled = flatten_branches(prompt_embeds), flatten_branches(pooled_prompt_embeds)

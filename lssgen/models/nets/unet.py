@@ -87,7 +87,7 @@ class UnetStep(Step):
         super().__init__()
         self.unet: Any = unet
         self.controlnet: Any = controlnet
-        self.columns = beside.columns
+        self.told_columns = beside.columns
         self.pictures = tuple(port.name for port, _ in beside.fed)
         for block in self.unet.up_blocks:
             if block.upsamplers is not None:
@@ -116,7 +116,7 @@ class UnetStep(Step):
         scale = None
         if width is not None:
             scale = guidance_features(per_picture(guidance, branches), width)
-        row, told = split_row(row, self.columns)
+        row, told = split_row(row, self.told_columns)
         seen = pictures_by_name(self.pictures, pictures, branches)
 
         def predict(x: Tensor, label: Tensor) -> Tensor:
