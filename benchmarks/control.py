@@ -27,7 +27,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 from lssgen.models.nets.unet import UnetStep
-from lssgen.models.nets.unet_control import scaled, unet_residuals
+from lssgen.models.nets.unet_control import prepared, scaled
 from lssgen.ort import ort
 
 BRANCHES, TEXT, CELL = 2, 77, 8
@@ -68,10 +68,10 @@ class Networks(nn.Module):
             "attention_head_dim": 8,
         }  # fmt: skip
         self.step = UnetStep(UNet2DConditionModel(sample_size=64, **common))
-        self.controlnet = ControlNetModel(**common)
+        self.controlnet = prepared(ControlNetModel(**common))
 
     def residuals(self, x: Tensor, label: Tensor, text: Tensor, cells: Tensor) -> tuple[list[Tensor], Tensor]:
-        made = unet_residuals(self.controlnet, x, label, text, None, cells, label.new_zeros((len(x), 0)), BRANCHES)
+        made = self.controlnet(x, label, text, None, cells, label.new_zeros((len(x), 0)), BRANCHES)
         return scaled(made, torch.full((1, 1, 1, 1), 0.8))
 
 

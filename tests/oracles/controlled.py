@@ -53,7 +53,8 @@ def means(monkeypatch: pytest.MonkeyPatch) -> None:
 def ours(made: Exported, seeds: tuple[int, ...] = (3,), **asked: Any) -> Tensor:
     """(B, C, h, w) latents of a run in one stage, or as `asked` says."""
     usual: Any = {
-        "height": HEIGHT, "width": WIDTH, "num_inference_steps": STEPS, "start_sigma": 1.0, "shorten": False,
+        "height": HEIGHT, "width": WIDTH, "min_resolution": 32, "num_inference_steps": STEPS, "start_sigma": 1.0,
+        "shorten": False,
         "negative_prompt": NEGATIVE, "scaling_space": "latent",
     }  # fmt: skip
     with warnings.catch_warnings():

@@ -120,3 +120,8 @@ def test_an_inpainting_checkpoint_paints_in_stages_and_keeps_the_black_pixels(in
     assert len(result.request.plan.stages) == 2
     black = np.asarray(MASK) == 0
     assert np.array_equal(np.asarray(result.images[0])[black], np.asarray(PICTURE)[black])
+
+
+def test_the_picture_and_not_only_its_presence_steers(steered: Exported) -> None:
+    first, second = (ours(steered, guidance_scale=1.0, control_image=control.drawing(WIDTH, HEIGHT, n)) for n in (0, 1))
+    assert relative(first, second) > 100 * CLOSE

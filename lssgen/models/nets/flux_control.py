@@ -60,7 +60,9 @@ class FluxControl:
         image = net.x_embedder(pack(x.to(dtype), PATCH)) + net.controlnet_x_embedder(pack(picture.to(dtype), PATCH))
         context = net.context_embedder(text.to(dtype))
         if net.union:
-            kind = mode.to(dtype) @ net.controlnet_mode_embedder.weight
+            # All of its vectors, of which one is chosen: a layer has its weights only while it is called.
+            kinds = net.controlnet_mode_embedder(torch.arange(mode.shape[1], device=mode.device))
+            kind = mode.to(dtype) @ kinds
             context = torch.cat((kind.unsqueeze(1), context), 1)
         kept: list[list[Tensor]] = []
         for blocks in (net.transformer_blocks, net.single_transformer_blocks):

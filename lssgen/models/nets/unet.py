@@ -12,7 +12,7 @@ from lssgen.errors import ModelError
 from lssgen.models.nets.control import CONTROL, pictures_by_name, refuse_unknown_channels, split_row, with_mask
 from lssgen.models.nets.recipe import Components
 from lssgen.models.nets.step import GUIDANCE, NOTHING, RESCALE, Beside, Fed, Step, per_picture
-from lssgen.models.nets.unet_control import Residuals, attended, scaled, unet_residuals
+from lssgen.models.nets.unet_control import Residuals, attended, prepared, scaled
 
 PLAIN: Mapping[str, object] = {
     "class_embed_type": None,
@@ -86,7 +86,7 @@ class UnetStep(Step):
         """`beside` says what the step takes besides a latent and text, a ControlNet among it."""
         super().__init__()
         self.unet: Any = unet
-        self.controlnet: Any = controlnet
+        self.controlnet: Any = None if controlnet is None else prepared(controlnet)
         self.told_columns = beside.columns
         self.pictures = tuple(port.name for port, _ in beside.fed)
         for block in self.unet.up_blocks:
@@ -123,7 +123,7 @@ class UnetStep(Step):
             residuals = None
             if told is not None:
                 mode, share = (per_picture(value, branches) for value in (told.mode, told.scale))
-                made = unet_residuals(self.controlnet, x, label, text, added, seen[CONTROL], mode, branches)
+                made = self.controlnet(x, label, text, added, seen[CONTROL], mode, branches)
                 residuals = scaled(made, share)
             return self.predict(with_mask(x, seen), label, text, added, scale, residuals)
 

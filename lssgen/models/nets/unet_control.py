@@ -1,9 +1,10 @@
 """The ControlNets of Stable Diffusion 1, 2 and XL: what they add to a UNet's skip connections and its middle."""
 
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lssgen.models.nets.control import from_cells
@@ -81,19 +82,38 @@ def _task(net: Any, hint: Tensor, hidden: Tensor, mode: Tensor, branches: int) -
     own = hint.mean((2, 3)) + mode @ net.task_embedding
     x = torch.stack((own, hidden.mean((2, 3))), 1)
     for layer in net.transformer_layes:
-        x = x + _attention(layer.attn, layer.ln_1(x), branches)
+        x = x + layer.attn(layer.ln_1(x), branches)
         x = x + layer.mlp(layer.ln_2(x))
     return net.spatial_ch_projs(x[:, 0])[:, :, None, None]
 
 
-def _attention(attn: Any, x: Tensor, branches: int) -> Tensor:
-    """(n, tokens, width) through torch's MultiheadAttention, every token to itself in its picture's branches."""
-    width = x.shape[-1]
-    projected = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
-    # (branches, batch, tokens, 3 * heads, width of a head) -> (batch, tokens, 3 * heads, branches, width of a head)
-    heads = projected.unflatten(-1, (3 * attn.num_heads, width // attn.num_heads))
-    heads = heads.unflatten(0, (branches, -1)).permute(1, 2, 3, 0, 4)
-    count = attn.num_heads
-    query, key, value = heads[:, :, :count], heads[:, :, count : 2 * count], heads[:, :, 2 * count :]
-    mixed = (query @ key.transpose(-1, -2) / (width // count) ** 0.5).softmax(-1) @ value
-    return attn.out_proj(mixed.permute(3, 0, 1, 2, 4).flatten(0, 1).flatten(2, 3))
+class BranchAttention(nn.Module):
+    """torch's MultiheadAttention, with its weights by its names, between the guidance branches of every picture.
+
+    Not its own forward, since a layer has its weights only while it is called itself, and this order of axes is another.
+    """
+
+    def __init__(self, attn: Any) -> None:
+        super().__init__()
+        self.in_proj_weight, self.in_proj_bias = attn.in_proj_weight, attn.in_proj_bias
+        self.out_proj = attn.out_proj
+        self.count = int(attn.num_heads)
+
+    def forward(self, x: Tensor, branches: int) -> Tensor:
+        """(n, tokens, width), n = branches * batch: every token attends to itself in its picture's branches."""
+        width = x.shape[-1] // self.count
+        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        # (branches, batch, tokens, 3 * heads, width of a head) -> (batch, tokens, 3 * heads, branches, width of a head)
+        heads = projected.unflatten(-1, (3 * self.count, width)).unflatten(0, (branches, -1)).permute(1, 2, 3, 0, 4)
+        query, key, value = (heads[:, :, at * self.count : (at + 1) * self.count] for at in range(3))
+        mixed = (query @ key.transpose(-1, -2) / width**0.5).softmax(-1) @ value
+        return self.out_proj(mixed.permute(3, 0, 1, 2, 4).flatten(0, 1).flatten(2, 3))
+
+
+def prepared(net: Any) -> Any:
+    """A ControlNet of diffusers that gives what `unet_residuals` says when it is called."""
+    for layer in getattr(net, "transformer_layes", ()):
+        layer.attn = BranchAttention(layer.attn)
+    # Its own forward, so that what it holds itself (a union's vectors) is there while it computes.
+    net.forward = partial(unet_residuals, net)
+    return net
