@@ -90,7 +90,7 @@ def _task(net: Any, hint: Tensor, hidden: Tensor, mode: Tensor, branches: int) -
 class BranchAttention(nn.Module):
     """torch's MultiheadAttention, with its weights by its names, between the guidance branches of every picture.
 
-    Not its own forward, since a layer has its weights only while it is called itself, and this order of axes is another.
+    torch's own forward would do it along the first axis, where pictures are, too.
     """
 
     def __init__(self, attn: Any) -> None:
