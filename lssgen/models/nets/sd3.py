@@ -84,10 +84,12 @@ def sd3_step_recipe(components: Components, net: Mapping[str, Any], wishes: Wish
     # Some ControlNets were trained on latents that keep their mean.
     unshifted = more.columns > 0 and bool(components.config(PART).get("force_zeros_for_pooled_projection"))
     vae = components.config("vae")
-    mean = float(vae.get("shift_factor") or 0.0) * float(vae.get("scaling_factor") or 1.0) if unshifted else 0.0
+    mean = float(vae.get("shift_factor") or 0.0) * float(vae.get("scaling_factor") or 1.0)
+    # In the graph's key too, since the VAE's configuration is not.
+    settings = {"mean": mean} if unshifted else {}
     recipe = step_recipe(
         "transformer",
-        lambda parts: SD3Step(parts.module("transformer"), control_of(parts), more.columns, mean),
+        lambda parts: SD3Step(parts.module("transformer"), control_of(parts), more.columns, **settings),
         wishes=wishes,
         fed=(
             text("prompt_embeds", "tokens", int(net["joint_attention_dim"])),
@@ -96,8 +98,7 @@ def sd3_step_recipe(components: Components, net: Mapping[str, Any], wishes: Wish
         layers=int(net["num_layers"]),
         beside=more,
     )
-    # Of the VAE, whose configuration is not the graph's otherwise.
-    return replace(recipe, settings={"mean": mean}) if mean else recipe
+    return replace(recipe, settings=settings)
 
 
 class SD3Step(Step):
