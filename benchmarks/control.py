@@ -69,6 +69,9 @@ class Networks(nn.Module):
         }  # fmt: skip
         self.step = UnetStep(UNet2DConditionModel(sample_size=64, **common))
         self.controlnet = prepared(ControlNetModel(**common))
+        for parameter in self.controlnet.parameters():
+            if not parameter.any():  # before training a ControlNet adds zeros, which would hide a difference
+                nn.init.normal_(parameter, std=0.02)
 
     def residuals(self, x: Tensor, label: Tensor, text: Tensor, cells: Tensor) -> tuple[list[Tensor], Tensor]:
         made = self.controlnet(x, label, text, None, cells, label.new_zeros((len(x), 0)), BRANCHES)

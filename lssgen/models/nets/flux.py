@@ -196,7 +196,7 @@ class FluxStep(Step):
 
         def velocity(x: Tensor, label: Tensor) -> Tensor:
             residuals = self.residuals(x, label, words, pooled, scale, seen, told, branches)
-            # The ControlNet's is no picture of the transformer's.
+            # The ControlNet's picture does not go to the transformer.
             own = [value for name, value in seen.items() if told is None or name != CONTROL]
             return self.velocity(with_pictures(x, own), label, words, pooled, scale, residuals)
 
