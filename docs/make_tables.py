@@ -143,6 +143,10 @@ def _proofs() -> str:
     """Every oracle test of a family as the sentence that its name is."""
     parts = ["## What is compared with diffusers\n"]
     titles = {family.name: family.title for family in FAMILIES.values()}
+    titles |= {
+        "control_sd": "Control pictures and inpainting checkpoints of Stable Diffusion 1.x and 2.x",
+        "control_families": "Those of the other families",
+    }
     for name, title in {**titles, "precision": "All families", "tokenizers": "Their tokenizers"}.items():
         path = ROOT / "tests" / "oracles" / f"test_{name}.py"
         parts.append(f"**{title}** (`{path.relative_to(ROOT)}`)\n")

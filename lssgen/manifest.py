@@ -82,7 +82,10 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True, tag="noise"):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, tag="row"):
-    """The numbers of a step, (batch, 7 + history): columns as `lssgen.plan.table.ROW`, a row for every picture."""
+    """The numbers of a step, (batch, 7 + history): columns as `lssgen.plan.table.ROW`, a row for every picture.
+
+    With a ControlNet, `lssgen.plan.table.Step.control` follows.
+    """
 
 
 class Mix(msgspec.Struct, frozen=True, kw_only=True, tag="mix"):
@@ -148,11 +151,14 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True, tag="picture"):
         name: Key under which the caller gives it: "control", "mask", ...
         read_as: "latent": encoded by the "encode" graph, (batch, C, height, width). "pixels": (batch, 3,
             picture_height, picture_width), -1 to 1. "mask": (batch, 1, height, width), the share of every cell that is
-            white.
+            white. "cells": -1 to 1, (batch, 3 * cell_px ** 2, height, width), every cell's pixels as channels, in the
+            order of torch's pixel_unshuffle. "cell_mask": the same of a mask, (batch, cell_px ** 2, height, width), 1
+            where a pixel is to be painted, else 0. "kept": as "latent", of the picture to start from with the pixels
+            that are to be painted at the middle grey, 0 of -1 to 1.
     """
 
     name: str
-    read_as: Literal["latent", "pixels", "mask"] = "latent"
+    read_as: Literal["latent", "pixels", "mask", "cells", "cell_mask", "kept"] = "latent"
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True, tag="reference"):
@@ -424,7 +430,11 @@ class Manifest:
         step               inputs as its feeds say        -> the outputs that its states name
         transition_<space> inputs as its feeds say        -> next_latent   (space: resnet, latent, ...)
         decode             latent                         -> picture (batch, height, width, 3) uint8
-        encode             picture, posterior_noise       -> latent   (no noise: an autoencoder without a posterior)
+        encode             picture, posterior_noise       -> latent   (no noise: an autoencoder without a posterior;
+                                                                       kept beside them: see below)
+
+    `kept`, (batch, picture_height, picture_width, 1) of "encode", is 0 where the picture is the middle grey instead; it
+    is there where a step is fed with a picture that is read as "kept".
 
     Attributes:
         format: `FORMAT` of the lssgen that wrote it.

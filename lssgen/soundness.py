@@ -35,6 +35,7 @@ LONGEST_SIDE = 2**16
 MOST_TOKENS = 2**16
 MOST_CHANNELS = 2**12
 MOST_HISTORY = 64
+MOST_MODES = 2**10
 LARGEST_ID = LARGEST_AXIS = 2**31 - 1
 LONGEST_NAME = 255
 LONGEST_REASON = 300
@@ -50,8 +51,8 @@ PORTS: Mapping[str, Mapping[str, int]] = {
 }
 """Ports that a graph must have, by the graph's name up to its "_", and their numbers of axes."""
 
-MAYBE: Mapping[str, Mapping[str, int]] = {"encode": {"posterior_noise": 4}}
-"""The same of ports that it may have: tiny autoencoders have no posterior."""
+MAYBE: Mapping[str, Mapping[str, int]] = {"encode": {"posterior_noise": 4, "kept": 4}}
+"""The same of ports that it may have: tiny autoencoders have no posterior, and few networks inpaint."""
 
 RANKS: Mapping[type, int] = {
     Latent: 4,
@@ -165,6 +166,7 @@ def _feed_faults(manifest: Manifest) -> Iterator[str]:
         if small is None or _place_of(small) != _place_of(step):
             yield f"small_step is {manifest.small_step[:80]!r}, which is not a graph with the ports of the step"
         yield from _outside({"small_cells": (manifest.small_cells, 1, LONGEST_SIDE**2)})
+    yield from _control_faults(manifest)
     latents = 0
     for port, feed in step.feeds.items():
         if isinstance(feed, State):
@@ -195,6 +197,17 @@ def _reference_faults(rules: References | None) -> Iterator[str]:
     yield from _outside({"most_px of references": (rules.most_px, 1, LARGEST_AXIS)})
     if not (rules.most_aspect >= 1 and rules.least_side_px >= rules.unit_px):
         yield "references could be cut down to nothing: most_aspect is below 1, or least_side_px below unit_px"
+
+
+def _control_faults(manifest: Manifest) -> Iterator[str]:
+    known, step = manifest.facts.control, manifest.graphs["step"]
+    if known is None:
+        return
+    yield from _outside({"the number of kinds of control picture": (known.modes, 0, MOST_MODES)})
+    wanted = 7 + manifest.history + 1 + known.modes
+    for port in step.inputs:
+        if isinstance(step.feeds[port.name], Row) and port.shape[1:] != (wanted,):
+            yield f"{port} has not the {wanted} columns of a step with this ControlNet"
 
 
 def _token_faults(tokens: Tokens) -> Iterator[str]:

@@ -21,7 +21,7 @@ from lssgen.commands.parser import Parser
 from lssgen.commands.places import Places
 from lssgen.commands.plan import as_table
 from lssgen.commands.plan_options import add_plan_options, given_plan_options
-from lssgen.commands.values import integer, named_file, one_of, within
+from lssgen.commands.values import control_file, integer, named_file, one_of, within
 from lssgen.commands.verify_option import add_verify_option
 from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import default_engine, open_backend
@@ -103,13 +103,24 @@ def _add_input(parser: Parser) -> None:
         "default: none",
     )
     parser.add_argument(
+        "--control",
+        "--control-image",
+        dest="condition",
+        type=control_file,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="picture that steers the run, of the run's shape, for bundles with a ControlNet; --control-scale, "
+        "--control-start and --control-end say how strongly and when; default: none",
+    )
+    parser.add_argument(
         "--condition",
         type=named_file,
         action="append",
         default=[],
         metavar="NAME=FILE",
-        help="a picture that the network takes besides the prompt, such as a control picture, by the name that the "
-        "bundle gives it; may be repeated; default: none",
+        help="another picture that the network takes besides the prompt, by the name that the bundle gives it; may be "
+        "repeated; default: none",
     )
     parser.add_argument(
         "--reference",

@@ -274,6 +274,8 @@ class Checkpoint:
 
     def _class(self, name: str) -> tuple[str | None, str | None]:
         entry = self.index.get(name)
+        if name in self.extra and entry is None:  # what was put beside the checkpoint says itself what it is
+            return "diffusers", str(read_json(self.extra[name] / "config.json").get("_class_name"))
         if not isinstance(entry, list | tuple) or len(cast("list[object]", entry)) != 2:
             return None, None
         library, class_name = cast("list[str | None]", entry)

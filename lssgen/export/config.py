@@ -59,6 +59,7 @@ class ExportConfig:
         revision: Branch, tag or commit on the hub; None: its default branch.
         base: Checkpoint that gives a file what it lacks; None: the published one that it descends from.
         vae: Autoencoder in the place of the checkpoint's own: a folder, a file or a hub id; None: its own.
+        controlnet: ControlNet beside the network: a folder in diffusers' layout or a hub id; None: none.
         prediction_type: Kind of prediction of a diffusion network, whatever its files say; None: the one they say.
         scheduler, timestep_spacing, sigma_schedule: Way in which the bundle samples where a run says nothing; graphs
             do not depend on it. None and "own": the checkpoint's.
@@ -104,6 +105,12 @@ class ExportConfig:
         help="autoencoder to use in the place of the checkpoint's own: folder, safetensors file or hub id",
         metavar="VAE",
         unset="the checkpoint's own",
+    )
+    controlnet: str | None = choice(
+        None,
+        help="ControlNet to put beside the network, for pictures that steer it: folder or hub id",
+        metavar="CONTROLNET",
+        unset="none",
     )
     prediction_type: PredictionType | None = choice(
         None,

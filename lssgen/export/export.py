@@ -11,6 +11,7 @@ from lssgen.errors import ExportError
 from lssgen.export.addons import embedding_here, lora_here
 from lssgen.export.checkpoint import Parts
 from lssgen.export.config import ExportConfig, PredictionType, Resolution, checked_resolutions, default_resolutions
+from lssgen.export.controlnet import with_controlnet
 from lssgen.export.hub import Model, find_model, see_prediction
 from lssgen.export.inspection import see_classes, see_weights
 from lssgen.export.store import Store, open_store
@@ -23,7 +24,8 @@ from lssgen.machine import at_most_cpus
 from lssgen.manifest import Graph, Manifest, Source, Tokens
 from lssgen.models.aliases import with_scheduler
 from lssgen.models.configs import PIPELINE
-from lssgen.models.families import facts_from_configs
+from lssgen.models.controlnets import PART, controlled
+from lssgen.models.families import facts_from_configs, text_tokens
 from lssgen.models.nets.recipe import Blueprint, Recipe, Wishes
 from lssgen.models.nets.transition import Ways, transition_recipes
 from lssgen.plan.facts import ModelFacts, ScalingSpace
@@ -168,7 +170,9 @@ def design(config: ExportConfig) -> Design:
     parts = dict.fromkeys(part for recipe in blueprint.recipes for part in recipe.components)
     see_weights(model.checkpoint, model.family, parts)
     loras = [replace(lora, path=lora_here(lora.path)) for lora in config.loras]
-    model = replace(model, checkpoint=model.checkpoint.with_loras(loras, parts, model.family.network))
+    # LoRAs are for the checkpoint's own parts: names of a ControlNet's layers may be those of the network's.
+    own_parts = [part for part in parts if part != PART]
+    model = replace(model, checkpoint=model.checkpoint.with_loras(loras, own_parts, model.family.network))
     merged = [f"LoRA {lora.path.name} is merged in with strength {lora.scale:g}." for lora in config.loras]
     return Design(
         model=model,
@@ -221,7 +225,8 @@ def _model(config: ExportConfig) -> Model:
     )
     if config.prediction_type is not None:
         see_prediction(model.family, config.prediction_type)
-    return model if config.vae is None else with_vae(model, config.vae)
+    model = model if config.vae is None else with_vae(model, config.vae)
+    return model if config.controlnet is None else with_controlnet(model, config.controlnet)
 
 
 def _text_length(config: ExportConfig, model: Model) -> int:
@@ -264,7 +269,10 @@ def _facts(model: Model, text_length: int, prediction: PredictionType | None) ->
     if prediction is not None:
         configs["scheduler"] = {**configs["scheduler"], "prediction_type": prediction}
     amended = with_scheduler(configs, model.scheduler)
-    return facts_from_configs(model.family, amended, model.defaults, name=model.name, max_sequence_length=text_length)
+    facts = facts_from_configs(model.family, amended, model.defaults, name=model.name, max_sequence_length=text_length)
+    if not model.checkpoint.has(PART):
+        return facts
+    return controlled(facts, model.checkpoint.config(PART), text_tokens(model.family, amended, text_length))
 
 
 def _with_spaces(facts: ModelFacts, spaces: Sequence[ScalingSpace]) -> ModelFacts:

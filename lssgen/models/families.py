@@ -64,6 +64,7 @@ class Family:
         usual_tokens: Tokens of a usual prompt, for costs, where the long encoder's output is not filled up; else 0.
         unguided_scale: See `ModelFacts`.
         defaults: Values of the published LSSGen pipeline.
+        inpainting: True where checkpoints are published that take a mask and a masked picture, see `inpaints`.
         sized_by_config: The default picture size is the denoiser's `sample_size`; else it is that of `defaults`.
     """
 
@@ -97,6 +98,7 @@ class Family:
     cells: int = 1
     clamps: bool = True
     defaults: Defaults
+    inpainting: bool = False
     sized_by_config: bool = False
 
 
@@ -105,12 +107,13 @@ def _patched(net: Config) -> tuple[int, int]:
 
 
 def _packed(net: Config) -> tuple[int, int]:
-    """FLUX packs 2 x 2 cells into its channels before the network."""
-    return int(net["in_channels"]) // 4, 2
+    """FLUX packs 2 x 2 cells into its channels before the network; what inpaints takes more than it gives."""
+    return int(net.get("out_channels") or net["in_channels"]) // 4, 2
 
 
 def _unpatched(net: Config) -> tuple[int, int]:
-    return int(net["in_channels"]), 1
+    """Networks that inpaint take more channels than they give."""
+    return int(net.get("out_channels") or net["in_channels"]), 1
 
 
 def _halvings(vae: Config) -> int:
@@ -192,7 +195,7 @@ _T5 = ("T5EncoderModel",)
 _SD = Family(
     name="sd",
     title="Stable Diffusion 1.x and 2.x",
-    pipelines=("StableDiffusionPipeline", "LatentConsistencyModelPipeline"),
+    pipelines=("StableDiffusionPipeline", "LatentConsistencyModelPipeline", "StableDiffusionInpaintPipeline"),
     network="unet",
     classes={"unet": ("UNet2DConditionModel",), "vae": _VAES, "text_encoder": _CLIP},
     components=("unet", "vae", "scheduler", "text_encoder", "tokenizer"),
@@ -206,6 +209,7 @@ _SD = Family(
     start="fraction",
     scheduler_fixed={"steps_offset": 1, "clip_sample": False},
     history=4,
+    inpainting=True,
     defaults=Defaults(
         height=512,
         width=512,
@@ -221,7 +225,7 @@ _SD = Family(
 _SDXL = Family(
     name="sdxl",
     title="Stable Diffusion XL, Playground v2.5",
-    pipelines=("StableDiffusionXLPipeline",),
+    pipelines=("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"),
     network="unet",
     classes={
         "unet": ("UNet2DConditionModel",),
@@ -239,6 +243,7 @@ _SDXL = Family(
     longest_side=_anywhere,
     start="fraction",
     history=4,
+    inpainting=True,
     defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=5.0, min_resolution=1024),
     sized_by_config=True,
 )
@@ -274,7 +279,7 @@ _SD3 = Family(
 _FLUX = Family(
     name="flux",
     title="FLUX.1",
-    pipelines=("FluxPipeline",),
+    pipelines=("FluxPipeline", "FluxFillPipeline", "FluxControlPipeline"),
     network="transformer",
     classes={
         "transformer": ("FluxTransformer2DModel",),
@@ -296,6 +301,7 @@ _FLUX = Family(
     history=3,
     max_sequence_length=512,
     attends_clip=False,
+    inpainting=True,
     defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=3.5, shorten=True),
 )
 
@@ -541,7 +547,7 @@ def facts_from_configs(
     scheduler = _config(family, configs, "scheduler")
     try:
         channels, patch = family.latent(net)
-        cost = family.cost(net, _text_tokens(family, configs, max_sequence_length))
+        cost = family.cost(net, text_tokens(family, configs, max_sequence_length))
         longest_side = family.longest_side(net)
         scheduler_class = str(scheduler["_class_name"])
     except KeyError as error:
@@ -574,7 +580,16 @@ def facts_from_configs(
         longest_side=longest_side,
         unguided_scale=family.unguided_scale,
         clamps=family.clamps,
+        inpaints=family.inpainting and inpaints(net),
     )
+
+
+def inpaints(net: Config) -> bool:
+    """Whether a denoiser takes a mask and a masked picture beside the latent: more than as many channels again.
+
+    As many again are a control picture's (FLUX.1 Canny and Depth).
+    """
+    return int(net["in_channels"]) > 2 * int(net.get("out_channels") or net["in_channels"])
 
 
 def cell_px(family: Family, configs: Configs) -> int:
@@ -593,7 +608,7 @@ CLIP_TOKENS = 77
 """Length of every CLIP text encoder of the families."""
 
 
-def _text_tokens(family: Family, configs: Configs, max_sequence_length: int) -> int:
+def text_tokens(family: Family, configs: Configs, max_sequence_length: int) -> int:
     """Tokens that the denoiser attends to."""
     # Published aliases bring no text encoder's JSON: a plan needs nothing else of it.
     clip = int(configs.get("text_encoder", {}).get("max_position_embeddings", CLIP_TOKENS))

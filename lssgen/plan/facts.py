@@ -56,6 +56,25 @@ class NetworkCost:
     def flops(self, cells: int) -> float:
         return self.fixed + self.per_cell * cells + self.per_cell_pair * cells * cells
 
+    def __add__(self, other: "NetworkCost") -> "NetworkCost":
+        """Of both networks, one after the other."""
+        return NetworkCost(
+            fixed=self.fixed + other.fixed,
+            per_cell=self.per_cell + other.per_cell,
+            per_cell_pair=self.per_cell_pair + other.per_cell_pair,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """A ControlNet beside the network, as the plan sees it.
+
+    Attributes:
+        modes: Number of kinds of control picture that a union network tells apart; 0: it knows one, and is told none.
+    """
+
+    modes: int = 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
@@ -87,6 +106,8 @@ class ModelFacts:
             pipeline counts from the positive branch (Z-Image).
         clamps: False where the shift of the published pipeline grows beyond `max_image_seq_len`, whatever
             `PlanOptions.token_clamp` says.
+        control: ControlNet that a control picture goes through; None: there is none. Its arithmetic is part of `cost`.
+        inpaints: True where the network takes a picture and a mask beside the latent, and paints where the mask says.
     """
 
     name: str
@@ -108,3 +129,5 @@ class ModelFacts:
     longest_side: int = 0
     unguided_scale: float = 1.0
     clamps: bool = True
+    control: Control | None = None
+    inpaints: bool = False

@@ -53,6 +53,10 @@ class Options(TypedDict, total=False):
     stage_steps: tuple[int, ...]
     scaling_space: ScalingSpace
     skip_layers: bool | SkipLayerGuidance
+    controlnet_conditioning_scale: float
+    control_guidance_start: float
+    control_guidance_end: float
+    control_mode: int | None
     solver: str
     scheduler: str | SchedulerChoice | None
     timestep_spacing: TimestepSpacing

@@ -28,7 +28,7 @@ from lssgen.runtime.asking import asked_run, unheard
 from lssgen.runtime.canvases import Canvas, in_batches, with_noise
 from lssgen.runtime.checking import Checker, Guard, Watermark
 from lssgen.runtime.conditioning import Conditioner
-from lssgen.runtime.conditions import Pictures, condition_values
+from lssgen.runtime.conditions import CONTROL, Pictures, condition_values
 from lssgen.runtime.demand import demand_of
 from lssgen.runtime.embeds import NEGATIVE, Embeds, embeds_of, heard_from, prompts_with
 from lssgen.runtime.kinds import see_kinds
@@ -128,6 +128,7 @@ class Pipeline:
         prompt_embeds: Mapping[str, Array] | str | Path | None = None,
         init_image: Image.Image | None = None,
         mask_image: Image.Image | None = None,
+        control_image: Image.Image | None = None,
         conditions: Pictures = MappingProxyType({}),
         references: Sequence[Image.Image] = (),
         noise: Sequence[Floats] = (),
@@ -143,7 +144,9 @@ class Pipeline:
                 by diffusers' names, each with an axis of prompts in front; see `lssgen.runtime.embeds`.
             init_image: Start from this picture instead of from noise alone; `strength` says how far to go from it.
             mask_image: Paint only where this picture, of the same size, is white.
-            conditions: Pictures that the network takes as inputs (a control picture), by the manifest's names.
+            control_image: Picture that steers the run, for bundles with a ControlNet, in the run's shape; how strongly
+                and when say `controlnet_conditioning_scale`, `control_guidance_start` and `control_guidance_end`.
+            conditions: Other pictures that the network takes as inputs, by the manifest's names.
             references: Pictures that an editing model sees beside the one it paints, each at its own size.
             noise: Standard normal numbers that the stages begin with in place of those of the seeds, smallest stage
                 first, (pictures, C, h, w) float32 each. Noise that a solver or a transition through pixels draws is
@@ -164,6 +167,7 @@ class Pipeline:
             prompt_embeds=prompt_embeds,
             init_image=init_image,
             mask_image=mask_image,
+            control_image=control_image,
             conditions=conditions,
             references=references,
             noise=noise,
@@ -220,6 +224,7 @@ class Pipeline:
         prompt_embeds: Mapping[str, Array] | str | Path | None = None,
         init_image: Image.Image | None = None,
         mask_image: Image.Image | None = None,
+        control_image: Image.Image | None = None,
         conditions: Pictures = MappingProxyType({}),
         references: Sequence[Image.Image] = (),
         noise: Sequence[Floats] = (),
@@ -231,7 +236,9 @@ class Pipeline:
 
         What is wrong with the arguments is raised by this call, not when the first batch is asked for.
         """
-        see_kinds(init_image, mask_image, on_step, on_preview)
+        see_kinds(init_image, mask_image, control_image, on_step, on_preview)
+        if control_image is not None:
+            conditions = {**conditions, CONTROL: control_image}
         options = self.advised(asked)
         request, start = asked_run(self.bundle, options, init_image, mask_image, conditions)
         embeds = None if prompt_embeds is None else embeds_of(prompt_embeds)
@@ -397,7 +404,7 @@ class Pipeline:
             text=text,
             guidance_scale=request.plan_options.guidance_scale,
             guidance_rescale=request.guidance_rescale,
-            pictures=condition_values(workspace, request.plan, run.conditions),
+            pictures=condition_values(workspace, request.plan, run.conditions, start),
             references=self._references(workspace, run.references),
             origin=origin_of(workspace, request.plan, start) if start else None,
             field=request.noise_field,

@@ -128,6 +128,11 @@ class Workspace:
         return tuple(dict.fromkeys(feed for feed in self._step.feeds.values() if isinstance(feed, Picture)))
 
     @property
+    def inpaints(self) -> bool:
+        """Whether the step is told what of a picture stays."""
+        return any(feed.read_as == "kept" for feed in self.picture_feeds)
+
+    @property
     def precision(self) -> Precision:
         """What the step computes in."""
         return self._step.precision
@@ -283,10 +288,19 @@ class Workspace:
             lambda: self._transition_buffers(graph, stage, turns),
         )
 
-    def encode(self, stage: int, picture: Array) -> Array:
-        """(height, width, 3) uint8 picture of a stage's size -> (C, h, w) latent, the mean of the VAE's posterior."""
+    def encode(self, stage: int, picture: Array, kept: Array | None = None) -> Array:
+        """(height, width, 3) uint8 picture of a stage's size -> (C, h, w) latent, the mean of the VAE's posterior.
+
+        Args:
+            stage: Index of the stage.
+            picture: Of its size.
+            kept: (height, width) False where the picture is grey instead, for networks that inpaint; None: all stays.
+        """
         buffers = self._alone("encode", stage)
         buffers["picture"].write(picture[None])
+        if "kept" in buffers:
+            every = np.ones(buffers["kept"].shape, np.float32)
+            buffers["kept"].write(every if kept is None else kept[None, :, :, None].astype(np.float32))
         # Zeros make mean + std * noise the mean: a run that starts from a picture does not depend on chance.
         if noise := buffers.get("posterior_noise"):  # tiny autoencoders have no posterior
             noise.write(np.zeros(noise.shape, np.float32))

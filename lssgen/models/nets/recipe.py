@@ -80,6 +80,7 @@ class Recipe:
         runs, feeds: Occasion and sources of its inputs, as in `lssgen.manifest.Graph`.
         vocabulary: Number of ids that the integer inputs may choose from.
         choices: Numbers that samples of a floating-point input are drawn from; normal numbers where it is not listed.
+            Of a step's row they are the last columns.
         settings: Whatever else decides what the graph computes, for its key.
         precise: Stays float32 whatever precision is asked for.
         overflows: Stays float32 where float16 is asked for: its numbers are known to grow beyond that.
