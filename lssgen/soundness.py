@@ -15,6 +15,8 @@ from lssgen.manifest import (
     GuidanceWeights,
     Heard,
     Latent,
+    LoraFactors,
+    LoraWeights,
     Manifest,
     Mix,
     Noise,
@@ -62,6 +64,8 @@ RANKS: Mapping[type, int] = {
     Sizes: 3,
     Gates: 2,
     Picture: 4,
+    LoraFactors: 2,
+    LoraWeights: 2,
 }
 """Number of axes of what a port is fed with, where it is always the same."""
 
@@ -155,6 +159,7 @@ def _feed_faults(manifest: Manifest) -> Iterator[str]:
         small = manifest.graphs.get(manifest.small_step)
         if small is None or (small.inputs, small.outputs, small.feeds) != (step.inputs, step.outputs, step.feeds):
             yield f"small_step is {manifest.small_step[:80]!r}, which is not a graph with the ports of the step"
+    yield from _slot_faults(step)
     latents = 0
     for port, feed in step.feeds.items():
         if isinstance(feed, State):
@@ -167,6 +172,23 @@ def _feed_faults(manifest: Manifest) -> Iterator[str]:
             yield f"{port} is fed with {feed.output!r}, which has {said[feed.output]} axes with that of the branches"
     if latents != 1:
         yield f"the step has {latents} states that start as the latent; it needs one"
+
+
+def _slot_faults(step: Graph) -> Iterator[str]:
+    """What is wrong with the room for LoRAs."""
+    ports = {port.name: port for port in step.inputs}
+    found = [(ports[name], feed) for name, feed in step.feeds.items() if isinstance(feed, LoraFactors | LoraWeights)]
+    if len({type(feed) for _, feed in found}) != len(found) or len(found) not in (0, 2):
+        yield "the step has not one input for the factors of LoRAs, and one for their weights"
+        return
+    ranks = {port.shape[-1 if isinstance(feed, LoraWeights) else 0] for port, feed in found}
+    if len(ranks) > 1 or not all(isinstance(rank, int) for rank in ranks):
+        yield "the inputs for the factors of LoRAs and for their weights differ in the number of ranks"
+    for port, feed in found:
+        if isinstance(feed, LoraFactors):
+            bad = [name for name, shape in feed.layers.items() if len(shape) < 2 or min(shape) < 1]
+            if bad or port.shape[1:] != (feed.columns,):
+                yield f"{port.name} has not the columns of its layers ({', '.join(bad)[:80] or feed.columns})"
 
 
 def _token_faults(tokens: Tokens) -> Iterator[str]:

@@ -24,6 +24,7 @@ from lssgen.manifest import Graph, Manifest, Source, Tokens
 from lssgen.models.aliases import with_scheduler
 from lssgen.models.families import facts_from_configs
 from lssgen.models.nets.recipe import Blueprint, Recipe, Wishes
+from lssgen.models.nets.slots import with_slots
 from lssgen.models.nets.transition import Ways, transition_recipes
 from lssgen.plan.facts import ModelFacts, ScalingSpace
 from lssgen.plan.sampling import described, with_choice
@@ -165,7 +166,7 @@ def design(config: ExportConfig) -> Design:
         facts=facts,
         blueprint=blueprint,
         recipes=(
-            *blueprint.recipes,
+            *(_slotted(recipe, components, config) for recipe in blueprint.recipes),
             *transition_recipes(
                 components,
                 facts.scaling_spaces,
@@ -242,6 +243,13 @@ def _with_spaces(facts: ModelFacts, spaces: Sequence[ScalingSpace]) -> ModelFact
     own = facts.defaults.scaling_space
     default = own if own in fitting else fitting[0]
     return replace(facts, scaling_spaces=fitting, defaults=replace(facts.defaults, scaling_space=default))
+
+
+def _slotted(recipe: Recipe, components: Parts, config: ExportConfig) -> Recipe:
+    """A recipe with room for LoRAs, where that is asked for and it is the step's."""
+    if not config.lora_slots or recipe.name != "step":
+        return recipe
+    return with_slots(recipe, components, config.lora_slots * config.lora_rank, config.lora_layers)
 
 
 def _ways(config: ExportConfig, model: Model, chosen: Chosen | None) -> Ways:

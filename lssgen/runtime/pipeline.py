@@ -20,6 +20,8 @@ from lssgen.engines.demand import Demand
 from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import open_backend
 from lssgen.errors import BackendError, EngineError, NonFiniteError
+from lssgen.lora.asked import RunLora, lora_texts
+from lssgen.manifest import LoraFactors
 from lssgen.plan import Plan
 from lssgen.ports import Array
 from lssgen.runtime.advice import advised
@@ -29,6 +31,7 @@ from lssgen.runtime.conditioning import Conditioner
 from lssgen.runtime.conditions import Pictures, condition_values
 from lssgen.runtime.demand import demand_of
 from lssgen.runtime.kinds import see_kinds
+from lssgen.runtime.loras import Adapter, LoraBank
 from lssgen.runtime.noise import check_seed
 from lssgen.runtime.open_engines import OpenEngines
 from lssgen.runtime.options import Asked, Request, refuse_too_many, request_from_options
@@ -64,6 +67,7 @@ class _Run:
     demand: Demand
     counter: StepCounter
     on_preview: OnPreview | None
+    loras: tuple[Adapter, ...]
 
 
 def _silent(progress: Progress) -> None:
@@ -98,6 +102,8 @@ class Pipeline:
         self._open = OpenEngines(bundle, backend)
         self._text = TextEncoder(bundle, backend)
         self._conditioner = Conditioner(bundle.manifest, self._text)
+        self._bank = LoraBank(bundle, backend)
+        self._loras: tuple[str, ...] = ()
         self._workspaces = Workspaces(self._workspace, keep_bytes)
         self._lock = Lock()
         self._painter: int | None = None
@@ -154,6 +160,27 @@ class Pipeline:
         """
         return request_from_options(self.bundle, advised(self.bundle, self.backend, asked)).plan
 
+    def set_loras(self, loras: Mapping[str | Path, float | tuple[float, ...]]) -> None:
+        """Paint all runs from now on that name none with these LoRAs; with none of them for an empty mapping.
+
+        They are put into the bundle's slots at once. Taking them out again leaves nothing of them: the pictures are
+        those from before, to the bit.
+
+        Args:
+            loras: Strength by file; several strengths, one for each stage. 1 is the LoRA as it was trained.
+
+        Raises:
+            PlanError: The bundle has no slots.
+            ModelError: A file does not fit, or all together have more ranks than there are.
+            EngineError: There is no memory for them; or the pipeline is called while it calls back.
+        """
+        texts = lora_texts(loras)
+        stages = max((len(RunLora.from_text(text).scales) for text in texts), default=1)
+        adapters = self._bank.read(texts, stages)
+        with self._turn():
+            self._bank.place(adapters)
+            self._loras = texts
+
     def prepare(self, *, previews: bool = False, starts: bool = False, **asked: Unpack[Asked]) -> None:
         """Build what is missing and load what runs like this need, so that the first of them does not wait.
 
@@ -188,11 +215,12 @@ class Pipeline:
         What is wrong with the arguments is raised by this call, not when the first batch is asked for.
         """
         see_kinds(init_image, mask_image, on_step, on_preview)
-        options = advised(self.bundle, self.backend, asked)
+        options = advised(self.bundle, self.backend, self._with_loras(asked))
         request, start = asked_run(self.bundle, options, init_image, mask_image, conditions)
         prompts = prompts_of(prompt)
         for said in unheard(request, prompts):
             warn(said)
+        loras = self._bank.read(request.loras, len(request.plan.stages))
         refuse_too_many(len(prompts) * request.num_images)
         # The last picture's seed: one beyond the largest would be found only when its turn comes.
         check_seed(request.seed + len(prompts) * request.num_images - 1)
@@ -207,6 +235,7 @@ class Pipeline:
             demand=self._demand(request, len(prompts), previews=on_preview is not None, starts=start is not None),
             counter=StepCounter(request.plan, len(batches), on_step),
             on_preview=on_preview,
+            loras=loras,
         )
         # A generator, made here so that all that is wrong with the arguments has been raised before the first `next`.
         return Painting(request, (self._batch(run, batch) for batch in batches))
@@ -215,6 +244,7 @@ class Pipeline:
         """Free everything; the pipeline opens its engines again if it is used again."""
         with self._turn():
             self._workspaces.clear()
+            self._bank.close()
             self._open.close()
 
     def __enter__(self) -> "Pipeline":
@@ -249,7 +279,20 @@ class Pipeline:
 
     def _workspace(self, geometry: Geometry) -> Workspace:
         assert self._open.engines is not None, "a batch opens the engines before it asks for buffers"
-        return Workspace(self.bundle.manifest, self.backend, self._open.engines, geometry)
+        lent = {LoraFactors: lambda: self._bank.buffer}
+        return Workspace(self.bundle.manifest, self.backend, self._open.engines, geometry, lent)
+
+    def _with_loras(self, asked: Asked) -> Asked:
+        """A run with the LoRAs that were set, unless it names its own."""
+        return asked if asked.get("loras") is not None or not self._loras else {**asked, "loras": self._loras}
+
+    def _placed(self, run: _Run, pictures: int) -> tuple[Floats, ...]:
+        """(pictures, ranks) strengths of the slots in every stage, with the run's LoRAs in them."""
+        if not self._bank.ranks:
+            return ()
+        self._bank.place(run.loras)  # there is room: `paint` has seen it
+        stages = range(len(run.request.plan.stages))
+        return tuple(np.tile(self._bank.weights(run.loras, stage), (pictures, 1)) for stage in stages)
 
     def _canvases(self, prompts: Sequence[str], request: Request) -> list[Canvas]:
         canvases: list[Canvas] = []
@@ -303,6 +346,7 @@ class Pipeline:
             pictures=condition_values(workspace, request.plan, run.conditions),
             origin=origin_of(workspace, request.plan, start) if start else None,
             field=request.noise_field,
+            loras=self._placed(run, len(canvases)),
             noise=tuple(np.stack(stage) for stage in zip(*(canvas.noise for canvas in canvases), strict=True)),
         )
 

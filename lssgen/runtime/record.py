@@ -1,7 +1,7 @@
 """run.json: everything about a run that another run, or a benchmark, may want to know."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,8 @@ from lssgen.errors import PromptError
 from lssgen.files import as_text
 from lssgen.images import open_picture
 from lssgen.jsons import JsonError, NoFileError, convert_json, decode_json, read_json, read_object
+from lssgen.lora.asked import RunLora
+from lssgen.lora.said import places_of
 from lssgen.plan import Plan, SchedulerChoice, SkipLayerGuidance
 from lssgen.runtime.options import Options, Request, options_from_request, refuse_unknown
 from lssgen.runtime.pictures import write_file
@@ -44,6 +46,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         backend: Facts that the backend tells about itself.
         plan: Stages and steps.
         suffix: Format of the pictures, ".png".
+        loras: sha256 of the LoRAs that it is painted with, by file.
         start: sha256 of the picture that the run starts from, of its mask and of the pictures that condition it, by
             file name.
         prompts: All prompts of the run, in their order; empty where a prompt file has them.
@@ -59,6 +62,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     backend: Mapping[str, object]
     plan: Plan
     suffix: str = ".png"
+    loras: Mapping[str, str] = {}
     start: Mapping[str, str] = {}
     prompts: Sequence[str] = ()
     pictures: Sequence[PictureRecord] = ()
@@ -88,6 +92,7 @@ def record_of(
         backend=pipeline.backend.describe(),
         plan=request.plan,
         suffix=suffix,
+        loras=lora_hashes(request.loras),
         start=dict(start),
         prompts=prompts,
         pictures=pictures,
@@ -98,8 +103,17 @@ def record_of(
 def parameters_of(picture: Picture, request: Request) -> dict[str, object]:
     """What a picture says about itself: its prompt and seed, and every choice of the run."""
     choices = msgspec.to_builtins(options_from_request(request))
+    # A picture is handed on to others, whom the folders of this machine do not concern.
+    choices["loras"] = [RunLora.from_text(text).named for text in request.loras]
     # The picture's own seed and one picture, not the run's: with these parameters, this picture is painted again.
     return {"prompt": picture.prompt, **choices, "seed": picture.seed, "num_images": 1}
+
+
+def lora_hashes(loras: Sequence[str]) -> dict[str, str]:
+    """sha256 of every file of a run's LoRAs, as far as they are there."""
+    paths = [RunLora.from_text(text).path for text in loras]
+    files = [place.path for path in paths if path.exists() for place in places_of(path)]
+    return {as_text(file): sha256_of(file) for file in files}
 
 
 def write_record(record: RunRecord, path: Path) -> None:
@@ -131,6 +145,7 @@ class Settings:
 
     Attributes:
         options: Keywords of the run.
+        loras: sha256 of the LoRAs that it was painted with, by file.
         prompts: All of its prompts, if the file has any.
         bundle: "folder", and "manifest_sha256", where it is the record of a run; else empty.
         engine: Name of the backend that it ran on; empty if that is not known.
@@ -142,6 +157,7 @@ class Settings:
     bundle: Mapping[str, str]
     engine: str
     start: Mapping[str, str]
+    loras: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def settings_from_file(path: Path) -> Settings:
@@ -173,6 +189,7 @@ def settings_from_file(path: Path) -> Settings:
             bundle=convert_json(given.get("bundle", {}), dict[str, str]),
             engine=convert_json(backend.get("backend", ""), str),
             start=convert_json(given.get("start", {}), dict[str, str]),
+            loras=convert_json(given.get("loras", {}), dict[str, str]),
         )
     except NoFileError as error:
         raise PromptError(f"{path} {error}") from error

@@ -97,6 +97,7 @@ class Batch:
         origin: None: from noise alone.
         noise: (batch, C, h, w) that every stage begins with, smallest first; empty: drawn from the seeds.
         field: Source of the noise that stages begin with.
+        loras: (batch, ranks) strengths of what is in the slots for LoRAs, one a stage; empty: there are no slots.
     """
 
     seeds: tuple[int, ...]
@@ -107,6 +108,7 @@ class Batch:
     origin: Origin | None = None
     noise: tuple[Floats, ...] = ()
     field: Field = "stage"
+    loras: tuple[Floats, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -199,6 +201,7 @@ class _Run:
         whole = (workspace.latent(0, 0).shape[1], plan.stages[-1].height, plan.stages[-1].width)
         self._entries = [StageNoise(stream, batch.field, whole) for stream in self._streams]
         self._pictures = batch.pictures
+        self._loras = batch.loras
         # Skip-layer guidance changes the branches within a run; each set has its own stacked text, written once.
         for branches in {_branches(step) for stage in plan.stages for step in stage.steps}:
             workspace.write_text(branches, batch.text)
@@ -242,6 +245,8 @@ class _Run:
         self._space.begin_stage(index, _branches(stage.steps[0]))
         for feed, values in self._pictures.items():
             self._space.write_picture(index, feed, values[index])
+        if self._loras:
+            self._space.write_loras(self._loras[index])
         noise = self._noise[index] if self._noise else self._entry(index)
         if index == 0:
             self._space.latent(0, 0).write(first_latent(stage, noise, self._origin))

@@ -1,0 +1,216 @@
+"""The LoRAs in the slots of a bundle: which ranks each has, and their factors on the device.
+
+All pictures share the slots: one that is painted with a LoRA says how strong each of its ranks is, and one without says
+0. So another LoRA of those that are there costs a picture a few numbers, and one that is not there yet a copy of its
+factors, which takes the place of those that nobody uses.
+"""
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lssgen.bundle import Bundle
+from lssgen.engines.base import Backend, Buffer
+from lssgen.errors import ModelError, PlanError
+from lssgen.lora.asked import RunLora
+from lssgen.lora.packed import Packed, pack
+from lssgen.lora.said import CONFIG, places_of
+from lssgen.manifest import LoraFactors
+from lssgen.ports import Port
+
+KEEP_BYTES = 2**30
+"""Host memory of the LoRAs that were read last; others are read again when they are asked for."""
+
+Floats = NDArray[np.float32]
+
+Stamp = tuple[tuple[str, int, int], ...]
+"""What tells a LoRA from another: place, size and time of change of each of its files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA with the strengths that a run gives it.
+
+    Attributes:
+        path: Its file or folder.
+        stamp: What tells it from others; the same where only the strength differs.
+        rank: Ranks that it takes.
+        scales: Strength in every stage; one: in all of them.
+    """
+
+    path: Path
+    stamp: Stamp
+    rank: int
+    scales: tuple[float, ...]
+
+    def scale(self, stage: int) -> float:
+        """Its strength in a stage."""
+        return self.scales[stage if len(self.scales) > 1 else 0]
+
+
+class LoraBank:
+    """The slots of a bundle.
+
+    Reading may happen in any thread; `place`, `weights` and `buffer` belong to the one that has the device.
+
+    Args:
+        bundle: What has the slots, or none.
+        backend: Where the factors lie.
+        keep_bytes: Host memory of the LoRAs that are kept to be put in again.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, keep_bytes: int = KEEP_BYTES) -> None:
+        step = bundle.manifest.graphs["step"]
+        found = [(port, feed) for port in step.inputs if isinstance(feed := step.feeds.get(port.name), LoraFactors)]
+        self._port: Port | None = found[0][0] if found else None
+        self._factors = found[0][1] if found else LoraFactors(layers={})
+        self._precision = step.precision
+        self._folder = bundle.folder
+        self._backend = backend
+        self._keep = keep_bytes
+        self._read: OrderedDict[Stamp, Packed] = OrderedDict()
+        self._lock = Lock()
+        self._buffer: Buffer | None = None
+        self._rows: OrderedDict[Stamp, tuple[int, ...]] = OrderedDict()
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks that there is room for; 0: the bundle has no slots."""
+        return 0 if self._port is None else int(self._port.shape[0])
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all factors on the device."""
+        return 4 * self.ranks * self._factors.columns
+
+    @property
+    def buffer(self) -> Buffer:
+        """(ranks, columns) factors; zeros at first."""
+        if self._buffer is None:
+            shape = (self.ranks, self._factors.columns)
+            self._buffer = self._backend.empty(shape, np.dtype(np.float32))
+            self._buffer.write(np.zeros(shape, np.float32))
+        return self._buffer
+
+    def read(self, asked: Sequence[str], stages: int) -> tuple[Adapter, ...]:
+        """The LoRAs of a run, seen to fit.
+
+        Args:
+            asked: Each as "FILE", "FILE:STRENGTH" or, by stage, "FILE:STRENGTH/STRENGTH".
+            stages: Stages of the run.
+
+        Raises:
+            PlanError: The bundle has no slots, or one has strengths for other stages than the run's.
+            ModelError: One does not fit, or all of them together have more ranks than there are.
+        """
+        if not asked:
+            return ()
+        if not self.ranks:
+            raise PlanError(
+                f"bundle {self._folder} has no slots for loras: export it with --lora-slots N --lora-rank R, or merge "
+                "them into its weights: lssgen export --lora"
+            )
+        loras = [RunLora.from_text(text) for text in asked]
+        for lora in loras:
+            if len(lora.scales) not in (1, stages):
+                raise PlanError(
+                    f"loras: {lora} has {len(lora.scales)} strengths, and the run has {stages} stages; give one for "
+                    "all of them, or one for each"
+                )
+        adapters = tuple(self._adapter(lora) for lora in loras)
+        self._see_together(adapters)
+        return adapters
+
+    def place(self, adapters: Iterable[Adapter], in_use: Collection[Stamp] = ()) -> bool:
+        """Put LoRAs into the slots, in the place of some that nobody uses; whether there was room.
+
+        Args:
+            adapters: As `read` gave them.
+            in_use: Those that stay, whoever comes.
+
+        Raises:
+            ModelError: One is not there any more.
+            BackendError: There is no memory for the slots.
+        """
+        wanted = {one.stamp: one for one in adapters if any(one.scales)}
+        stay = wanted.keys() | set(in_use)
+        new = [one for stamp, one in wanted.items() if stamp not in self._rows]
+        held = sum(len(rows) for stamp, rows in self._rows.items() if stamp in stay)
+        if held + sum(one.rank for one in new) > self.ranks:
+            return False
+        for stamp in wanted.keys() & self._rows.keys():
+            self._rows.move_to_end(stamp)
+        for one in new:
+            self._put_in(one, stay)
+        return True
+
+    def weights(self, adapters: Iterable[Adapter], stage: int) -> Floats:
+        """(ranks,) strengths of a picture in a stage, for LoRAs that were placed."""
+        found = np.zeros(self.ranks, np.float32)
+        for one in adapters:
+            if any(one.scales):
+                # Added, and not set: a LoRA may be asked for twice.
+                found[list(self._rows[one.stamp])] += np.float32(one.scale(stage))
+        return found
+
+    def close(self) -> None:
+        """Free what is on the device; LoRAs are put in again when they are asked for."""
+        self._rows.clear()
+        self._buffer = None
+
+    def _adapter(self, lora: RunLora) -> Adapter:
+        stamp = _stamp(lora.path)
+        return Adapter(lora.path, stamp, len(self._packed(lora.path, stamp).rows), lora.scales)
+
+    def _packed(self, path: Path, stamp: Stamp) -> Packed:
+        with self._lock:
+            if stamp not in self._read:
+                packed = pack(path, self._factors, self.ranks, self._precision)
+                if _stamp(path) != stamp:
+                    raise ModelError(f"{path} was changed while a run used it; start the run again")
+                self._read[stamp] = packed
+            self._read.move_to_end(stamp)
+            found = self._read[stamp]
+            while len(self._read) > 1 and sum(one.rows.nbytes for one in self._read.values()) > self._keep:
+                self._read.popitem(last=False)
+        return found
+
+    def _see_together(self, adapters: Sequence[Adapter]) -> None:
+        ranks = {one.stamp: one.rank for one in adapters}
+        if sum(ranks.values()) > self.ranks:
+            each = ", ".join(f"{one.path.name} of rank {one.rank}" for one in adapters)
+            raise ModelError(
+                f"loras {each} have rank {sum(ranks.values())} together, and the slots of bundle {self._folder} have "
+                f"room for {self.ranks}: use fewer, or export with more of them (--lora-slots N --lora-rank R)"
+            )
+
+    def _put_in(self, one: Adapter, stay: Collection[Stamp]) -> None:
+        packed = self._packed(one.path, one.stamp)
+        idle = [stamp for stamp in self._rows if stamp not in stay]
+        while len(free := self._free()) < one.rank:
+            del self._rows[idle.pop(0)]  # the least recently used
+        rows = tuple(free[: one.rank])
+        buffer, columns = self.buffer, self._factors.columns
+        # Neighbouring rows lie behind each other, and go in one copy.
+        for _, run in groupby(enumerate(rows), lambda pair: pair[1] - pair[0]):
+            places = list(run)
+            (first, row), last = places[0], places[-1][0]
+            buffer.write_part(row * columns, packed.rows[first : last + 1])
+        self._rows[one.stamp] = rows
+
+    def _free(self) -> list[int]:
+        taken = {row for rows in self._rows.values() for row in rows}
+        return [row for row in range(self.ranks) if row not in taken]
+
+
+def _stamp(path: Path) -> Stamp:
+    # What PEFT says beside the tensors decides their strength.
+    beside = [file for place in places_of(path) for file in (place.path, place.path.parent / CONFIG)]
+    files = [file for file in beside if file.is_file()]
+    return tuple((str(file.resolve()), (found := file.stat()).st_size, found.st_mtime_ns) for file in files)
