@@ -11,10 +11,9 @@ from lssgen.manifest import LoraFactors
 from lssgen.ports import Array
 
 
-def factors_of(bundle: Bundle) -> LoraFactors:
-    """The slots of a bundle."""
-    (found,) = bundle.manifest.feeds(LoraFactors)
-    assert isinstance(found, LoraFactors)
+def factors_of(bundle: Bundle, graph: str = "step") -> LoraFactors:
+    """The slots of a graph."""
+    (found,) = (feed for feed in bundle.manifest.graphs[graph].feeds.values() if isinstance(feed, LoraFactors))
     return found
 
 

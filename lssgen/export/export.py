@@ -32,6 +32,9 @@ from lssgen.progress import followed
 
 T5_PARTS = ("text_encoder_3", "tokenizer_3")
 
+CLIP = "CLIPTextModel"
+"""Beginning of the names of CLIP's classes, with a projection and without."""
+
 LONGEST_TEXT = 4096
 """Tokens; published models were trained with 1024 at most."""
 
@@ -246,10 +249,15 @@ def _with_spaces(facts: ModelFacts, spaces: Sequence[ScalingSpace]) -> ModelFact
 
 
 def _slotted(recipe: Recipe, components: Parts, config: ExportConfig) -> Recipe:
-    """A recipe with room for LoRAs, where that is asked for and it is the step's."""
-    if not config.lora_slots or recipe.name != "step":
+    """A recipe with room for LoRAs, where that is asked for: the step's, and that of CLIP's encoders, which trainers
+    change too, and T5's and language models' they do not."""
+    parts = {
+        "step": recipe.components,
+        "text": [part for part in recipe.components if components.checkpoint.class_of(part).startswith(CLIP)],
+    }.get(recipe.name, ())
+    if not config.lora_slots or not parts:
         return recipe
-    return with_slots(recipe, components, config.lora_slots * config.lora_rank, config.lora_layers)
+    return with_slots(recipe, components, config.lora_slots * config.lora_rank, config.lora_layers, parts)
 
 
 def _ways(config: ExportConfig, model: Model, chosen: Chosen | None) -> Ways:

@@ -20,9 +20,7 @@ from lssgen.ports import Array
 
 PLAIN: frozenset[Role] = frozenset(("down", "up", "alpha"))
 
-TEXT_ENCODER = "text_encoder"
-
-TEXT_ENCODERS = (TEXT_ENCODER, *ENCODERS)
+TEXT_ENCODERS = ("text_encoder", *ENCODERS)
 """Beginnings of the names of text encoders' layers."""
 
 ELSEWHERE = "export the checkpoint with --lora, which merges it, and serve that bundle"
@@ -97,7 +95,7 @@ def _of_file(lora: Lora, place: Place, shapes: Mapping[str, tuple[int, ...]]) ->
     factors = [_factors(layer, keys, tensors) for layer, keys in layers.items()]
     strengths = strengths_of(said, factors)
     network = next((part for part in ("transformer", "unet") if any(name.startswith(part) for name in shapes)), "")
-    target = Target(shapes, network, original_names(shapes), dict.fromkeys(_components(shapes), ""))
+    target = Target(shapes, network, original_names(shapes, network), dict.fromkeys(_components(shapes), ""))
     places = Places(target, _component(said, pairs, target))
     found: dict[str, Delta] = {}
     lost: list[str] = []
@@ -107,7 +105,7 @@ def _of_file(lora: Lora, place: Place, shapes: Mapping[str, tuple[int, ...]]) ->
         scale = lora.scale * strengths.by_layer[layer]
         found |= {name: Delta(down, up, scale) for name, (down, up) in here.items()}
     if lost or not found:
-        raise _misfit(place, lost, shapes)
+        raise _misfit(place, lost)
     for name, delta in found.items():
         if not delta.fits(shapes[name]):
             raise ModelError(f"{place.path} is for another model: its change of {name} is not {list(shapes[name])}")
@@ -198,12 +196,11 @@ def _component(said: Said, pairs: Mapping[str, Pair[Array]], target: Target[Arra
     return component_of({layer: len(up) for layer, (_, up) in pairs.items()}, adapter.model, target)
 
 
-def _misfit(place: Place, lost: list[str], shapes: Mapping[str, Any]) -> ModelError:
+def _misfit(place: Place, lost: list[str]) -> ModelError:
     shown = ", ".join(lost[:SHOWN]) or "it has no LoRA keys at all"
-    words = [layer for layer in lost if layer.startswith(TEXT_ENCODERS)]
-    if words and words == lost and not any(name.startswith(TEXT_ENCODER) for name in shapes):
+    if lost and all(layer.startswith(TEXT_ENCODERS) for layer in lost):
         return ModelError(
-            f"{place.path} changes text encoders too ({shown}), which have no slots for LoRAs; {ELSEWHERE}"
+            f"{place.path} changes text encoders too, and there is no weight, or no slot, for {shown}; {ELSEWHERE}"
         )
     return ModelError(
         f"{place.path} does not fit this bundle: there is no weight, or no slot, for {shown}, or only an export knows "

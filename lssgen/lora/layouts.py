@@ -103,13 +103,14 @@ UNET: Mapping[str, str] = {
 """Layers of a UNet outside of its blocks, CompVis' names by diffusers'."""
 
 
-def original_names(shapes: Mapping[str, tuple[int, ...]]) -> Renaming[Array]:
+def original_names(shapes: Mapping[str, tuple[int, ...]], network: str) -> Renaming[Array]:
     """What finds the layers of a network by the names of its original code.
 
     Args:
         shapes: Shape of each weight, by `<component>.<key>`.
+        network: Component that the names are of.
     """
-    rows = {_flat(name): shape[0] for name, shape in shapes.items()}
+    rows = {_flat(name): shape[0] for name, shape in shapes.items() if name.startswith(f"{network}.")}
     unet = _unet_names(rows)
 
     def rename(tensors: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -122,7 +123,7 @@ def original_names(shapes: Mapping[str, tuple[int, ...]]) -> Renaming[Array]:
             down, up = tensors[roles["down"]], tensors[roles["up"]]
             targets = (unet[name],) if name in unet else _by_rule(name, len(up), rows)
             for target, part in _apart(targets, up, rows):
-                found |= {f"{target}.lora_A.weight": down, f"{target}.lora_B.weight": part}
+                found |= {f"{network}.{target}.lora_A.weight": down, f"{network}.{target}.lora_B.weight": part}
         return found
 
     return rename

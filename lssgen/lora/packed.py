@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lssgen.errors import ModelError
 from lssgen.lora.asked import Lora
-from lssgen.lora.deltas import Delta, read_deltas
+from lssgen.lora.deltas import Delta, Deltas, read_deltas
 from lssgen.manifest import LoraFactors, Precision
 
 LARGEST: Mapping[Precision, float] = {"fp16": 65504.0, "bf16": 3.38e38, "fp32": 3.4e38}
@@ -17,45 +17,77 @@ LARGEST: Mapping[Precision, float] = {"fp16": 65504.0, "bf16": 3.38e38, "fp32": 
 
 
 @dataclass(frozen=True, slots=True)
+class Slots:
+    """Room for LoRAs in a graph.
+
+    Attributes:
+        factors: Its layers, and where they lie.
+        precision: What the graph computes in.
+    """
+
+    factors: LoraFactors
+    precision: Precision
+
+    @property
+    def layers(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of each layer's weight, by name."""
+        return self.factors.layers
+
+
+@dataclass(frozen=True, slots=True)
 class Packed:
     """A LoRA that fits the slots of a bundle.
 
     Attributes:
-        rows: (rank, columns) float32, as `lssgen.manifest.LoraFactors` says; the strength alpha / rank is inside.
+        rows: (rank, columns) float32 by graph, as its `lssgen.manifest.LoraFactors` says; the strength alpha / rank is
+            inside.
+        rank: Number of ranks.
         notes: Sentences that the user should read.
     """
 
-    rows: NDArray[np.float32]
+    rows: Mapping[str, NDArray[np.float32]]
+    rank: int
     notes: tuple[str, ...]
 
+    @property
+    def bytes(self) -> int:
+        return sum(rows.nbytes for rows in self.rows.values())
 
-def pack(path: Path, factors: LoraFactors, ranks: int, precision: Precision) -> Packed:
+
+def pack(path: Path, slots: Mapping[str, Slots], ranks: int) -> Packed:
     """Read a LoRA for the slots of a bundle.
 
     Args:
         path: A file or folder on this machine.
-        factors: The bundle's slots.
+        slots: The bundle's slots, by graph.
         ranks: Number of ranks that they have.
-        precision: What the step computes in.
 
     Raises:
         ModelError: It is missing or damaged, changes what has no slots, has more ranks than there are, or is of a kind
             that only an export merges.
     """
-    deltas = read_deltas(Lora(path), factors.layers)
+    deltas = read_deltas(Lora(path), {name: shape for one in slots.values() for name, shape in one.layers.items()})
     rank = max(len(delta.down) for delta in deltas.by_weight.values())
     if rank > ranks:
         raise ModelError(
             f"{path} has rank {rank}, and the slots of this bundle have room for {ranks}: export with more of them "
             "(--lora-slots N --lora-rank R, N times R ranks), or merge it: lssgen export --lora"
         )
-    rows = np.zeros((rank, factors.columns), np.float32)
-    places = factors.places
-    for name, delta in deltas.by_weight.items():
-        _put(rows, places[name], delta)
-    if not np.abs(rows).max(initial=0) <= LARGEST[precision]:  # written so that NaN is refused
-        raise ModelError(f"{path} holds factors that are too large for {precision}; save it with a smaller alpha")
-    return Packed(rows, deltas.notes)
+    rows = {graph: _rows(one, rank, deltas) for graph, one in slots.items()}
+    for graph, one in slots.items():
+        if not np.abs(rows[graph]).max(initial=0) <= LARGEST[one.precision]:  # written so that NaN is refused
+            raise ModelError(
+                f"{path} holds factors that are too large for {one.precision}; save it with a smaller alpha"
+            )
+    return Packed(rows, rank, deltas.notes)
+
+
+def _rows(slots: Slots, rank: int, deltas: Deltas) -> NDArray[np.float32]:
+    rows = np.zeros((rank, slots.factors.columns), np.float32)
+    for name, place in slots.factors.places.items():
+        if name in deltas.by_weight:
+            _put(rows, place, deltas.by_weight[name])
+    return rows
 
 
 def _put(rows: NDArray[np.float32], place: tuple[int, int, int], delta: Delta) -> None:

@@ -6,7 +6,7 @@ factors, which takes the place of those that nobody uses.
 """
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -19,10 +19,12 @@ from lssgen.bundle import Bundle
 from lssgen.engines.base import Backend, Buffer
 from lssgen.errors import ModelError, PlanError
 from lssgen.lora.asked import RunLora
-from lssgen.lora.packed import Packed, pack
+from lssgen.lora.packed import Packed, Slots, pack
 from lssgen.lora.said import CONFIG, places_of
-from lssgen.manifest import LoraFactors
-from lssgen.ports import Port
+from lssgen.manifest import Graph, LoraFactors
+
+GRAPHS = ("step", "text")
+"""Graphs that may have slots."""
 
 KEEP_BYTES = 2**30
 """Host memory of the LoRAs that were read last; others are read again when they are asked for."""
@@ -54,6 +56,24 @@ class Adapter:
         return self.scales[stage if len(self.scales) > 1 else 0]
 
 
+@dataclass(frozen=True, slots=True)
+class TextLoras:
+    """LoRAs that prompts are encoded with.
+
+    Attributes:
+        key: What tells them and their strengths from others.
+        factors: Gives the factors on the device.
+        weights: (ranks,) strengths.
+    """
+
+    key: Hashable = ()
+    factors: Callable[[], Buffer] | None = None
+    weights: Floats | None = None
+
+
+NO_LORAS = TextLoras()
+
+
 class LoraBank:
     """The slots of a bundle.
 
@@ -66,37 +86,40 @@ class LoraBank:
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, keep_bytes: int = KEEP_BYTES) -> None:
-        step = bundle.manifest.graphs["step"]
-        found = [(port, feed) for port in step.inputs if isinstance(feed := step.feeds.get(port.name), LoraFactors)]
-        self._port: Port | None = found[0][0] if found else None
-        self._factors = found[0][1] if found else LoraFactors(layers={})
-        self._precision = step.precision
+        self._slots = {name: slots for name in GRAPHS if (slots := _slots(bundle.manifest.graphs[name]))}
+        self._ranks = _ranks(bundle.manifest.graphs["step"])
         self._folder = bundle.folder
         self._backend = backend
         self._keep = keep_bytes
         self._read: OrderedDict[Stamp, Packed] = OrderedDict()
         self._lock = Lock()
-        self._buffer: Buffer | None = None
+        self._buffers: dict[str, Buffer] = {}
         self._rows: OrderedDict[Stamp, tuple[int, ...]] = OrderedDict()
 
     @property
     def ranks(self) -> int:
         """Number of ranks that there is room for; 0: the bundle has no slots."""
-        return 0 if self._port is None else int(self._port.shape[0])
+        return self._ranks
 
     @property
     def bytes(self) -> int:
         """Memory of all factors on the device."""
-        return 4 * self.ranks * self._factors.columns
+        return 4 * self.ranks * sum(slots.factors.columns for slots in self._slots.values())
 
-    @property
-    def buffer(self) -> Buffer:
-        """(ranks, columns) factors; zeros at first."""
-        if self._buffer is None:
-            shape = (self.ranks, self._factors.columns)
-            self._buffer = self._backend.empty(shape, np.dtype(np.float32))
-            self._buffer.write(np.zeros(shape, np.float32))
-        return self._buffer
+    def buffer(self, graph: str) -> Buffer:
+        """(ranks, columns) factors of a graph that has slots; zeros at first."""
+        if graph not in self._buffers:
+            shape = (self.ranks, self._slots[graph].factors.columns)
+            self._buffers[graph] = self._backend.empty(shape, np.dtype(np.float32))
+            self._buffers[graph].write(np.zeros(shape, np.float32))
+        return self._buffers[graph]
+
+    def heard(self, adapters: Sequence[Adapter]) -> TextLoras:
+        """What encodes prompts with LoRAs that were placed, as strong as in the last stage."""
+        if "text" not in self._slots:
+            return NO_LORAS
+        scales = tuple((one.stamp, one.scales[-1]) for one in adapters if any(one.scales))
+        return TextLoras(key=scales, factors=lambda: self.buffer("text"), weights=self.weights(adapters, -1))
 
     def read(self, asked: Sequence[str], stages: int) -> tuple[Adapter, ...]:
         """The LoRAs of a run, seen to fit.
@@ -162,22 +185,22 @@ class LoraBank:
     def close(self) -> None:
         """Free what is on the device; LoRAs are put in again when they are asked for."""
         self._rows.clear()
-        self._buffer = None
+        self._buffers.clear()
 
     def _adapter(self, lora: RunLora) -> Adapter:
         stamp = _stamp(lora.path)
-        return Adapter(lora.path, stamp, len(self._packed(lora.path, stamp).rows), lora.scales)
+        return Adapter(lora.path, stamp, self._packed(lora.path, stamp).rank, lora.scales)
 
     def _packed(self, path: Path, stamp: Stamp) -> Packed:
         with self._lock:
             if stamp not in self._read:
-                packed = pack(path, self._factors, self.ranks, self._precision)
+                packed = pack(path, self._slots, self.ranks)
                 if _stamp(path) != stamp:
                     raise ModelError(f"{path} was changed while a run used it; start the run again")
                 self._read[stamp] = packed
             self._read.move_to_end(stamp)
             found = self._read[stamp]
-            while len(self._read) > 1 and sum(one.rows.nbytes for one in self._read.values()) > self._keep:
+            while len(self._read) > 1 and sum(one.bytes for one in self._read.values()) > self._keep:
                 self._read.popitem(last=False)
         return found
 
@@ -196,17 +219,29 @@ class LoraBank:
         while len(free := self._free()) < one.rank:
             del self._rows[idle.pop(0)]  # the least recently used
         rows = tuple(free[: one.rank])
-        buffer, columns = self.buffer, self._factors.columns
         # Neighbouring rows lie behind each other, and go in one copy.
         for _, run in groupby(enumerate(rows), lambda pair: pair[1] - pair[0]):
             places = list(run)
             (first, row), last = places[0], places[-1][0]
-            buffer.write_part(row * columns, packed.rows[first : last + 1])
+            for graph, slots in self._slots.items():
+                self.buffer(graph).write_part(row * slots.factors.columns, packed.rows[graph][first : last + 1])
         self._rows[one.stamp] = rows
 
     def _free(self) -> list[int]:
         taken = {row for rows in self._rows.values() for row in rows}
         return [row for row in range(self.ranks) if row not in taken]
+
+
+def _slots(graph: Graph) -> Slots | None:
+    """Room for LoRAs in a graph; None: it has none."""
+    found = [feed for feed in graph.feeds.values() if isinstance(feed, LoraFactors)]
+    return Slots(found[0], graph.precision) if found else None
+
+
+def _ranks(graph: Graph) -> int:
+    """Number of ranks that a graph has room for."""
+    found = [port for port in graph.inputs if isinstance(graph.feeds.get(port.name), LoraFactors)]
+    return int(found[0].shape[0]) if found else 0
 
 
 def _stamp(path: Path) -> Stamp:

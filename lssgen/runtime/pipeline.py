@@ -279,7 +279,7 @@ class Pipeline:
 
     def _workspace(self, geometry: Geometry) -> Workspace:
         assert self._open.engines is not None, "a batch opens the engines before it asks for buffers"
-        lent = {LoraFactors: lambda: self._bank.buffer}
+        lent = {LoraFactors: lambda: self._bank.buffer("step")}
         return Workspace(self.bundle.manifest, self.backend, self._open.engines, geometry, lent)
 
     def _with_loras(self, asked: Asked) -> Asked:
@@ -290,7 +290,6 @@ class Pipeline:
         """(pictures, ranks) strengths of the slots in every stage, with the run's LoRAs in them."""
         if not self._bank.ranks:
             return ()
-        self._bank.place(run.loras)  # there is room: `paint` has seen it
         stages = range(len(run.request.plan.stages))
         return tuple(np.tile(self._bank.weights(run.loras, stage), (pictures, 1)) for stage in stages)
 
@@ -307,7 +306,8 @@ class Pipeline:
             began = perf_counter()
             engines = self._open.ready(run.demand)
             loaded = perf_counter()
-            text = self._conditioning(engines, run.request, canvases)
+            self._bank.place(run.loras)  # there is room: `paint` has seen it
+            text = self._conditioning(engines, run, canvases)
             encoded = perf_counter()
             geometry = _geometry(run.request, text["positive"])
             result = self._painted_with_room(run, canvases, geometry, text)
@@ -374,11 +374,10 @@ class Pipeline:
         times = BatchTimes(pictures=len(canvases), load=0.0, text=0.0, stages=tuple(stages), decode=decode, total=0.0)
         return Result(pictures=pictures, request=request, times=(times,))
 
-    def _conditioning(
-        self, engines: Engines, request: Request, canvases: Sequence[Canvas]
-    ) -> dict[str, Mapping[str, Array]]:
+    def _conditioning(self, engines: Engines, run: _Run, canvases: Sequence[Canvas]) -> dict[str, Mapping[str, Array]]:
         """(batch, ...) text conditioning, by branch and port."""
-        each = [self._conditioner.heard(engines["text"], request, canvas.prompt, canvas.lengths) for canvas in canvases]
+        loras, hear = self._bank.heard(run.loras), self._conditioner.heard
+        each = [hear(engines["text"], run.request, canvas.prompt, canvas.lengths, loras) for canvas in canvases]
         return {branch: stack_each([one[branch] for one in each]) for branch in each[0]}
 
 

@@ -131,7 +131,7 @@ class Model:
         )
 
     def _make(self, geometry: Geometry) -> Workspace:
-        lent = {LoraFactors: lambda: self.loras.buffer}
+        lent = {LoraFactors: lambda: self.loras.buffer("step")}
         return Workspace(self.bundle.manifest, self._backend, self.engines, geometry, lent)
 
 

@@ -53,6 +53,20 @@ def test_two_loras_are_both_in_the_weights(slotted: Bundle, loras: Mapping[str, 
         assert relative(got, latents(other)) < 1e-5  # as above
 
 
+def test_a_lora_of_clip_is_heard_too(slotted: Bundle, tmp_path: Path) -> None:
+    layers = {**factors_of(slotted).layers, **factors_of(slotted, "text").layers}
+    assert {name.partition(".")[0] for name in layers} == {"transformer", "text_encoder", "text_encoder_2"}
+    path = lora_for(layers, tmp_path / "style.safetensors", 3, seed=7)
+    merged = styled(slotted, Lora(path, 0.4), tmp_path / "styles")
+    with opened(slotted) as pipeline, opened(merged) as other:
+        plain, wanted = latents(pipeline), latents(other)
+        got = latents(pipeline, loras=(f"{path}:0.4",))
+        words = latents(pipeline, loras=(f"{path}:0/0.4",))
+        np.testing.assert_array_equal(latents(pipeline), plain)
+    assert relative(got, wanted) < 1e-5  # float32 sums in another order
+    assert not np.array_equal(words, got), "the words are the same, and the first stage's step is not"
+
+
 def test_what_is_taken_out_leaves_nothing(slotted: Bundle, loras: Mapping[str, Path]) -> None:
     with opened(slotted) as pipeline:
         before = latents(pipeline)
@@ -149,7 +163,7 @@ def test_the_rows_on_the_device_are_the_files(bank: LoraBank, slotted: Bundle, l
     tensors = pairs(factors.layers, 3, seed=2)
     bank.place(bank.read((str(loras["oil"]),), 1))
     first, second, end = factors.places[name]
-    rows = bank.buffer.read()
+    rows = bank.buffer("step").read()
     np.testing.assert_array_equal(rows[:3, first:second], tensors[name.replace("weight", "lora_A.weight")])
     np.testing.assert_array_equal(rows[:3, second:end], tensors[name.replace("weight", "lora_B.weight")].T)
     assert not rows[3:].any()
@@ -189,7 +203,7 @@ def test_a_bundle_without_slots_says_how_to_export_it(sd3_bundle: Bundle, loras:
 QUERY = "transformer.transformer_blocks.0.attn.to_q"
 DOWN, UP = np.ones((2, 16), np.float32), np.ones((16, 2), np.float32)
 PAIR = {f"{QUERY}.lora_A.weight": DOWN, f"{QUERY}.lora_B.weight": UP}
-CLIP = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
+T5 = "lora_te3_encoder_block_0_layer_0_SelfAttention_k"
 BAD: Mapping[str, tuple[Mapping[str, Array], str]] = {
     "another family": ({"unet.down.attentions.0.proj_in.lora_A.weight": DOWN,
                         "unet.down.attentions.0.proj_in.lora_B.weight": UP}, "no weight, or no slot, for unet"),
@@ -197,8 +211,8 @@ BAD: Mapping[str, tuple[Mapping[str, Array], str]] = {
     "a layer without a slot": ({"transformer.pos_embed.proj.lora_A.weight": np.ones((2, 4, 2, 2), np.float32),
                                 "transformer.pos_embed.proj.lora_B.weight": np.ones((16, 2, 1, 1), np.float32)},
                                "no weight, or no slot, for transformer.pos_embed.proj"),
-    "text encoders": ({**PAIR, f"{CLIP}.lora_down.weight": DOWN, f"{CLIP}.lora_up.weight": UP},
-                      "changes text encoders too .*, which have no slots .* export the checkpoint with --lora"),
+    "T5": ({**PAIR, f"{T5}.lora_down.weight": DOWN, f"{T5}.lora_up.weight": UP},
+           "changes text encoders too, .* no slot, for lora_te3.* export the checkpoint with --lora"),
     "unknown layers": ({"what.lora_A.weight": DOWN, "what.lora_B.weight": UP}, "no weight, or no slot, for what"),
     "DoRA": ({**PAIR, f"{QUERY}.lora_magnitude_vector.weight": np.ones(16, np.float32)},
              "is more than low-rank sums .* export the checkpoint with --lora"),
@@ -265,7 +279,7 @@ def test_a_manifest_whose_slots_cannot_be_true_is_refused(slotted: Bundle, tmp_p
         feeds = {**step.feeds, "lora_factors": bad}
         graphs = {**slotted.manifest.graphs, "step": replace(step, feeds=feeds)}
         (tmp_path / "bad" / MANIFEST).write_bytes(manifest_json(replace(slotted.manifest, graphs=graphs)))
-        with pytest.raises(BundleError, match="lora_factors has not the columns of its layers"):
+        with pytest.raises(BundleError, match="lora_factors of graph 'step' has not the columns of its layers"):
             read_bundle(tmp_path / "bad")
 
 

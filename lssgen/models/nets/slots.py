@@ -1,4 +1,4 @@
-"""Slots for LoRAs: low-rank pairs as inputs of a step, beside every weight that a LoRA may change.
+"""Slots for LoRAs: low-rank pairs as inputs of a graph, beside every weight that a LoRA may change.
 
     y = W x + b  becomes  y = W x + b + sum_k w_k up_k (down_k x)
 
@@ -7,7 +7,7 @@ LoRAs is put in, weighed by picture and taken out between two calls, and one cal
 family takes part in it: the layers are found in its module, and the sum is made behind each of them.
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
@@ -27,19 +27,24 @@ from lssgen.ports import Port
 FACTORS, WEIGHTS = "lora_factors", "lora_weights"
 
 
-def with_slots(recipe: Recipe, components: Components, ranks: int, layers: SlotLayers) -> Recipe:
-    """A step that takes LoRAs.
+def with_slots(
+    recipe: Recipe, components: Components, ranks: int, layers: SlotLayers, parts: Collection[str] = ()
+) -> Recipe:
+    """A graph that takes LoRAs.
 
     Args:
-        recipe: The family's step.
+        recipe: The family's step, or what encodes its prompts.
         components: The checkpoint.
         ranks: Ranks of all LoRAs together that there is room for.
         layers: Kind of layers that have room.
+        parts: Parts of the checkpoint whose layers have; empty: all of the graph's.
 
     Raises:
         ExportError: The network has no such layers.
     """
-    shapes = {f"{name}.weight": tuple(one.weight.shape) for name, one in slotted(recipe.build(components), layers)}
+    parts = parts or recipe.components
+    found = slotted(recipe.build(components), layers)
+    shapes = {f"{name}.weight": tuple(one.weight.shape) for name, one in found if name.partition(".")[0] in parts}
     if not shapes:
         raise ExportError(
             f"the {recipe.name} graph has no layers that a LoRA could change; export without --lora-slots"
@@ -51,11 +56,11 @@ def with_slots(recipe: Recipe, components: Components, ranks: int, layers: SlotL
         Port(FACTORS, "float32", (ranks, factors.columns)),
         Port(WEIGHTS, "float32", ("batch", ranks)),
     )
-    branched = next(place for place, port in enumerate(recipe.inputs) if "branches" in port.shape)
+    branched = next((port.name for port in recipe.inputs if "branches" in port.shape), None)
 
     @wraps(recipe.build)
     def build(parts: Components) -> nn.Module:
-        return _taking_slots(recipe.build(parts), inputs, factors, recipe.inputs[branched].name)
+        return _taking_slots(recipe.build(parts), inputs, factors, branched)
 
     return replace(
         recipe,
@@ -104,7 +109,7 @@ def _weighed(narrow: Tensor, weights: Tensor) -> Tensor:
     return torch.where(weights != 0, narrow * weights, 0.0)
 
 
-def _taking_slots(module: nn.Module, inputs: tuple[Port, ...], factors: LoraFactors, branched: str) -> nn.Module:
+def _taking_slots(module: nn.Module, inputs: tuple[Port, ...], factors: LoraFactors, branched: str | None) -> nn.Module:
     """The module, with one argument for every port, the factors and their weights last.
 
     In place, and not as a wrapper: its parameters keep their names, which are the checkpoint's.
@@ -118,8 +123,9 @@ def _taking_slots(module: nn.Module, inputs: tuple[Port, ...], factors: LoraFact
 
     def taking(self: nn.Module, *given: Tensor) -> Any:
         own, (pairs, weights) = given[:-2], given[-2:]
-        branches = given[names.index(branched)].shape[0]
-        with bank.filled(pairs, per_picture(weights, branches)):
+        if branched is not None:
+            weights = per_picture(weights, given[names.index(branched)].shape[0])
+        with bank.filled(pairs, weights):
             return forward(self, *own)
 
     # A tracer reads the signature, to tell arguments apart.

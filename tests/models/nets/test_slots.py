@@ -17,7 +17,7 @@ from lssgen.export.export import Design, design
 from lssgen.export.on_demand import weights_on_demand
 from lssgen.export.probe import torch_inputs
 from lssgen.lora.asked import Lora
-from lssgen.lora.packed import pack
+from lssgen.lora.packed import Slots, pack
 from lssgen.manifest import LoraFactors, LoraWeights, SlotLayers
 from lssgen.models.nets.recipe import Recipe
 from lssgen.models.nets.slots import FACTORS, WEIGHTS, slotted
@@ -78,7 +78,7 @@ def test_a_picture_with_a_lora_is_that_of_the_merged_weights_and_its_neighbour_i
     )  # fmt: skip
     inputs = torch_inputs(recipe, sizes)
     rows = torch.zeros_like(inputs[FACTORS])
-    rows[1 : 1 + RANK] = torch.from_numpy(pack(file, factors, SLOTS * RANK, "fp32").rows)
+    rows[1 : 1 + RANK] = torch.from_numpy(pack(file, {"step": Slots(factors, "fp32")}, SLOTS * RANK).rows["step"])
     weights = torch.zeros_like(inputs[WEIGHTS])
     weights[1, 1 : 1 + RANK] = 0.7
     got = computed(outline, {**inputs, FACTORS: rows, WEIGHTS: weights})
