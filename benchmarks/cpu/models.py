@@ -52,20 +52,24 @@ def bundle_of(model: str, work: Path) -> Bundle:
         if model == "demo":
             write_demo_bundle(folder)
         else:
-            _export(model, checkpoint_of(model, work), folder)
+            _export(model, work, folder)
     return read_bundle(folder)
 
 
-def _export(model: str, checkpoint: Path, folder: Path) -> None:
+def config_of(model: str, work: Path, folder: Path) -> Any:
+    """How a model is exported into a folder, which needs torch."""
     from lssgen.export.config import ExportConfig
+
+    return ExportConfig(
+        model=str(checkpoint_of(model, work)), output=folder, probe="small", max_sequence_length=ZEROS[model],
+        resolutions=tuple((size, size) for size in SIZES[model]),
+    )  # fmt: skip
+
+
+def _export(model: str, work: Path, folder: Path) -> None:
     from lssgen.export.export import export
 
-    export(
-        ExportConfig(
-            model=str(checkpoint), output=folder, probe="small", max_sequence_length=ZEROS[model],
-            resolutions=tuple((size, size) for size in SIZES[model]),
-        )
-    )  # fmt: skip
+    export(config_of(model, work, folder))
 
 
 def _write(folder: Path) -> None:

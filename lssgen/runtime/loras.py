@@ -32,7 +32,7 @@ KEEP_BYTES = 2**30
 Floats = NDArray[np.float32]
 
 Stamp = tuple[tuple[str, int, int], ...]
-"""What tells a LoRA from another: place, size and time of change of each of its files."""
+"""Mark that tells a LoRA from another: place, size and time of change of each of its files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Adapter:
 
     Attributes:
         path: Its file or folder.
-        stamp: What tells it from others; the same where only the strength differs.
+        stamp: Mark that tells it from others; the same where only the strength differs.
         rank: Ranks that it takes.
         scales: Strength in every stage; one: in all of them.
     """
@@ -61,8 +61,8 @@ class TextLoras:
     """LoRAs that prompts are encoded with.
 
     Attributes:
-        key: What tells them and their strengths from others.
-        factors: Gives the factors on the device.
+        key: Mark that tells them and their strengths from others.
+        factors: Function that gives the factors on the device.
         weights: (ranks,) strengths.
     """
 

@@ -45,7 +45,7 @@ class Order:
 
     Attributes:
         model: Model that paints it.
-        name: What the model is called with its LoRAs.
+        name: Name of the model with its LoRA.
         loras: LoRAs in its slots.
         request, start: The run, and the picture that it starts from.
         pictures: Their number.

@@ -21,7 +21,7 @@ class Ticket:
         asked: Request as it came, without its pictures.
         request: Run that is carried out, every choice made; its seed is that of the first picture.
         model: Name of the model that paints it.
-        name: What the model is called with the LoRAs that the request asks for, "sd3@style"; else the same.
+        name: Name of the model with the LoRA that the request asks for, "sd3@style"; without one the same.
         notes: Sentences that the caller should read, as far as they are known by now.
     """
 

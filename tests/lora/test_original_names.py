@@ -14,7 +14,8 @@ from lssgen.errors import ModelError
 from lssgen.lora.asked import Lora
 from lssgen.lora.deltas import read_deltas
 
-HIDDEN, MLP = 32, 128
+HIDDEN, MLP = 3072, 12288
+"""Widths of FLUX.1, which diffusers counts on."""
 FLUX: Mapping[str, tuple[int, ...]] = {
     **{f"transformer.transformer_blocks.3.attn.to_{letter}.weight": (HIDDEN, HIDDEN) for letter in "qkv"},
     **{f"transformer.transformer_blocks.3.attn.add_{letter}_proj.weight": (HIDDEN, HIDDEN) for letter in "qkv"},
@@ -80,22 +81,23 @@ def comfyui(name: str) -> tuple[str, str]:
 def drawn(
     path: Path, layers: Mapping[str, tuple[int, ...]], name: Callable[[str], tuple[str, str]]
 ) -> Mapping[str, np.ndarray]:
-    """A LoRA of rank 2 for layers of the original code; its file, and what it adds to each."""
+    """A LoRA of rank 2 for layers of the original code, and the second factor of each."""
     rng = np.random.default_rng(0)
     tensors: dict[str, np.ndarray] = {}
-    added: dict[str, np.ndarray] = {}
+    wide: dict[str, np.ndarray] = {}
     for layer, (rows, columns) in layers.items():
         down, up = (rng.standard_normal(shape, np.float32) for shape in ((2, columns), (rows, 2)))
         tensors |= dict(zip(name(layer), (down, up), strict=True))
-        added[layer] = up @ down
+        wide[layer] = up
     save_arrays(tensors, path, {"lora_alpha": "2"})
-    return added
+    return wide
 
 
 @pytest.mark.parametrize("name", [kohya, comfyui])
 def test_every_layer_of_flux_is_changed_as_diffusers_changes_it(
     tmp_path: Path, name: Callable[[str], tuple[str, str]]
 ) -> None:
+    from lssgen.export.changes import Delta
     from lssgen.export.lora import read_lora
     from lssgen.export.lora_renaming import renaming
     from lssgen.lora.names import Target
@@ -107,10 +109,10 @@ def test_every_layer_of_flux_is_changed_as_diffusers_changes_it(
     found = read_deltas(Lora(path), FLUX).by_weight
     assert found.keys() == changes.keys() == FLUX.keys()
     for key, change in changes.items():
-        zero = torch.zeros(FLUX[key])
-        np.testing.assert_allclose(
-            found[key].added_to(zero.numpy()), change.merged(zero, zero).numpy(), rtol=1e-5, atol=1e-5
-        )
+        assert isinstance(change, Delta)
+        np.testing.assert_array_equal(found[key].down, change.down.numpy())
+        np.testing.assert_array_equal(found[key].up, change.up.numpy())
+        assert found[key].scale == change.scale
 
 
 @pytest.mark.parametrize("name", [kohya, comfyui])
@@ -149,10 +151,10 @@ JOINT: Mapping[str, tuple[int, ...]] = {
 
 def test_fused_layers_of_sd3_come_apart_in_the_order_of_query_key_and_value(tmp_path: Path) -> None:
     layers = {"joint_blocks.0.x_block.attn.qkv": (3 * HIDDEN, HIDDEN), "joint_blocks.0.x_block.mlp.fc1": (MLP, HIDDEN)}
-    added = drawn(tmp_path / "style.safetensors", layers, kohya)
+    wide = drawn(tmp_path / "style.safetensors", layers, kohya)
     found = read_deltas(Lora(tmp_path / "style.safetensors"), JOINT).by_weight
-    whole = np.concatenate([found[key].added_to(np.zeros(JOINT[key])) for key in list(JOINT)[:3]])
-    np.testing.assert_allclose(whole, added["joint_blocks.0.x_block.attn.qkv"], atol=1e-6)
+    whole = np.concatenate([found[key].up for key in list(JOINT)[:3]])
+    np.testing.assert_array_equal(whole, wide["joint_blocks.0.x_block.attn.qkv"])
 
 
 def test_bfloat16_is_read_without_a_package_for_it(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_layer_that_is_not_called_as_a_module_is_refused() -> None:
 
     recipe = Recipe(
         name="step",
-        components=(),
+        components=("layer",),
         inputs=(Port("x", "float32", ("batch", 2)), Port("guidance_weights", "float32", ("branches", "batch"))),
         outputs=(Port("y", "float32", ("batch", 2)),),
         build=lambda _: Bypassed(),
