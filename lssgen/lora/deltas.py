@@ -197,8 +197,10 @@ def _component(said: Said, pairs: Mapping[str, Pair[Array]], target: Target[Arra
 
 
 def _misfit(place: Place, lost: list[str]) -> ModelError:
-    shown = ", ".join(lost[:SHOWN]) or "it has no LoRA keys at all"
-    if lost and all(layer.startswith(TEXT_ENCODERS) for layer in lost):
+    if not lost:
+        return ModelError(f"{place.path} has no LoRA keys at all; give the file that the trainer wrote")
+    shown = ", ".join(lost[:SHOWN])
+    if all(layer.startswith(TEXT_ENCODERS) for layer in lost):
         return ModelError(
             f"{place.path} changes text encoders too, and there is no weight, or no slot, for {shown}; {ELSEWHERE}"
         )

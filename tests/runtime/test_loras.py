@@ -218,7 +218,7 @@ BAD: Mapping[str, tuple[Mapping[str, Array], str]] = {
              "is more than low-rank sums .* export the checkpoint with --lora"),
     "LoHa": ({f"{QUERY}.hada_w1_a": DOWN}, "is a LoHa"),
     "NaN": ({**PAIR, f"{QUERY}.lora_A.weight": DOWN * np.nan}, "is damaged"),
-    "nothing": ({}, "cannot be read as a LoRA"),
+    "nothing": ({}, "has no LoRA keys at all"),
     "overflow": ({**PAIR, f"{QUERY}.lora_B.weight": UP * 1e38, f"{QUERY}.alpha": np.full((), 1e6, np.float32)},
                  "too large for fp32"),
 }  # fmt: skip
