@@ -11,6 +11,13 @@ SCALES = "/"
 """Sign between the strengths of a run's stages: "style.safetensors:0.2/1"."""
 
 
+Scales = float | tuple[float, ...]
+"""Strength of a LoRA, or one for each stage of a run."""
+
+Chosen = Mapping[str, Scales] | Mapping[Path, Scales] | Mapping[str | Path, Scales]
+"""LoRAs of a run: strength by file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lora:
     """A LoRA as the user asks for it.
@@ -80,7 +87,7 @@ class RunLora:
         return f"{self.path}:{SCALES.join(map(repr, self.scales))}"
 
 
-def lora_texts(loras: Mapping[str | Path, float | tuple[float, ...]]) -> tuple[str, ...]:
+def lora_texts(loras: Chosen) -> tuple[str, ...]:
     """LoRAs by file, with their strengths, as a run takes them: "style.safetensors:0.8".
 
     Raises:

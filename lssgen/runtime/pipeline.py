@@ -20,7 +20,7 @@ from lssgen.engines.demand import Demand
 from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import open_backend
 from lssgen.errors import BackendError, EngineError, NonFiniteError
-from lssgen.lora.asked import RunLora, lora_texts
+from lssgen.lora.asked import Chosen, RunLora, lora_texts
 from lssgen.manifest import LoraFactors
 from lssgen.plan import Plan
 from lssgen.ports import Array
@@ -49,7 +49,7 @@ from lssgen.runtime.results import (
 )
 from lssgen.runtime.sampler import Batch, Floats, Listeners, sample
 from lssgen.runtime.text import TextEncoder, prompts_of, warn
-from lssgen.runtime.workspace import Geometry, ToldSizes, Workspace, stack_each
+from lssgen.runtime.workspace import Geometry, Lent, ToldSizes, Workspace, stack_each
 from lssgen.runtime.workspaces import Workspaces
 from lssgen.verification import Verify, see_whole
 
@@ -160,7 +160,7 @@ class Pipeline:
         """
         return request_from_options(self.bundle, advised(self.bundle, self.backend, asked)).plan
 
-    def set_loras(self, loras: Mapping[str | Path, float | tuple[float, ...]]) -> None:
+    def set_loras(self, loras: Chosen) -> None:
         """Paint all runs from now on that name none with these LoRAs; with none of them for an empty mapping.
 
         They are put into the bundle's slots at once. Taking them out again leaves nothing of them: the pictures are
@@ -279,7 +279,7 @@ class Pipeline:
 
     def _workspace(self, geometry: Geometry) -> Workspace:
         assert self._open.engines is not None, "a batch opens the engines before it asks for buffers"
-        lent = {LoraFactors: lambda: self._bank.buffer("step")}
+        lent: Lent = {LoraFactors: lambda: self._bank.buffer("step")}
         return Workspace(self.bundle.manifest, self.backend, self._open.engines, geometry, lent)
 
     def _with_loras(self, asked: Asked) -> Asked:

@@ -15,7 +15,7 @@ from lssgen.runtime.loras import LoraBank
 from lssgen.runtime.open_engines import OpenEngines
 from lssgen.runtime.options import Options, Request
 from lssgen.runtime.text import TextEncoder
-from lssgen.runtime.workspace import Geometry, Workspace
+from lssgen.runtime.workspace import Geometry, Lent, Workspace
 from lssgen.runtime.workspaces import Workspaces
 from lssgen.schedules import Search, read_searches
 from lssgen.serving.plans import Plans
@@ -131,7 +131,7 @@ class Model:
         )
 
     def _make(self, geometry: Geometry) -> Workspace:
-        lent = {LoraFactors: lambda: self.loras.buffer("step")}
+        lent: Lent = {LoraFactors: lambda: self.loras.buffer("step")}
         return Workspace(self.bundle.manifest, self._backend, self.engines, geometry, lent)
 
 

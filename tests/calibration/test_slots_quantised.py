@@ -22,7 +22,7 @@ WORDS = Options(num_inference_steps=3, height=128, width=128, min_resolution=128
 
 def latents(bundle: Bundle, *loras: str) -> Array:
     with Pipeline(bundle, open_backend("onnxruntime", threads=1)) as pipeline:
-        return pipeline("a red star", **WORDS, loras=loras).latents
+        return pipeline("a red star", **{**WORDS, "loras": loras}).latents
 
 
 def test_a_lora_does_the_same_to_a_quantised_bundle(tmp_path: Path) -> None:

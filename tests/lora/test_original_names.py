@@ -120,7 +120,7 @@ def test_every_layer_of_sdxl_is_found(tmp_path: Path, name: Callable[[str], tupl
     import sys
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "export"))
-    from diffusers import UNet2DConditionModel
+    from diffusers import UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
     from original_layout import unet
 
     from lssgen.export.writer import weightless

@@ -131,10 +131,10 @@ def test_the_record_of_a_run_names_its_loras_and_a_picture_no_folder(
     from lssgen.runtime.record import parameters_of, read_record, record_of, settings_from_file, write_record
 
     with opened(slotted) as pipeline:
-        result = pipeline("a", **WORDS, loras=(f"{loras['ink']}:0.5",))
+        result = pipeline("a", **{**WORDS, "loras": (f"{loras['ink']}:0.5",)})
         write_record(record_of(pipeline, result.request, finished=True), tmp_path / "run.json")
     assert read_record(tmp_path / "run.json").loras == {str(loras["ink"]): sha256_of(loras["ink"])}
-    assert settings_from_file(tmp_path / "run.json").options["loras"] == (f"{loras['ink']}:0.5",)
+    assert settings_from_file(tmp_path / "run.json").options.get("loras") == (f"{loras['ink']}:0.5",)
     assert parameters_of(result.pictures[0], result.request)["loras"] == ["ink.safetensors:0.5"]
 
 
@@ -188,7 +188,7 @@ def test_more_ranks_than_there_are_are_refused_with_both_numbers(slotted: Bundle
         with pytest.raises(ModelError, match=r"rank 4, wide\.safetensors of rank 6 have rank 10 together.* for 8"):
             pipeline.set_loras({loras["ink"]: 1.0, loras["wide"]: 1.0})
         with pytest.raises(ModelError, match="have rank 10 together"):
-            pipeline.paint("a", **WORDS, loras=(str(loras["ink"]), str(loras["wide"])))
+            pipeline.paint("a", **{**WORDS, "loras": (str(loras["ink"]), str(loras["wide"]))})
 
 
 def test_a_bundle_without_slots_says_how_to_export_it(sd3_bundle: Bundle, loras: Mapping[str, Path]) -> None:

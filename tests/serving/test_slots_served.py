@@ -28,7 +28,7 @@ def served(bundle: Bundle, loras: Mapping[str, Path | str], **words: Any) -> lss
 
 def alone(bundle: Bundle, *loras: str) -> Array:
     with Pipeline(bundle, open_backend("onnxruntime", threads=1)) as pipeline:
-        return pipeline("a red circle", **WORDS, loras=loras).latents[0]
+        return pipeline("a red circle", **{**WORDS, "loras": loras}).latents[0]
 
 
 def test_requests_with_unlike_styles_share_calls_and_are_painted_as_alone(

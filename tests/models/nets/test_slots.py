@@ -100,8 +100,8 @@ def test_every_matrix_of_the_network_has_slots_and_wide_convolutions_where_asked
     outline = outline_of(folder, slots=0)
     module = step_of(outline).build(Parts(outline.model.checkpoint, torch.float32))
     matrices = {f"{name}.weight" for name, one in module.named_modules() if isinstance(one, nn.Linear)}
-    wide = {f"{name}.weight" for name, one in slotted(module, "all")} - {
-        f"{name}.weight" for name, one in slotted(module, "linear")
+    wide = {f"{name}.weight" for name, _ in slotted(module, "all")} - {
+        f"{name}.weight" for name, _ in slotted(module, "linear")
     }
     few, all_ = (step_of(outline_of(folder, layers=layers)).feeds[FACTORS] for layers in ("linear", "all"))
     assert isinstance(few, LoraFactors)
