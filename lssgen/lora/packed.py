@@ -22,7 +22,7 @@ class Slots:
 
     Attributes:
         factors: Its layers, and where they lie.
-        precision: What the graph computes in.
+        precision: Number format that the graph computes in.
     """
 
     factors: LoraFactors

@@ -46,7 +46,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         backend: Facts that the backend tells about itself.
         plan: Stages and steps.
         suffix: Format of the pictures, ".png".
-        loras: sha256 of the LoRAs that it is painted with, by file.
+        lora_sha256: Hashes of the LoRAs that it is painted with, by file.
         start: sha256 of the picture that the run starts from, of its mask and of the pictures that condition it, by
             file name.
         prompts: All prompts of the run, in their order; empty where a prompt file has them.
@@ -62,7 +62,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     backend: Mapping[str, object]
     plan: Plan
     suffix: str = ".png"
-    loras: Mapping[str, str] = {}
+    lora_sha256: Mapping[str, str] = {}
     start: Mapping[str, str] = {}
     prompts: Sequence[str] = ()
     pictures: Sequence[PictureRecord] = ()
@@ -92,7 +92,7 @@ def record_of(
         backend=pipeline.backend.describe(),
         plan=request.plan,
         suffix=suffix,
-        loras=lora_hashes(request.loras),
+        lora_sha256=lora_hashes(request.loras),
         start=dict(start),
         prompts=prompts,
         pictures=pictures,
@@ -145,7 +145,7 @@ class Settings:
 
     Attributes:
         options: Keywords of the run.
-        loras: sha256 of the LoRAs that it was painted with, by file.
+        lora_sha256: Hashes of the LoRAs that it was painted with, by file.
         prompts: All of its prompts, if the file has any.
         bundle: "folder", and "manifest_sha256", where it is the record of a run; else empty.
         engine: Name of the backend that it ran on; empty if that is not known.
@@ -157,7 +157,7 @@ class Settings:
     bundle: Mapping[str, str]
     engine: str
     start: Mapping[str, str]
-    loras: Mapping[str, str] = field(default_factory=dict[str, str])
+    lora_sha256: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def settings_from_file(path: Path) -> Settings:
@@ -189,7 +189,7 @@ def settings_from_file(path: Path) -> Settings:
             bundle=convert_json(given.get("bundle", {}), dict[str, str]),
             engine=convert_json(backend.get("backend", ""), str),
             start=convert_json(given.get("start", {}), dict[str, str]),
-            loras=convert_json(given.get("loras", {}), dict[str, str]),
+            lora_sha256=convert_json(given.get("lora_sha256", {}), dict[str, str]),
         )
     except NoFileError as error:
         raise PromptError(f"{path} {error}") from error

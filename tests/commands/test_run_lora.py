@@ -33,7 +33,7 @@ def test_loras_of_a_run_are_on_record_and_painted_with_again(
     assert not np.array_equal(plain, with_loras)
     record = json.loads(Path("styled.run.json").read_text())
     assert record["configuration"]["loras"] == list(flags[1::2])
-    assert set(record["loras"]) == {str(loras["ink"]), str(loras["oil"])}
+    assert set(record["lora_sha256"]) == {str(loras["ink"]), str(loras["oil"])}
     assert main(["--config", "styled.run.json", "-o", "again.png", "--save-latents", "again.npy", "--quiet"]) == 0
     np.testing.assert_array_equal(np.load("again.npy"), with_loras)
 
