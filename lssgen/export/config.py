@@ -23,6 +23,9 @@ Probing = Literal["auto", "stages", "small", "none"]
 PredictionType = Literal["epsilon", "v_prediction"]
 """Kind of prediction of a diffusion network: the noise, or the velocity (v)."""
 
+LORA_RANK = 16
+"""Rank of a slot, unless another one is asked for."""
+
 Resolution = tuple[int, int]
 """(height, width) in pixels."""
 
@@ -184,7 +187,7 @@ class ExportConfig:
         most=64,
     )
     lora_rank: int = choice(
-        16,
+        LORA_RANK,
         help="rank that each of these may have; one of twice the rank takes two slots",
         metavar="R",
         least=1,
@@ -215,6 +218,8 @@ class ExportConfig:
         refuse_outside(self, ExportError)
         if "sr" in self.transitions and self.sr is None:
             raise ExportError("transitions by super-resolution need the network: give its ONNX file with --sr")
+        if not self.lora_slots and (self.lora_rank, self.lora_layers) != (LORA_RANK, "linear"):
+            raise ExportError("--lora-rank and --lora-layers say what slots are like: ask for some, --lora-slots N")
 
     @property
     def spaces(self) -> tuple[ScalingSpace, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -113,7 +114,14 @@ def lora_hashes(loras: Sequence[str]) -> dict[str, str]:
     """sha256 of every file of a run's LoRAs, as far as they are there."""
     paths = [RunLora.from_text(text).path for text in loras]
     files = [place.path for path in paths if path.exists() for place in places_of(path)]
-    return {as_text(file): sha256_of(file) for file in files}
+    return {as_text(file): _sha256(file, file.stat().st_mtime_ns) for file in files}
+
+
+@lru_cache(maxsize=64)
+def _sha256(file: Path, changed: int) -> str:
+    """Hash of a file; read once, however often a record is written while a run goes on."""
+    del changed
+    return sha256_of(file)
 
 
 def write_record(record: RunRecord, path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from lssgen.bundle import Bundle
 from lssgen.commands.export import build_parser, config_from_args
 from lssgen.commands.run import main
+from lssgen.errors import ExportError
 
 FLAGS = (
     "--threads", "1", "--quiet", "--scaling-space", "latent", "--size", "128", "--min-resolution", "64",
@@ -81,6 +82,13 @@ def test_slots_are_asked_for_at_the_export() -> None:
     )
     config = config_from_args(args)
     assert (config.lora_slots, config.lora_rank, config.lora_layers) == (2, 32, "all")
+
+
+@pytest.mark.parametrize("flags", ["--lora-rank 8", "--lora-layers all"])
+def test_what_slots_are_like_is_not_said_without_slots(flags: str) -> None:
+    args = build_parser().parse_args(["--model", "sd3", *flags.split()])
+    with pytest.raises(ExportError, match="ask for some, --lora-slots N"):
+        config_from_args(args)
 
 
 @pytest.mark.parametrize("flags", ["--lora-slots -1", "--lora-rank 0", "--lora-layers some", "--lora-slots 65"])
