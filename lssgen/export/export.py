@@ -169,7 +169,7 @@ def design(config: ExportConfig) -> Design:
         facts=facts,
         blueprint=blueprint,
         recipes=(
-            *(_slotted(recipe, components, config) for recipe in blueprint.recipes),
+            *(_slotted(recipe, components, config, model.family.network) for recipe in blueprint.recipes),
             *transition_recipes(
                 components,
                 facts.scaling_spaces,
@@ -248,11 +248,11 @@ def _with_spaces(facts: ModelFacts, spaces: Sequence[ScalingSpace]) -> ModelFact
     return replace(facts, scaling_spaces=fitting, defaults=replace(facts.defaults, scaling_space=default))
 
 
-def _slotted(recipe: Recipe, components: Parts, config: ExportConfig) -> Recipe:
-    """A recipe with room for LoRAs, where that is asked for: the step's, and that of CLIP's encoders, which trainers
+def _slotted(recipe: Recipe, components: Parts, config: ExportConfig, network: str) -> Recipe:
+    """A recipe with room for LoRAs, where that is asked for: the network's, and that of CLIP's encoders, which trainers
     change too, and T5's and language models' they do not."""
     parts = {
-        "step": recipe.components,
+        "step": [network],
         "text": [part for part in recipe.components if components.checkpoint.class_of(part).startswith(CLIP)],
     }.get(recipe.name, ())
     if not config.lora_slots or not parts:
