@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from factory import tiny_sd3
@@ -18,7 +19,7 @@ pytest.importorskip("tensorrt_rtx", reason="the wheel tensorrt-rtx-cu13 is not i
 
 pytestmark = pytest.mark.slow  # an export and a build take a minute of one core
 
-WIDE = {"block_out_channels": (32, 64), "attention_head_dim": 2}
+WIDE: dict[str, Any] = {"block_out_channels": (32, 64), "attention_head_dim": 2}
 CASES: dict[str, tuple[Callable[[Path], Path], Precision]] = {
     "sd": (lambda to: tiny_sd(to, **WIDE), "fp16"),
     "sdxl": (lambda to: tiny_sdxl(to, **WIDE), "fp16"),
