@@ -247,5 +247,8 @@ def _ranks(graph: Graph) -> int:
 def _stamp(path: Path) -> Stamp:
     # What PEFT says beside the tensors decides their strength.
     beside = [file for place in places_of(path) for file in (place.path, place.path.parent / CONFIG)]
-    files = [file for file in beside if file.is_file()]
-    return tuple((str(file.resolve()), (found := file.stat()).st_size, found.st_mtime_ns) for file in files)
+    try:
+        files = [(file, file.stat()) for file in beside if file.is_file()]
+    except OSError as error:  # it goes at this moment
+        raise ModelError(f"{path} cannot be read as a LoRA: {error.strerror}") from error
+    return tuple((str(file.resolve()), found.st_size, found.st_mtime_ns) for file, found in files)
