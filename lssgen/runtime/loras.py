@@ -193,13 +193,15 @@ class LoraBank:
 
     def _packed(self, path: Path, stamp: Stamp) -> Packed:
         with self._lock:
-            if stamp not in self._read:
-                packed = pack(path, self._slots, self.ranks)
-                if _stamp(path) != stamp:
-                    raise ModelError(f"{path} was changed while a run used it; start the run again")
-                self._read[stamp] = packed
+            found = self._read.get(stamp)
+        if found is None:
+            # Without the lock, which the thread that has the device would wait for: files are large.
+            found = pack(path, self._slots, self.ranks)
+            if _stamp(path) != stamp:
+                raise ModelError(f"{path} was changed while a run used it; start the run again")
+        with self._lock:
+            self._read[stamp] = found
             self._read.move_to_end(stamp)
-            found = self._read[stamp]
             while len(self._read) > 1 and sum(one.bytes for one in self._read.values()) > self._keep:
                 self._read.popitem(last=False)
         return found
