@@ -27,6 +27,8 @@ CONTENTS = {
         "lssgen:load",
         "lssgen.runtime:Pipeline",
         "lssgen.runtime:Options",
+        "lssgen.lora.asked:Chosen",
+        "lssgen.lora.asked:Scales",
         "lssgen.runtime.options:Request",
         "lssgen.verification:Verify",
         "lssgen.runtime:Progress",

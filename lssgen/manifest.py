@@ -8,6 +8,7 @@ Format 2. By two rules a new conditioning input, state or graph is a record here
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Literal
 
 import msgspec
@@ -21,6 +22,9 @@ FORMAT = 2
 
 Precision = Literal["fp32", "fp16", "bf16"]
 """Number format that a network computes in."""
+
+SlotLayers = Literal["linear", "all"]
+"""Kind of layers that have room for LoRAs: matrix products and convolutions of one pixel, or larger ones too."""
 
 Quantity = Literal[
     "one",
@@ -172,6 +176,38 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True, tag="reference"):
     what: Literal["tokens", "places"]
 
 
+class LoraFactors(msgspec.Struct, frozen=True, kw_only=True, tag="lora_factors"):
+    """Low-rank pairs of LoRAs, (ranks, columns). A row holds one rank of all layers: for every layer a row of its first
+    factor, and behind it a column of its second.
+
+    Attributes:
+        layers: Shape of the weight of every layer that has room for such a change, by the weight's name in the
+            checkpoint.
+    """
+
+    layers: Mapping[str, tuple[int, ...]]
+
+    @property
+    def places(self) -> Mapping[str, tuple[int, int, int]]:
+        """Where each layer lies: the first column of its first factor, that of its second, and the one behind it."""
+        found: dict[str, tuple[int, int, int]] = {}
+        at = 0
+        for name in sorted(self.layers):  # not as they come: files may have been sorted by whoever wrote them anew
+            out, *inside = self.layers[name]
+            found[name] = (at, at + prod(inside), at + prod(inside) + out)
+            at = found[name][2]
+        return found
+
+    @property
+    def columns(self) -> int:
+        """Number of columns."""
+        return sum(shape[0] + prod(shape[1:]) for shape in self.layers.values())
+
+
+class LoraWeights(msgspec.Struct, frozen=True, kw_only=True, tag="lora_weights"):
+    """Strength of every rank in every picture, (batch, ranks); 0 where the picture is painted without it."""
+
+
 Feed = (
     State
     | Latent
@@ -186,6 +222,8 @@ Feed = (
     | Reference
     | Gates
     | Picture
+    | LoraFactors
+    | LoraWeights
 )
 """Source of the value of a graph's input."""
 

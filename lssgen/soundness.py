@@ -15,6 +15,8 @@ from lssgen.manifest import (
     GuidanceWeights,
     Heard,
     Latent,
+    LoraFactors,
+    LoraWeights,
     Manifest,
     Mix,
     Noise,
@@ -27,6 +29,7 @@ from lssgen.manifest import (
     Text,
     Tokens,
 )
+from lssgen.ports import Port
 
 LONGEST_SIDE = 2**16
 """Pixels, or cells, along the longest side that any model could have."""
@@ -65,6 +68,8 @@ RANKS: Mapping[type, int] = {
     Sizes: 3,
     Gates: 2,
     Picture: 4,
+    LoraFactors: 2,
+    LoraWeights: 2,
 }
 """Number of axes of what a port is fed with, where it is always the same."""
 
@@ -167,6 +172,9 @@ def _feed_faults(manifest: Manifest) -> Iterator[str]:
             yield f"small_step is {manifest.small_step[:80]!r}, which is not a graph with the ports of the step"
         yield from _outside({"small_cells": (manifest.small_cells, 1, LONGEST_SIDE**2)})
     yield from _control_faults(manifest)
+    yield from _slot_faults("step", step, 0)
+    if text is not None:
+        yield from _slot_faults("text", text, next(_ranks(step), 0))
     latents = 0
     for port, feed in step.feeds.items():
         if isinstance(feed, State):
@@ -208,6 +216,35 @@ def _control_faults(manifest: Manifest) -> Iterator[str]:
     for port in step.inputs:
         if isinstance(step.feeds[port.name], Row) and port.shape[1:] != (wanted,):
             yield f"{port} has not the {wanted} columns of a step with this ControlNet"
+
+
+def _slots(graph: Graph) -> list[tuple[Port, LoraFactors | LoraWeights]]:
+    """Inputs for LoRAs, and what they are fed with."""
+    ports = {port.name: port for port in graph.inputs}
+    feeds = [(name, feed) for name, feed in graph.feeds.items() if isinstance(feed, LoraFactors | LoraWeights)]
+    return [(ports[name], feed) for name, feed in feeds if name in ports]
+
+
+def _ranks(graph: Graph) -> Iterator[int | str]:
+    """Number of ranks, as each input for LoRAs has it."""
+    return (port.shape[-1 if isinstance(feed, LoraWeights) else 0] for port, feed in _slots(graph))
+
+
+def _slot_faults(name: str, graph: Graph, expected: int | str) -> Iterator[str]:
+    """What is wrong with the room for LoRAs in a graph, which has as many ranks as the step's; 0: any number."""
+    found = _slots(graph)
+    if len({type(feed) for _, feed in found}) != len(found) or len(found) not in (0, 2):
+        yield f"graph {name!r} has not one input for the factors of LoRAs, and one for their weights"
+        return
+    ranks = set(_ranks(graph))
+    if len(ranks) > 1 or not all(isinstance(rank, int) and (rank == expected or not expected) for rank in ranks):
+        yield f"the inputs of graph {name!r} for LoRAs differ from each other or from the step's in the number of ranks"
+    for port, feed in found:
+        if isinstance(feed, LoraFactors):
+            bad = [name for name, shape in feed.layers.items() if len(shape) < 2 or min(shape) < 1]
+            if bad or port.shape[1:] != (feed.columns,):
+                said = ", ".join(bad)[:80] or feed.columns
+                yield f"{port.name} of graph {name!r} has not the columns of its layers ({said})"
 
 
 def _token_faults(tokens: Tokens) -> Iterator[str]:

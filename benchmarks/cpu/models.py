@@ -58,20 +58,25 @@ def bundle_of(model: str, work: Path, zeros: int | None = None) -> Bundle:
         if model == "demo":
             write_demo_bundle(folder)
         else:
-            _export(checkpoint_of(model, work), folder, SIZES[model], zeros)
+            _export(model, work, folder, zeros)
     return read_bundle(folder)
 
 
-def _export(checkpoint: Path, folder: Path, sizes: tuple[int, ...], zeros: int) -> None:
+def config_of(model: str, work: Path, folder: Path, zeros: int | None = None) -> Any:
+    """How a model is exported into a folder, which needs torch."""
     from lssgen.export.config import ExportConfig
+
+    return ExportConfig(
+        model=str(checkpoint_of(model, work)), output=folder, probe="small",
+        max_sequence_length=ZEROS[model] if zeros is None else zeros,
+        resolutions=tuple((size, size) for size in SIZES[model]),
+    )  # fmt: skip
+
+
+def _export(model: str, work: Path, folder: Path, zeros: int) -> None:
     from lssgen.export.export import export
 
-    resolutions = tuple((size, size) for size in sizes)
-    export(
-        ExportConfig(
-            model=str(checkpoint), output=folder, resolutions=resolutions, probe="small", max_sequence_length=zeros
-        )
-    )
+    export(config_of(model, work, folder, zeros))
 
 
 def _write(folder: Path) -> None:

@@ -297,6 +297,9 @@ def _bundle_folder(prog: str, args: argparse.Namespace, settings: Settings) -> P
     else:
         folder = demo_bundle(prog)
     _tell_differences(args, settings, folder)
+    for file, sha256 in settings.lora_sha256.items():
+        if Path(file).is_file() and sha256_of(Path(file)) != sha256:
+            _LOG.warning("%s has changed since %s was painted with it; pictures will differ", file, args.config)
     return folder
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from lssgen.choices import choice, refuse_outside
 from lssgen.errors import ExportError
 from lssgen.lora.asked import Lora
-from lssgen.manifest import Precision
+from lssgen.manifest import Precision, SlotLayers
 from lssgen.plan.facts import ModelFacts, ScalingSpace
 from lssgen.plan.geometry import nearest_sizes
 from lssgen.plan.options import MOST_SIDE_PX, PlanOptions
@@ -22,6 +22,9 @@ Probing = Literal["auto", "stages", "small", "none"]
 
 PredictionType = Literal["epsilon", "v_prediction"]
 """Kind of prediction of a diffusion network: the noise, or the velocity (v)."""
+
+LORA_RANK = 16
+"""Rank of a slot, unless another one is asked for."""
 
 Resolution = tuple[int, int]
 """(height, width) in pixels."""
@@ -83,6 +86,10 @@ class ExportConfig:
             read by the same layers.
         max_sequence_length: Tokens of the long text encoder; None: the model's own.
         loras: Merged into the weights, in order.
+        lora_slots: LoRAs that runs may use together, put in and taken out without another export; 0: none can be.
+        lora_rank: Rank that each of these may have; one of twice the rank takes two slots.
+        lora_layers: Layers that they may change, "linear": matrix products and convolutions of one pixel, or "all":
+            convolutions of more pixels too (LoCon).
         embeddings: Words that the text encoders learn.
         probe: Choice of sizes at which graphs are compared with torch.
         threads: CPU threads for the probes, at most as many as the machine has; 0 leaves it to ONNX Runtime and torch.
@@ -193,6 +200,25 @@ class ExportConfig:
         unset="none; a scale of 1",
         repeated=True,
     )
+    lora_slots: int = choice(
+        0,
+        help="LoRAs that runs may use together, chosen when they run (lssgen run --lora); 0 is none, and no cost",
+        metavar="N",
+        least=0,
+        most=64,
+    )
+    lora_rank: int = choice(
+        LORA_RANK,
+        help="rank that each of these may have; one of twice the rank takes two slots",
+        metavar="R",
+        least=1,
+        most=1024,
+    )
+    lora_layers: SlotLayers = choice(
+        "linear",
+        help="layers that these may change: linear (matrix products and convolutions of one pixel) or all "
+        "(convolutions of more too, LoCon)",
+    )
     embeddings: tuple[Embedding, ...] = choice(
         (),
         name="--embedding",
@@ -215,6 +241,8 @@ class ExportConfig:
             raise ExportError("an embedding teaches the text encoder a word, and --no-text-encoder leaves it out")
         if "sr" in self.transitions and self.sr is None:
             raise ExportError("transitions by super-resolution need the network: give its ONNX file with --sr")
+        if not self.lora_slots and (self.lora_rank, self.lora_layers) != (LORA_RANK, "linear"):
+            raise ExportError("--lora-rank and --lora-layers say what slots are like: ask for some, --lora-slots N")
 
     @property
     def spaces(self) -> tuple[ScalingSpace, ...]:

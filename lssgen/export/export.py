@@ -27,6 +27,7 @@ from lssgen.models.configs import PIPELINE
 from lssgen.models.controlnets import PART, controlled
 from lssgen.models.families import facts_from_configs, text_tokens
 from lssgen.models.nets.recipe import Blueprint, Recipe, Wishes
+from lssgen.models.nets.slots import with_slots
 from lssgen.models.nets.transition import Ways, transition_recipes
 from lssgen.plan.facts import ModelFacts, ScalingSpace
 from lssgen.plan.sampling import described, with_choice
@@ -36,6 +37,8 @@ T5_PARTS = ("text_encoder_3", "tokenizer_3")
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 """Parts that encode prompts, as diffusers calls them."""
+CLIP = "CLIPTextModel"
+"""Beginning of the names of CLIP's classes, with a projection and without."""
 
 LONGEST_TEXT = 4096
 """Tokens; published models were trained with 1024 at most."""
@@ -180,7 +183,7 @@ def design(config: ExportConfig) -> Design:
         facts=facts,
         blueprint=blueprint,
         recipes=(
-            *blueprint.recipes,
+            *(_slotted(recipe, components, config, model.family.network) for recipe in blueprint.recipes),
             *transition_recipes(
                 components,
                 facts.scaling_spaces,
@@ -286,6 +289,18 @@ def _with_spaces(facts: ModelFacts, spaces: Sequence[ScalingSpace]) -> ModelFact
     own = facts.defaults.scaling_space
     default = own if own in fitting else fitting[0]
     return replace(facts, scaling_spaces=fitting, defaults=replace(facts.defaults, scaling_space=default))
+
+
+def _slotted(recipe: Recipe, components: Parts, config: ExportConfig, network: str) -> Recipe:
+    """A recipe with room for LoRAs, where that is asked for: the network's, and that of CLIP's encoders, which trainers
+    change too, and T5's and language models' they do not."""
+    parts = {
+        "step": [network],
+        "text": [part for part in recipe.components if components.checkpoint.class_of(part).startswith(CLIP)],
+    }.get(recipe.name, ())
+    if not config.lora_slots or not parts:
+        return recipe
+    return with_slots(recipe, components, config.lora_slots * config.lora_rank, config.lora_layers, parts)
 
 
 def _ways(config: ExportConfig, model: Model, chosen: Chosen | None) -> Ways:

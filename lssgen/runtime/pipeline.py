@@ -21,6 +21,8 @@ from lssgen.engines.demand import Demand
 from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import open_backend
 from lssgen.errors import BackendError, EngineError, NonFiniteError, PromptError
+from lssgen.lora.asked import Chosen, RunLora, lora_texts
+from lssgen.manifest import LoraFactors
 from lssgen.plan import Plan
 from lssgen.ports import Array
 from lssgen.runtime.advice import advised
@@ -32,6 +34,7 @@ from lssgen.runtime.conditions import CONTROL, Pictures, condition_values
 from lssgen.runtime.demand import demand_of
 from lssgen.runtime.embeds import NEGATIVE, Embeds, embeds_of, heard_from, prompts_with
 from lssgen.runtime.kinds import see_kinds
+from lssgen.runtime.loras import Adapter, LoraBank
 from lssgen.runtime.noise import check_seed
 from lssgen.runtime.open_engines import OpenEngines
 from lssgen.runtime.options import Asked, Options, Request, refuse_too_many, request_from_options
@@ -50,7 +53,7 @@ from lssgen.runtime.results import (
 )
 from lssgen.runtime.sampler import Batch, Floats, Listeners, sample
 from lssgen.runtime.text import TextEncoder, prompts_of, warn
-from lssgen.runtime.workspace import Geometry, ToldSizes, Workspace, stack_each
+from lssgen.runtime.workspace import Geometry, Lent, ToldSizes, Workspace, stack_each
 from lssgen.runtime.workspaces import Workspaces
 from lssgen.verification import Verify, see_whole
 
@@ -74,6 +77,7 @@ class _Run:
     demand: Demand
     counter: StepCounter
     on_preview: OnPreview | None
+    loras: tuple[Adapter, ...]
 
 
 def _silent(progress: Progress) -> None:
@@ -116,6 +120,8 @@ class Pipeline:
         self._open = OpenEngines(bundle, backend)
         self._text = TextEncoder(bundle, backend)
         self._conditioner = Conditioner(bundle.manifest, self._text)
+        self._bank = LoraBank(bundle, backend)
+        self._loras: tuple[str, ...] = ()
         self._workspaces = Workspaces(self._workspace, keep_bytes)
         self._lock = Lock()
         self._painter: int | None = None
@@ -200,6 +206,27 @@ class Pipeline:
             self._told.add(note)
             _LOG.log(level, "%s", note)
 
+    def set_loras(self, loras: Chosen) -> None:
+        """Paint all runs from now on that name none with these LoRAs; with none of them for an empty mapping.
+
+        They are put into the bundle's slots at once. Taking them out again leaves nothing of them: the pictures are
+        those from before, to the bit.
+
+        Args:
+            loras: Strength by file; several strengths, one for each stage. 1 is the LoRA as it was trained.
+
+        Raises:
+            PlanError: The bundle has no slots.
+            ModelError: A file does not fit, or all together have more ranks than there are.
+            EngineError: There is no memory for them; or the pipeline is called while it calls back.
+        """
+        texts = lora_texts(loras)
+        stages = max((len(RunLora.from_text(text).scales) for text in texts), default=1)
+        adapters = self._bank.read(texts, stages)
+        with self._turn():
+            self._bank.place(adapters)
+            self._loras = texts
+
     def prepare(self, *, previews: bool = False, starts: bool = False, **asked: Unpack[Asked]) -> None:
         """Build what is missing and load what runs like this need, so that the first of them does not wait.
 
@@ -239,13 +266,14 @@ class Pipeline:
         see_kinds(init_image, mask_image, control_image, on_step, on_preview)
         if control_image is not None:
             conditions = {**conditions, CONTROL: control_image}
-        options = self.advised(asked)
+        options = self.advised(self._with_loras(asked))
         request, start = asked_run(self.bundle, options, init_image, mask_image, conditions)
         embeds = None if prompt_embeds is None else embeds_of(prompt_embeds)
         seen = see_references(self.bundle.manifest, references)
         prompts = self._prompts(prompt, embeds)
         for said in unheard(request, prompts) if embeds is None else ():
             warn(said)
+        loras = self._bank.read(request.loras, len(request.plan.stages))
         refuse_too_many(len(prompts) * request.num_images)
         # The last picture's seed: one beyond the largest would be found only when its turn comes.
         check_seed(request.seed + len(prompts) * request.num_images - 1)
@@ -267,6 +295,7 @@ class Pipeline:
             ),
             counter=StepCounter(request.plan, len(batches), on_step),
             on_preview=on_preview,
+            loras=loras,
         )
         # A generator, made here so that all that is wrong with the arguments has been raised before the first `next`.
         return Painting(request, (self._batch(run, batch) for batch in batches))
@@ -282,15 +311,18 @@ class Pipeline:
             PromptError: A prompt cannot be read; or one takes more tokens than another.
             PlanError, EngineError: As for calling the pipeline.
         """
-        request = request_from_options(self.bundle, advised(self.bundle, self.backend, asked))
+        request = request_from_options(self.bundle, self.advised(self._with_loras(asked)))
         prompts = self._prompts(prompt, None)
+        loras = self._bank.read(request.loras, len(request.plan.stages))
         lengths = {self._conditioner.lengths(request, one) for one in prompts}
         if len(lengths) > 1:
             raise PromptError("these prompts take unequally many tokens: encode each into a file of its own")
         demand = replace(self._demand(request, 1, previews=False, starts=False), graphs=("text",))
         with self._turn():
             engine = self._open.ready(demand)["text"]
-            heard = [self._conditioner.heard(engine, request, one, *lengths) for one in prompts]
+            self._bank.place(loras)
+            encoding = self._bank.heard(loras)
+            heard = [self._conditioner.heard(engine, request, one, *lengths, encoding) for one in prompts]
         found = {name: np.stack([one["positive"][name] for one in heard]) for name in heard[0]["positive"]}
         if self._conditioner.negative(request) is not None:
             found |= {f"{NEGATIVE}{name}": value[None] for name, value in heard[0]["negative"].items()}
@@ -300,6 +332,7 @@ class Pipeline:
         """Free everything; the pipeline opens its engines again if it is used again."""
         with self._turn():
             self._workspaces.clear()
+            self._bank.close()
             self._open.close()
 
     def __enter__(self) -> "Pipeline":
@@ -352,7 +385,19 @@ class Pipeline:
 
     def _workspace(self, geometry: Geometry) -> Workspace:
         assert self._open.engines is not None, "a batch opens the engines before it asks for buffers"
-        return Workspace(self.bundle.manifest, self.backend, self._open.engines, geometry)
+        lent: Lent = {LoraFactors: lambda: self._bank.buffer("step")}
+        return Workspace(self.bundle.manifest, self.backend, self._open.engines, geometry, lent)
+
+    def _with_loras(self, asked: Asked) -> Asked:
+        """A run with the LoRAs that were set, unless it names its own."""
+        return asked if asked.get("loras") is not None or not self._loras else {**asked, "loras": self._loras}
+
+    def _placed(self, run: _Run, pictures: int) -> tuple[Floats, ...]:
+        """(pictures, ranks) strengths of the slots in every stage, with the run's LoRAs in them."""
+        if not self._bank.ranks:
+            return ()
+        stages = range(len(run.request.plan.stages))
+        return tuple(np.tile(self._bank.weights(run.loras, stage), (pictures, 1)) for stage in stages)
 
     def _canvases(self, prompts: Sequence[str], request: Request, embeds: Embeds | None) -> list[Canvas]:
         given = [None] * len(prompts) if embeds is None else heard_from(self.bundle.manifest, request, embeds)
@@ -368,7 +413,8 @@ class Pipeline:
             began = perf_counter()
             engines = self._open.ready(run.demand)
             loaded = perf_counter()
-            text = self._conditioning(engines, run.request, canvases)
+            self._bank.place(run.loras)  # there is room: `paint` has seen it
+            text = self._conditioning(engines, run, canvases)
             encoded = perf_counter()
             geometry = _geometry(run.request, text["positive"], self._reference_tokens(run))
             result = self._painted_with_room(run, canvases, geometry, text)
@@ -408,6 +454,7 @@ class Pipeline:
             references=self._references(workspace, run.references),
             origin=origin_of(workspace, request.plan, start) if start else None,
             field=request.noise_field,
+            loras=self._placed(run, len(canvases)),
             noise=tuple(np.stack(stage) for stage in zip(*(canvas.noise for canvas in canvases), strict=True)),
         )
 
@@ -448,12 +495,11 @@ class Pipeline:
         seen = read_references(workspace, rules, pictures)
         return seen.tokens, seen.places
 
-    def _conditioning(
-        self, engines: Engines, request: Request, canvases: Sequence[Canvas]
-    ) -> dict[str, Mapping[str, Array]]:
+    def _conditioning(self, engines: Engines, run: _Run, canvases: Sequence[Canvas]) -> dict[str, Mapping[str, Array]]:
         """(batch, ...) text conditioning, by branch and port."""
+        loras, hear = self._bank.heard(run.loras), self._conditioner.heard
         each = [
-            canvas.heard or self._conditioner.heard(engines["text"], request, canvas.prompt, canvas.lengths)
+            canvas.heard or hear(engines["text"], run.request, canvas.prompt, canvas.lengths, loras)
             for canvas in canvases
         ]
         return {branch: stack_each([one[branch] for one in each]) for branch in each[0]}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from types import MappingProxyType
 from typing import assert_never
 
 import numpy as np
@@ -25,6 +26,8 @@ from lssgen.manifest import (
     GuidanceScale,
     GuidanceWeights,
     Latent,
+    LoraFactors,
+    LoraWeights,
     Manifest,
     Mix,
     Noise,
@@ -39,6 +42,9 @@ from lssgen.manifest import (
 )
 from lssgen.plan.table import Stage
 from lssgen.ports import Array, Port
+
+Lent = Mapping[type[Feed], Callable[[], Buffer]]
+"""Buffers that are not a workspace's own, made when they are asked for first."""
 
 Branches = tuple[str, ...]
 """Guidance branches in batch order: "negative", "positive", "skip"."""
@@ -103,10 +109,19 @@ class Workspace:
         backend: Place where the buffers live.
         engines: Engines of the bundle.
         geometry: What to make room for.
+        lent: Buffers that several workspaces share, by the kind of feed that they are for.
     """
 
-    def __init__(self, manifest: Manifest, backend: Backend, engines: Engines, geometry: Geometry) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        backend: Backend,
+        engines: Engines,
+        geometry: Geometry,
+        lent: Lent = MappingProxyType({}),
+    ) -> None:
         self.geometry = geometry
+        self._lent = lent
         self._manifest = manifest
         self._backend = backend
         self._engines = engines
@@ -240,6 +255,10 @@ class Workspace:
         """(batch,) guidance scales and shares of rescaled guidance, for networks that take them."""
         self._write(GuidanceScale, scales, ())
         self._write(GuidanceRescale, rescales, ())
+
+    def write_loras(self, weights: Array) -> None:
+        """(batch, ranks) strengths of what is in the slots for LoRAs, for networks that have them."""
+        self._write(LoraWeights, weights, ())
 
     def write_text(self, branches: Branches, text: Mapping[str, Mapping[str, Array]]) -> None:
         """Stack the text conditioning branch by branch; `text` has (batch, ...) arrays by branch and output."""
@@ -379,7 +398,10 @@ class Workspace:
                 return self._made((port.name, branches), port, stage, branches, gates)
             case Text() | GuidanceWeights():
                 return self._made((port.name, branches), port, stage, branches)
-            case Row() | GuidanceScale() | GuidanceRescale() | Reference():
+            case LoraFactors():
+                lent = self._lent.get(LoraFactors)
+                return lent() if lent is not None else self._made((port.name,), port, stage, branches)
+            case Row() | GuidanceScale() | GuidanceRescale() | Reference() | LoraWeights():
                 return self._made((port.name,), port, stage, branches)
             case Picture():
                 return self._made((port.name, stage), port, stage, branches)
