@@ -315,14 +315,15 @@ class Pipeline:
         prompts = self._prompts(prompt, None)
         loras = self._bank.read(request.loras, len(request.plan.stages))
         lengths = {self._conditioner.lengths(request, one) for one in prompts}
-        if len(lengths) > 1:
+        own, *others = lengths
+        if others:
             raise PromptError("these prompts take unequally many tokens: encode each into a file of its own")
         demand = replace(self._demand(request, 1, previews=False, starts=False), graphs=("text",))
         with self._turn():
             engine = self._open.ready(demand)["text"]
             self._bank.place(loras)
             encoding = self._bank.heard(loras)
-            heard = [self._conditioner.heard(engine, request, one, *lengths, encoding) for one in prompts]
+            heard = [self._conditioner.heard(engine, request, one, own, encoding) for one in prompts]
         found = {name: np.stack([one["positive"][name] for one in heard]) for name in heard[0]["positive"]}
         if self._conditioner.negative(request) is not None:
             found |= {f"{NEGATIVE}{name}": value[None] for name, value in heard[0]["negative"].items()}

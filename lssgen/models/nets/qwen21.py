@@ -193,8 +193,12 @@ def passed(
     """
     tokens = text.shape[1]
     streams = (text, image)
+
+    def attend(x: Tensor) -> Tensor:
+        return attended(block.attn, x, tokens, rotation, scores)
+
     for layer, mix, (scale, gate) in (
-        (block.img_norm1, lambda x: attended(block.attn, x, tokens, rotation, scores), (0, 1)),
+        (block.img_norm1, attend, (0, 1)),
         (block.img_norm2, block.img_mlp, (2, 3)),
     ):
         scaled = [layer(x) * (1 + change[scale]) for x, change in zip(streams, changes, strict=True)]
