@@ -95,8 +95,8 @@ def goal_of_imports(cold: Mapping[str, Any]) -> str:
     medians = cold["median_s"]
     ratio = medians["picture, onnxruntime"]["import"] / medians["import numpy"]["whole"]
     return (
-        f"{ratio:.2f} times with what paints, `from lssgen.runtime import load`: {verdict(ratio <= 1.5)}; the module by "
-        f"itself, which imports nothing before it is asked for a name, takes {cold['import_over_numpy']:.2f} times"
+        f"{ratio:.2f} times with what paints, `from lssgen.runtime import load`: {verdict(ratio <= 1.5)}; the module "
+        f"by itself, which imports nothing before it is asked for a name, takes {cold['import_over_numpy']:.2f} times"
     )
 
 

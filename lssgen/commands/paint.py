@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lssgen.bundle import Bundle, sha256_of
+from lssgen.commands.hook_options import hooks_given
 from lssgen.commands.places import Places
 from lssgen.commands.process import undisturbed
 from lssgen.durable import whole_file
@@ -44,8 +45,9 @@ NOTED_EVERY_S = 5.0
 
 def pictures_given(args: argparse.Namespace) -> dict[str, Path]:
     """Files of the pictures that a run starts from or is conditioned on, by their names for the record."""
-    own = {path.name: path for path in (args.init_image, args.mask_image) if path}
-    return own | {f"{name}={path.name}": path for name, path in args.condition}
+    own = {path.name: path for path in (args.init_image, args.mask_image, args.prompt_embeds) if path}
+    own |= {f"{name}={path.name}": path for name, path in args.condition}
+    return own | {f"reference {number}": path for number, path in enumerate(args.reference, start=1)}
 
 
 def paint(pipeline: Pipeline, args: argparse.Namespace, asked: Asked, prompts: Sequence[str], places: Places) -> None:
@@ -53,9 +55,11 @@ def paint(pipeline: Pipeline, args: argparse.Namespace, asked: Asked, prompts: S
     with following(args.quiet) as follow:
         painting = pipeline.paint(
             prompts,
+            prompt_embeds=args.prompt_embeds,
             init_image=args.init_image and read_picture(args.init_image),
             mask_image=args.mask_image and read_mask(args.mask_image),
             conditions=_conditions(pipeline.bundle, args.condition),
+            references=[read_picture(path) for path in args.reference],
             on_step=follow.step,
             on_preview=_preview_writer(prompts, asked, places) if places.previews else None,
             **asked,
@@ -188,7 +192,7 @@ def _drop(index: int, latent: Floats) -> None:
 
 
 def _noted(picture: Picture, file: Path) -> PictureRecord:
-    return PictureRecord(file=as_text(file.name), prompt=picture.prompt, seed=picture.seed)
+    return PictureRecord(file=as_text(file.name), prompt=picture.prompt, seed=picture.seed, checked=picture.checked)
 
 
 def _preview_writer(prompts: Sequence[str], options: Options, places: Places) -> OnPreview:
@@ -247,6 +251,7 @@ def _paint_on_ray(
         folder=args.outdir.resolve(),
         options=options,
         suffix=suffix,
+        hooks=hooks_given(args),
     )
     folders = {line.number: line.folder for line in missing}
     gpus = float(needs_gpu(args.engine))

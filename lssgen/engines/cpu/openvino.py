@@ -23,7 +23,7 @@ from lssgen.engines.base import Binding, Buffer, GraphEngine, HostBuffer, HostMa
 from lssgen.engines.cpu.choice import LARGE_BYTES
 from lssgen.engines.cpu.kept import kept
 from lssgen.engines.cpu.probe import CANDIDATES, Candidate, Finding, Probing, finding_of
-from lssgen.engines.demand import Demand, token_axes
+from lssgen.engines.demand import Demand, open_axes
 from lssgen.engines.memory import stays
 from lssgen.engines.options import OvOptions
 from lssgen.errors import BackendError, BuildError, EngineError, ShapeError
@@ -160,9 +160,7 @@ class OvEngines:
         self._backend = backend
         self._bundle = bundle
         self._engines: dict[str, OvEngine] = {}
-        self._ranged = frozenset(
-            axis for axis, extent in token_axes(bundle.manifest).items() if extent.low != extent.high
-        )
+        self._ranged = open_axes(bundle.manifest)
         self.require(demand)
 
     def __getitem__(self, graph: str) -> OvEngine:
