@@ -66,6 +66,57 @@ def flux_cost(net: Config, text_tokens: int) -> NetworkCost:
     )
 
 
+def flux2_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """Flux2Transformer2DModel: as FLUX.1, with gated feed-forwards, and modulations that all blocks of a kind share.
+
+    Args:
+        net: The transformer's config.json.
+        text_tokens: Length of the text stream.
+    """
+    width = net.get("num_attention_heads", 48) * net.get("attention_head_dim", 128)
+    double, single = net.get("num_layers", 8), net.get("num_single_layers", 48)
+    channels, square, text = net.get("in_channels", 128), width * width, text_tokens
+    guided = 2 if net.get("guidance_embeds", True) else 1
+    once = guided * (net.get("timestep_guidance_channels", 256) * width + square)
+    # Modulations: six for each stream of the double blocks, three for the single ones, two at the end.
+    once += (12 + 3 + 2) * square
+    # int, as the layers are made. Gated: two ways in and one out, beside query, key, value and the way out.
+    feed = int(width * net.get("mlp_ratio", 3.0))
+    every = (4 * square + 3 * feed * width) * (double + single)
+    joint = _attention(width) * (double + single)
+    return _cost(
+        once=2 * (once + text * (net.get("joint_attention_dim", 15360) * width + every)) + joint * text * text,
+        token=2 * (every + width * (channels + (net.get("out_channels") or channels))) + 2 * joint * text,
+        pair=joint,
+        cells=4,  # the packing of 2 x 2 cells
+    )
+
+
+def chroma_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """ChromaTransformer2DModel: the blocks of `flux_cost`, whose modulations all come from one small network.
+
+    Args:
+        net: The transformer's config.json.
+        text_tokens: Length of the text stream.
+    """
+    width = net.get("num_attention_heads", 24) * net.get("attention_head_dim", 128)
+    double, single = net.get("num_layers", 19), net.get("num_single_layers", 38)
+    channels, hidden = net.get("in_channels", 64), net.get("approximator_hidden_dim", 5120)
+    text = text_tokens
+    # Of every modulation, in and out of a network whose layers have two products each.
+    inside = net.get("approximator_num_channels", 64) * hidden + hidden * width
+    inside += 2 * net.get("approximator_layers", 5) * hidden * hidden
+    once = (12 * double + 3 * single + 2) * inside
+    every = 12 * (double + single) * width * width
+    joint = _attention(width) * (double + single)
+    return _cost(
+        once=2 * (once + text * (net.get("joint_attention_dim", 4096) * width + every)) + joint * text * text,
+        token=2 * (every + width * (channels + (net.get("out_channels") or channels))) + 2 * joint * text,
+        pair=joint,
+        cells=4,  # the packing of 2 x 2 cells
+    )
+
+
 def mmdit_control_cost(net: Config, text_tokens: int) -> NetworkCost:
     """SD3ControlNetModel: blocks of `mmdit_cost`, or of the picture alone, and a product for each.
 
@@ -125,6 +176,76 @@ def cogview_cost(net: Config, text_tokens: int) -> NetworkCost:
         once=2 * (once + text * (net.get("text_embed_dim", 4096) * width + every)) + joint * text * text,
         token=2 * (every + patch**2 * width * (channels + net.get("out_channels", 16))) + 2 * joint * text,
         pair=joint,
+        cells=patch**2,
+    )
+
+
+def qwen_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """QwenImageTransformer2DModel: text and picture in separate streams, as the double blocks of `flux_cost`.
+
+    Args:
+        net: The transformer's config.json.
+        text_tokens: Length of the text stream.
+    """
+    width = net.get("num_attention_heads", 24) * net.get("attention_head_dim", 128)
+    blocks, patch, channels = net.get("num_layers", 60), net.get("patch_size", 2), net.get("in_channels", 64)
+    square, text = width * width, text_tokens
+    # Six modulations for each of a block's streams, two at the end.
+    once = 256 * width + square + (12 * blocks + 2) * square
+    every = 12 * blocks * square
+    joint = _attention(width) * blocks
+    out = patch**2 * net.get("out_channels", 16)
+    return _cost(
+        once=2 * (once + text * (net.get("joint_attention_dim", 3584) * width + every)) + joint * text * text,
+        token=2 * (every + width * (channels + out)) + 2 * joint * text,
+        pair=joint,
+        cells=4,  # the packing of 2 x 2 cells
+    )
+
+
+def qwen21_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """QwenImage21Transformer2DModel: one stream; text sees text alone, the picture both.
+
+    Args:
+        net: The transformer's config.json.
+        text_tokens: Length of the text.
+    """
+    width = net.get("num_attention_heads", 32) * net.get("attention_head_dim", 128)
+    blocks, channels = net.get("num_layers", 32), net.get("in_channels", 64)
+    square, text = width * width, text_tokens
+    # Once for the step's time and once for text's, which stands still: embedding, and four changes for all blocks.
+    once = 2 * (256 * width + square + 4 * square) + square  # the last norm's scale is the picture's alone
+    # 4 for attention; a gated feed-forward of three products.
+    every = blocks * (4 + 3 * net.get("mlp_ratio", 3)) * square
+    joint = _attention(width) * blocks
+    words = net.get("context_in_dim", 4096) * width + square + every
+    return _cost(
+        once=2 * (once + text * words) + joint * text * text,
+        token=2 * (every + width * (channels + (net.get("out_channels") or channels))) + joint * text,
+        pair=joint,
+        cells=1,
+    )
+
+
+def zimage_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """ZImageTransformer2DModel: picture and text refined apart, then together; without what fills pictures up.
+
+    Args:
+        net: The transformer's config.json.
+        text_tokens: Length of the text, filled up to a multiple of 32.
+    """
+    width, text, patch = net.get("dim", 3840), text_tokens, 2
+    refiners, layers, channels = net.get("n_refiner_layers", 2), net.get("n_layers", 30), net.get("in_channels", 16)
+    time = min(width, 256)
+    # Timestep; then four modulations for every block that the picture passes, and the last layer's one.
+    once = 256 * 1024 + 1024 * time + ((refiners + layers) * 4 + 1) * time * width
+    # 4 for attention, 3 for the gated feed-forward, whose width is rounded down.
+    every = (refiners + layers) * (4 * width + 3 * int(width / 3 * 8)) * width
+    apart, joint = _attention(width) * refiners, _attention(width) * layers
+    return _cost(
+        once=2 * (once + text * (net.get("cap_feat_dim", 2560) * width + every)) + (apart + joint) * text * text,
+        token=2 * (every + 2 * patch**2 * width * channels) + 2 * joint * text,
+        pair=apart + joint,
         cells=patch**2,
     )
 

@@ -108,7 +108,7 @@ class PlanOptions:
     Attributes:
         height, width: Picture size in pixels.
         num_inference_steps: Length of the full-resolution schedule.
-        guidance_scale: 1 or less turns guidance off.
+        guidance_scale: `ModelFacts.unguided_scale` or less turns guidance off: 1, for Z-Image 0.
         start_sigma: Start of later stages, in (0, 1]; see `start_rule`. 1 asks for a single stage.
         min_resolution: Shortest side in pixels that a first stage may have.
         shorten: Give stages smaller than the base size fewer steps.
@@ -125,6 +125,8 @@ class PlanOptions:
             at the first. 1 starts from pure noise.
         true_cfg_scale: Strength of classifier-free guidance with a negative prompt, above 1, for models whose
             `guidance_scale` goes into the network or that have none.
+        cfg_truncation: Share of the way from noise to the picture, 1 - sigma, beyond which steps of flow models go
+            without guidance, in [0, 1]; 1: none does. What Z-Image's pipeline calls so.
         scheduler: A scheduler in the place of the checkpoint's: a diffusers scheduler's folder or file, or a name.
             None: the checkpoint's.
         solver: A name out of `solver_names`, or "own" for the scheduler's.
@@ -170,7 +172,11 @@ class PlanOptions:
         unset=_MODEL,
     )
     guidance_scale: float = choice(
-        help="strength of guidance; 1 or less: none", metavar="G", group=_PICTURE, unset=_MODEL, **_STRENGTH
+        help="strength of guidance; 1 or less: none (Z-Image: 0)",
+        metavar="G",
+        group=_PICTURE,
+        unset=_MODEL,
+        **_STRENGTH,
     )
     start_sigma: float = choice(
         help="where later stages start, above 0; 1: a single stage; auto: the lowest level that covers what the "
@@ -228,6 +234,16 @@ class PlanOptions:
         metavar="G",
         group=_PICTURE,
         **_STRENGTH,
+    )
+    cfg_truncation: float = choice(
+        1.0,
+        name="--guidance-until",
+        aliases=("--cfg-truncation",),
+        help="share of the way from noise to the picture beyond which steps go without guidance, at half the cost; "
+        "flow models only; 1: none",
+        metavar="SHARE",
+        group=_PICTURE,
+        **_SHARE,
     )
     solver: str = choice(
         OWN_SOLVER,

@@ -68,6 +68,7 @@ def make_plan(facts: ModelFacts, options: PlanOptions) -> Plan:
         stages=stages,
         cell_px=facts.cell_px,
         scaling_space=options.scaling_space,
+        noise_patch=facts.noise_patch,
         notes=(*size_notes(facts, options, sizes), *_level_notes(run, stages), *_sampling_notes(run, own, stages)),
         single_stage_passes=sum(len(step.guidance) for step in alone.steps),
     )
@@ -110,6 +111,11 @@ def _check(run: _Run) -> None:
     if options.sigmas and not isinstance(run.schedule, FlowSchedule):
         raise PlanError(
             f"custom sigmas fit flow models only, and {facts.name} is not one; choose steps, start_sigma or a solver"
+        )
+    if options.cfg_truncation < 1 and not isinstance(run.schedule, FlowSchedule):
+        raise PlanError(
+            f"cfg_truncation fits flow models only, whose noise levels are shares, and {facts.name} is not one; leave "
+            "it at 1"
         )
     if options.true_cfg_scale > 1 and facts.guidance == "branches":
         raise PlanError(
@@ -215,7 +221,7 @@ def _stage(run: _Run, size: StageSize, *, first: bool, leave: float) -> Stage:
     steps = tuple(
         replace(
             step,
-            guidance=_guidance(run, index, size, first=first),
+            guidance=_guidance(run, index, step.sigma, size, first=first),
             control=_control(run, skipped + index, length),
         )
         # The index counts rows: a solver that evaluates twice in a step has its window in evaluations.
@@ -256,7 +262,8 @@ def _evaluations(run: _Run, size: StageSize) -> tuple[Evaluation, ...]:
         case FlowSchedule() as schedule:
             patch = run.facts.patch
             tokens = (size.height // patch) * (size.width // patch)
-            shift = shift_for(schedule, tokens, clamp=run.options.token_clamp)
+            clamp = run.options.token_clamp and run.facts.clamps
+            shift = shift_for(schedule, tokens, clamp=clamp, by=run.facts.shift_by, steps=size.steps)
             return flow_evaluations(schedule, run.facts.grid, size.steps, shift, run.options.sigmas)
         case BetaSchedule() as schedule:
             return beta_evaluations(schedule, size.steps)
@@ -342,11 +349,14 @@ def _rows(run: _Run, evaluations: tuple[Evaluation, ...], cut: tuple[Evaluation,
     return run.sampling.solver.rows(Course(evaluations, cut), tuning)
 
 
-def _guidance(run: _Run, index: int, size: StageSize, *, first: bool) -> tuple[tuple[str, float], ...]:
+def _guidance(run: _Run, index: int, sigma: float, size: StageSize, *, first: bool) -> tuple[tuple[str, float], ...]:
     """Branches that a step evaluates, and their weights."""
     options = run.options
-    scale = options.guidance_scale if run.facts.guidance == "branches" else options.true_cfg_scale
-    if scale <= 1:  # as diffusers has it: at 1 the other branch has no weight, and below it is not evaluated either
+    scale = options.true_cfg_scale
+    if run.facts.guidance == "branches":
+        scale = options.guidance_scale - run.facts.unguided_scale + 1
+    # As diffusers has it: at 1 the other branch has no weight, and below it is not evaluated either.
+    if scale <= 1 or 1 - sigma > options.cfg_truncation:
         return (("positive", 1.0),)
     skip = options.skip_layers
     if skip is None or not _skips(skip, index, size, options, first=first):

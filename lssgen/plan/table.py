@@ -169,6 +169,7 @@ class Plan:
         stages: Stages, smallest first; each is twice as large as the one before in both axes.
         cell_px: Pixels along one side of a latent cell.
         scaling_space: Way of a latent to the next size, a name in `lssgen.plan.transitions.TRANSITIONS`.
+        noise_patch: Cells along one side whose noise is drawn together, see `ModelFacts.noise_patch`.
         notes: Sentences that the user should read (a floored size, a quirk that applies).
         single_stage_passes: Network passes, guidance branches counted, of the same run in one stage at the full size
             with all steps; what `predicted_speedup` compares with.
@@ -177,6 +178,7 @@ class Plan:
     stages: tuple[Stage, ...]
     cell_px: int
     scaling_space: ScalingSpace = "resnet"
+    noise_patch: int = 1
     notes: tuple[str, ...] = field(default=())
     single_stage_passes: int = 0
 

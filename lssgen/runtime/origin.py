@@ -115,7 +115,8 @@ def painted_pixels(start: Start, size: tuple[int, int]) -> NDArray[np.bool_]:
     """
     at_full = start.repaint >= 0.5
     rows, columns = at_full.shape[0] // size[1], at_full.shape[1] // size[0]
-    return at_full.reshape(size[1], rows, size[0], columns).any((1, 3))
+    painted: NDArray[np.bool_] = np.any(at_full.reshape(size[1], rows, size[0], columns), axis=(1, 3))
+    return painted
 
 
 def origin_of(workspace: Workspace, plan: Plan, start: Start) -> Origin:

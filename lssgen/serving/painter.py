@@ -60,7 +60,8 @@ class Painter:
             return
         began = monotonic()
         model = self._model
-        text = model.words.heard(model.engines["text"], job.request, job.ticket.asked.prompt, job.lengths)
+        loras = model.loras.heard(job.loras)
+        text = model.words.heard(model.engines["text"], job.request, job.ticket.asked.prompt, job.lengths, loras)
         self._note(model, Call("text"), job.note("text", -1, began), 1)
         job.text = text
         if job.start is None and not job.conditions:

@@ -140,24 +140,18 @@ def takes_guidance(components: Components, net: Mapping[str, Any]) -> bool:
     return bool(net.get("guidance_embeds") or own.get("guidance_embeds"))
 
 
-class FluxStep(Step):
-    """One step of a FLUX network: docs/bundle.md, with T5's text, CLIP's summary and, in dev and Krea, the guidance
-    scale as conditioning."""
+class PackedStep(Step):
+    """What FLUX and its kin share: the angles of text and picture, from tables, and attention turned by them."""
 
     rows: Tensor
     columns: Tensor
     still: Tensor
     origin: Tensor
 
-    def __init__(self, transformer: nn.Module, controlnet: nn.Module | None = None, beside: Beside = NOTHING) -> None:
+    def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
         self.transformer: Any = transformer
-        self.controlnet: Any = controlnet
-        self.told_columns = beside.columns
-        self.pictures = tuple(port.name for port, _ in beside.fed)
-        for net in (self.transformer, *([self.controlnet] if self.controlnet is not None else [])):
-            for block in (*net.transformer_blocks, *net.single_transformer_blocks):
-                block.attn.set_processor(JointAttention())
+        turn(self.transformer)
         still, rows, columns = (
             angles(width, FLUX_POSITIONS, self.transformer.pos_embed.theta)
             for width in self.transformer.config.axes_dims_rope
@@ -169,6 +163,26 @@ class FluxStep(Step):
         # Position 0 of the axis that pictures do not use, and of all three for text.
         self.register_buffer("still", still[:, :1], persistent=False)
         self.register_buffer("origin", torch.cat((still, rows, columns), -1)[:, :1], persistent=False)
+
+    def rotation(self, tokens: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, (tokens + rows * columns, width of a head) each: text first, all of it at the origin."""
+        grid = on_grid(self.rows[:, :rows], self.columns[:, :columns])
+        still = self.still.expand(-1, rows * columns, -1)
+        joint = torch.cat((self.origin.expand(-1, tokens, -1), torch.cat((still, grid), -1)), 1)
+        return joint[0], joint[1]
+
+
+class FluxStep(PackedStep):
+    """One step of a FLUX network: docs/bundle.md, with T5's text, CLIP's summary and, in dev and Krea, the guidance
+    scale as conditioning."""
+
+    def __init__(self, transformer: nn.Module, controlnet: nn.Module | None = None, beside: Beside = NOTHING) -> None:
+        super().__init__(transformer)
+        self.controlnet: Any = controlnet
+        if controlnet is not None:
+            turn(controlnet)
+        self.told_columns = beside.columns
+        self.pictures = tuple(port.name for port, _ in beside.fed)
 
     def forward(
         self,
@@ -278,12 +292,11 @@ class FluxStep(Step):
                 image = image + more
         return unpack(net.proj_out(net.norm_out(image, conditioning)), height, width, PATCH)
 
-    def rotation(self, tokens: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, (tokens + rows * columns, width of a head) each: text first, all of it at the origin."""
-        grid = on_grid(self.rows[:, :rows], self.columns[:, :columns])
-        still = self.still.expand(-1, rows * columns, -1)
-        joint = torch.cat((self.origin.expand(-1, tokens, -1), torch.cat((still, grid), -1)), 1)
-        return joint[0], joint[1]
+
+def turn(net: Any) -> None:
+    """Have every block of a network attend as `JointAttention` does."""
+    for block in (*net.transformer_blocks, *net.single_transformer_blocks):
+        block.attn.set_processor(JointAttention())
 
 
 def with_pictures(x: Tensor, seen: Sequence[Tensor]) -> Tensor:
@@ -305,8 +318,12 @@ class JointAttention:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        scores: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Names and results as diffusers calls a processor. Its end is sliced: a split would make an ONNX sequence."""
+        """Names and results as diffusers calls a processor; `scores` is added to those of query and key.
+
+        Its end is sliced: a split would make an ONNX sequence.
+        """
         del attention_mask
         assert image_rotary_emb is not None
         query, key, value = heads(attn, hidden_states, ("to_q", "to_k", "to_v"))
@@ -317,7 +334,7 @@ class JointAttention:
             key = torch.cat((attn.norm_added_k(text[1]), key), 2)
             value = torch.cat((text[2], value), 2)
         query, key = rotated(query, image_rotary_emb), rotated(key, image_rotary_emb)
-        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2, 3)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=scores).transpose(1, 2).flatten(2, 3)
         if encoder_hidden_states is None:
             return mixed
         tokens = encoder_hidden_states.shape[1]

@@ -13,6 +13,7 @@ from lssgen.manifest import (
     GuidanceScale,
     GuidanceWeights,
     Noise,
+    Reference,
     Row,
     Sizes,
     SizeValue,
@@ -40,11 +41,22 @@ def sizes(name: str, *values: SizeValue) -> Fed:
     return Port(name, "float32", ("branches", "batch", len(values))), Sizes(values=values)
 
 
+REFERENCES = "reference_tokens"
+"""Axis that counts the tokens of reference pictures."""
+
 GUIDANCE: Fed = (Port("guidance", "float32", ("batch",)), GuidanceScale())
 """The scale itself, for networks that take it."""
 
 RESCALE: Fed = (Port("guidance_rescale", "float32", ("batch",)), GuidanceRescale())
 """The share phi of guidance rescale."""
+
+
+def references(width: int) -> tuple[Fed, ...]:
+    """Reference pictures: tokens of so many numbers, and their places."""
+    return (
+        (Port("references", "float32", ("batch", REFERENCES, width)), Reference(what="tokens")),
+        (Port("reference_places", "int64", (REFERENCES, 3)), Reference(what="places")),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,13 +169,23 @@ class Step(nn.Module):
         label = row[:, 0].unsqueeze(0).expand(branches, -1).flatten(0, 1)
         # float before the branches are subtracted, whose difference guidance multiplies, with its rounding.
         outputs = predict(seen, label).float().unflatten(0, (branches, batch))
-        output = weighted_sum(guidance_weights, outputs)
+        output = self.settled(weighted_sum(guidance_weights, outputs), outputs)
         if guidance_rescale is not None:
             output = rescale_guidance(output, outputs, guidance_rescale)
         estimate = h_x * latent + h_f * output
         estimates = torch.cat((estimate.unsqueeze(0), history))
         moved = keep * latent + weighted_sum(row[:, 6:].transpose(0, 1), estimates) + noise_weight * noise
         return moved, estimates[:-1]
+
+    def settled(self, output: Tensor, outputs: Tensor) -> Tensor:
+        """What becomes of the guided output, where a family's guidance does more than weigh its branches.
+
+        Args:
+            output: (batch, C, height, width) float32, the weighted sum of the branches.
+            outputs: (branches, batch, C, height, width) float32 of every branch, the positive one last.
+        """
+        del outputs
+        return output
 
 
 def weighted_sum(weights: Tensor, stack: Tensor) -> Tensor:

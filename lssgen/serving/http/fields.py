@@ -48,7 +48,7 @@ class Common(Struct, kw_only=True, forbid_unknown_fields=True):
         output_format: File format of the pictures.
         output_compression: Quality of jpeg and webp in percent.
         background: "opaque" or "auto"; "transparent" cannot be painted.
-        moderation: Accepted and without effect: there is no moderation here.
+        moderation: Accepted and without effect: what is looked at is the owner's choice (`--checker`).
         stream: Answer with server-sent events.
         partial_images: Number of previews that a stream sends before the picture.
         style: Accepted as null only; it belongs to dall-e-3.
@@ -78,6 +78,7 @@ class Common(Struct, kw_only=True, forbid_unknown_fields=True):
     num_inference_steps: Annotated[int, Meta(ge=1, le=10_000)] | None = None
     guidance_scale: Number | None = None
     true_cfg_scale: Number | None = None
+    cfg_truncation: Share | None = None
     guidance_rescale: Share | None = None
     start_sigma: Annotated[float, Meta(gt=0, le=1)] | Literal["auto"] | None = None
     hand_off: Annotated[float, Meta(ge=0, lt=1)] | Literal["own", "auto"] | None = None
@@ -105,6 +106,7 @@ RUN_WORDS = (
     "num_inference_steps",
     "guidance_scale",
     "true_cfg_scale",
+    "cfg_truncation",
     "guidance_rescale",
     "start_sigma",
     "hand_off",
