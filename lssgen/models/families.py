@@ -64,7 +64,6 @@ class Family:
         usual_tokens: Tokens of a usual prompt, for costs, where the long encoder's output is not filled up; else 0.
         unguided_scale: See `ModelFacts`.
         defaults: Values of the published LSSGen pipeline.
-        inpainting: True where checkpoints are published that take a mask and a masked picture, see `inpaints`.
         sized_by_config: The default picture size is the denoiser's `sample_size`; else it is that of `defaults`.
     """
 
@@ -98,7 +97,6 @@ class Family:
     cells: int = 1
     clamps: bool = True
     defaults: Defaults
-    inpainting: bool = False
     sized_by_config: bool = False
 
 
@@ -209,7 +207,6 @@ _SD = Family(
     start="fraction",
     scheduler_fixed={"steps_offset": 1, "clip_sample": False},
     history=4,
-    inpainting=True,
     defaults=Defaults(
         height=512,
         width=512,
@@ -243,7 +240,6 @@ _SDXL = Family(
     longest_side=_anywhere,
     start="fraction",
     history=4,
-    inpainting=True,
     defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=5.0, min_resolution=1024),
     sized_by_config=True,
 )
@@ -301,7 +297,6 @@ _FLUX = Family(
     history=3,
     max_sequence_length=512,
     attends_clip=False,
-    inpainting=True,
     defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=3.5, shorten=True),
 )
 
@@ -580,7 +575,6 @@ def facts_from_configs(
         longest_side=longest_side,
         unguided_scale=family.unguided_scale,
         clamps=family.clamps,
-        inpaints=family.inpainting and inpaints(net),
     )
 
 
