@@ -9,6 +9,7 @@ from lssgen.commands.common import run
 from lssgen.commands.demo import demo_bundle
 from lssgen.commands.engine_options import add_engine_options, engine_words
 from lssgen.commands.flags import add_flags, given
+from lssgen.commands.hook_options import add_hook_options, hooks_given
 from lssgen.commands.parser import Parser
 from lssgen.commands.values import named, named_lora
 from lssgen.commands.verify_option import add_verify_option
@@ -56,6 +57,7 @@ def build_parser(prog: str = "lssgen-serve") -> Parser:
     add_flags(parser, Limits)
     add_flags(parser, ServerOptions)
     add_engine_options(parser, default=default_engine(), note="where to run; compiled engines are built on first use")
+    add_hook_options(parser)
     add_verify_option(parser)
     return parser
 
@@ -86,6 +88,7 @@ def _serve(prog: str, args: argparse.Namespace, words: EngineOptions) -> None:
         limits=Limits(**given(args, Limits)),
         options=ServerOptions(**given(args, ServerOptions)),
         verify=args.verify,
+        **hooks_given(args),
         **words,
     )
 

@@ -83,6 +83,8 @@ def _sample(
     match port.name, port.dtype:
         case "row", _:
             rows = np.array([[STEP.get(column, 0.0) for column in range(shape[1])]] * shape[0], port.dtype)
+            if choices:
+                rows[:, -len(choices) :] = choices
             rows[:, 0] -= 50 * np.arange(shape[0])  # a graph that mixed the pictures' labels up would show
             return rows
         case "guidance_weights", _:  # they add up to one, as in a run: -1, 2 for two branches

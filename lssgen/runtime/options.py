@@ -43,6 +43,7 @@ class Options(TypedDict, total=False):
     num_inference_steps: int
     guidance_scale: float
     true_cfg_scale: float
+    cfg_truncation: float
     start_sigma: float | Literal["auto"]
     hand_off: HandOff
     strength: float
@@ -53,6 +54,10 @@ class Options(TypedDict, total=False):
     stage_steps: tuple[int, ...]
     scaling_space: ScalingSpace
     skip_layers: bool | SkipLayerGuidance
+    controlnet_conditioning_scale: float
+    control_guidance_start: float
+    control_guidance_end: float
+    control_mode: int | None
     solver: str
     scheduler: str | SchedulerChoice | None
     timestep_spacing: TimestepSpacing

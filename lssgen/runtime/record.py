@@ -19,6 +19,7 @@ from lssgen.jsons import JsonError, NoFileError, convert_json, decode_json, read
 from lssgen.lora.asked import RunLora
 from lssgen.lora.said import places_of
 from lssgen.plan import Plan, SchedulerChoice, SkipLayerGuidance
+from lssgen.runtime.checking import Checked
 from lssgen.runtime.options import Options, Request, options_from_request, refuse_unknown
 from lssgen.runtime.pictures import write_file
 from lssgen.runtime.pipeline import Pipeline
@@ -26,13 +27,17 @@ from lssgen.runtime.results import BatchTimes, Picture
 
 RECORD = "run.json"
 
+CHECKED = "checked"
+"""Key of what hooks did with a picture, among what it says about itself."""
+
 
 class PictureRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A picture that was written."""
+    """A picture that was written, and what hooks did with it."""
 
     file: str
     prompt: str
     seed: int
+    checked: Sequence[Checked] = ()
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +112,8 @@ def parameters_of(picture: Picture, request: Request) -> dict[str, object]:
     # A picture is handed on to others, whom the folders of this machine do not concern.
     choices["loras"] = [RunLora.from_text(text).named for text in request.loras]
     # The picture's own seed and one picture, not the run's: with these parameters, this picture is painted again.
-    return {"prompt": picture.prompt, **choices, "seed": picture.seed, "num_images": 1}
+    said: dict[str, object] = {"prompt": picture.prompt, **choices, "seed": picture.seed, "num_images": 1}
+    return {**said, CHECKED: msgspec.to_builtins(picture.checked)} if picture.checked else said
 
 
 def lora_hashes(loras: Sequence[str]) -> dict[str, str]:
@@ -181,6 +187,7 @@ def settings_from_file(path: Path) -> Settings:
         given = _in_picture(path) or read_object(path)
         keywords = convert_json(given.get("configuration", given), dict[str, object])
         prompt = keywords.pop("prompt", [])
+        keywords.pop(CHECKED, None)
         named = convert_json([prompt] if isinstance(prompt, str) else prompt, list[str])
         refuse_unknown(keywords)
         options = convert_json(keywords, Options)

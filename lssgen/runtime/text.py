@@ -145,11 +145,13 @@ class TextEncoder:
 
     def _run(self, engine: Engine, text: str, lengths: Lengths, *, loras: TextLoras) -> Mapping[str, Array]:
         feed: dict[str, Array] = {}
+        axes: dict[str, int] = {}
         for tokenizer, length in zip(self._tokenizers, lengths, strict=True):
             feed |= tokenizer.feed(text, length)
+            if (axis := tokenizer.rules.shortened(engine.outputs)) is not None:
+                axes[axis] = length - tokenizer.rules.drop
         for said in self.losses(text):
             self._tell(said)
-        axes: dict[str, int] = {}
         buffers: dict[str, Buffer] = {}
         feeds = self._manifest.graphs["text"].feeds
         for port in engine.inputs:
@@ -301,6 +303,8 @@ class _PortTokenizer:
         if rules.heard is None:
             return None
         own = self.length(said.text)
+        for word in rules.removes:
+            said = said.with_words(word, "")
         for word, words in self._several_in(said.text):
             said = said.with_words(word, words)
         kept = self._encode(said.text)
@@ -308,7 +312,7 @@ class _PortTokenizer:
         weights, left = np.ones(own), rules.pad_side == "left"
         begin = own - len(found) if left else 0
         weights[begin : begin + len(found)] = found
-        return Part(rules.heard, length - own if left else 0, weights)
+        return Part(rules.heard, length - own if left else 0, weights[rules.drop :])
 
     def lost(self, text: str) -> str:
         """The end of the text that is cut off."""
@@ -321,10 +325,13 @@ class _PortTokenizer:
         return text[max(0, heard) :].strip()
 
     def _with_several(self, text: str) -> str:
-        """A text in which every word that stands for several vectors is followed by those of the others.
+        """A text without the words that are removed, in which every word that stands for several vectors is followed by
+        those of the others.
 
         Equal to diffusers' maybe_convert_prompt; once done, doing it again changes nothing.
         """
+        for word in self.rules.removes:
+            text = text.replace(word, "")
         for word, words in self._several_in(text):
             text = text.replace(word, words)
         return text
@@ -342,7 +349,8 @@ class _PortTokenizer:
 
     def _encode_as_it_is(self, text: str) -> Encoding:
         try:
-            return self._tokenizer.encode(f"{self.rules.prefix}{text}{self.rules.suffix}")
+            said = f"{self.rules.prefix}{text or self.rules.empty}{self.rules.suffix}"
+            return self._tokenizer.encode(said, add_special_tokens=self.rules.special)
         except (TypeError, UnicodeError) as error:
             raise PromptError(f"prompt {text!r} cannot be read: {error}") from error
 

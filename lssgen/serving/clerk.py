@@ -339,7 +339,7 @@ def next_number() -> int:
 
 SIGNS: Sequence[tuple[str, str]] = (
     (r"belong to a picture to start from", "init_image"),
-    (r"in conditions$", "conditions"),
+    (r"in conditions$|the control picture is|so a control picture", "conditions"),
     (r"\bmask\b", "mask_image"),
     (r"negative prompt", "negative_prompt"),
     (r"needs sides|sides of at least|below min_resolution|knows positions|^a picture of \d", "size"),

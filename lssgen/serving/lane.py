@@ -202,8 +202,8 @@ class Lane:
         assert job.text is not None, "a picture is begun before it joins"
         space.put_states(0, device.turn, branches, row, _states_of(piece, space, branches))
         space.put_text(branches, row, job.text)
-        for feed in space.picture_feeds:
-            space.put_picture(0, feed, row, job.values[feed][piece.stage][0])
+        for feed, values in job.values.items():  # a control picture that is off is not among them
+            space.put_picture(0, feed, row, values[piece.stage][0])
         device.loras[row] = self._model.loras.weights(job.loras, piece.stage)
         device.scales[:, row] = job.request.plan_options.guidance_scale, job.request.guidance_rescale
 

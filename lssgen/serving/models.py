@@ -218,6 +218,11 @@ class Models:
 
     def _opened(self, name: str, folder: Path) -> Model:
         bundle = read_bundle(find_bundle(folder))
+        if "text" not in bundle.manifest.graphs:
+            raise BundleError(
+                f"bundle {bundle.folder} was exported without its text encoder, and requests bring words: serve one "
+                "that has it, or paint from embeddings with lssgen run --prompt-embeds"
+            )
         see_whole(bundle, self._verify)
         model = Model(name, bundle, self._backend, keep_bytes=KEEP_BYTES)
         model.times = remembered(place_of(bundle, self._backend.describe()), bundle.manifest.facts.cost)

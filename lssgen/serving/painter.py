@@ -70,7 +70,7 @@ class Painter:
         sizes = tuple((stage.height, stage.width) for stage in job.plan.stages)
         space = self._space(job, sizes, 1)
         job.origin = origin_of(space, job.plan, job.start) if job.start else None
-        job.values = condition_values(space, job.plan, job.conditions)
+        job.values = condition_values(space, job.plan, job.conditions, job.start)
         seconds = job.note("encode", -1, began)
         self._note(model, Call("encode", *sizes[-1]), seconds / len(sizes), 1)
 

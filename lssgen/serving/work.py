@@ -329,7 +329,7 @@ class Piece:
         return self._entries(shape[0]).draw(shape, self.job.plan.kept_size(self.stage))
 
     def _entries(self, channels: int) -> StageNoise:
-        self.stream = self.stream or NoiseStream(self.seed)
+        self.stream = self.stream or NoiseStream(self.seed, self.job.plan.noise_patch)
         if self.entries is None:
             last = self.job.tables[-1].stage
             whole = (channels, last.height, last.width)
