@@ -50,7 +50,8 @@ def build_parser(prog: str = "lssgen-serve") -> Parser:
         action="append",
         default=[],
         metavar="NAME=FILE[:STRENGTH]",
-        help="a LoRA that requests ask for as MODEL@NAME, merged when it first is; may be repeated; default: none",
+        help="a LoRA that requests ask for as MODEL@NAME: in the model's slots where it has some, else merged when it "
+        "is first asked for; may be repeated; default: none",
     )
     add_flags(parser, HttpSettings)
     add_flags(parser, Limits)

@@ -11,7 +11,7 @@ from typing import Any
 import huggingface_hub as hub
 
 from lssgen.errors import FetchError, ModelError, UnknownModelError
-from lssgen.export.checkpoint import SETTINGS, Checkpoint
+from lssgen.export.checkpoint import SETTINGS, Checkpoint, statistics_of
 from lssgen.export.config import PredictionType
 from lssgen.export.inspection import WITHOUT_T5, see_no_code, see_pipeline
 from lssgen.export.remote import REPOSITORY, ask, file_here, hub_file, near, snapshot
@@ -21,7 +21,7 @@ from lssgen.export.stored import STEMS
 from lssgen.models.aliases import ALIASES, Alias
 from lssgen.models.configs import INDEX, configs_from_folder, read_json
 from lssgen.models.distilled import distilled_by_name
-from lssgen.models.families import Family, at_size, defaults_from_configs, family_of
+from lssgen.models.families import Family, at_size, defaults_from_configs, family_of, with_levels
 from lssgen.plan.facts import Defaults
 
 _LOG = logging.getLogger("lssgen")
@@ -64,7 +64,9 @@ class Model:
     @property
     def latents(self) -> Mapping[str, Any]:
         """How its latents are normalised: the config.json of the VAE that it was trained with."""
-        return self.checkpoint.config("vae") if self.own_vae is None else read_json(self.own_vae / "config.json")
+        if self.own_vae is None:
+            return self.checkpoint.config("vae")
+        return {**read_json(self.own_vae / "config.json"), **statistics_of(self.own_vae)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +280,7 @@ def _named(alias: Alias, model: Model, need: Need) -> Model:
     return replace(
         model,
         checkpoint=checkpoint,
-        defaults=alias.defaults,
+        defaults=with_levels(alias.defaults, checkpoint.index),
         licence=alias.licence,
         max_sequence_length=alias.max_sequence_length,
         skip_layers=alias.skip_layers,
@@ -310,7 +312,7 @@ def _local(folder: Path, name: str) -> Model:
         revision=None,
         checkpoint=Checkpoint(folder),
         family=family,
-        defaults=defaults,
+        defaults=with_levels(defaults, index),
         notes=notes,
         licence=str(terms_of_folder(folder)),
         max_sequence_length=family.max_sequence_length,
@@ -326,10 +328,14 @@ def _fetched(repository: str, name: str, revision: str | None, need: Need) -> Mo
     parts = [part for part in (*family.components, *family.optional) if part not in need.without]
     # The commit that the index is of, whatever has been pushed since.
     commit = _commit(Path(index).parent) or revision
-    folder = snapshot(
-        repository, commit, lambda names: needed_files(names, parts, lean=[p for p in parts if not need.reads(p)])
-    )
+    lean = [part for part in parts if not (need.reads(part) or _whole(need, family, part))]
+    folder = snapshot(repository, commit, lambda names: needed_files(names, parts, lean=lean))
     return replace(_local(folder, name), source=repository, revision=_commit(folder) or revision)
+
+
+def _whole(need: Need, family: Family, part: str) -> bool:
+    """Whether a part's weights are wanted although another stands in for it."""
+    return need.weights and part in family.whole
 
 
 WANTED = f"{INDEX}, so it is not a checkpoint in the diffusers layout: look for its diffusers version"

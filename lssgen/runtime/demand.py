@@ -43,7 +43,8 @@ def demand_of(
 
 def graphs_of(manifest: Manifest, plan: Plan, *, starts: bool, encodes: bool = True) -> tuple[str, ...]:
     """Names of the graphs that a run calls, in their order."""
-    reads = starts or any(isinstance(feed, Picture) and feed.read_as == "latent" for feed in manifest.feeds(Picture))
+    pictures = (feed for feed in manifest.feeds(Picture) if isinstance(feed, Picture))
+    reads = starts or any(feed.read_as in ("latent", "kept") for feed in pictures)
     between = (f"transition_{plan.scaling_space}",) if len(plan.stages) > 1 else ()
     steps = dict.fromkeys(manifest.step_at(stage.height, stage.width) for stage in plan.stages)
     text = ("text",) if encodes else ()

@@ -1,5 +1,6 @@
 """A bundle, ready to paint: prompts in, pictures out."""
 
+import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from lssgen.engines.demand import Demand
 from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import open_backend
 from lssgen.errors import BackendError, EngineError, NonFiniteError, PromptError
+from lssgen.lora.asked import Chosen, RunLora, lora_texts
+from lssgen.manifest import LoraFactors
 from lssgen.plan import Plan
 from lssgen.ports import Array
 from lssgen.runtime.advice import advised
@@ -27,14 +30,16 @@ from lssgen.runtime.asking import asked_run, unheard
 from lssgen.runtime.canvases import Canvas, in_batches, with_noise
 from lssgen.runtime.checking import Checker, Guard, Watermark
 from lssgen.runtime.conditioning import Conditioner
-from lssgen.runtime.conditions import Pictures, condition_values
+from lssgen.runtime.conditions import CONTROL, Pictures, condition_values
 from lssgen.runtime.demand import demand_of
 from lssgen.runtime.embeds import NEGATIVE, Embeds, embeds_of, heard_from, prompts_with
 from lssgen.runtime.kinds import see_kinds
+from lssgen.runtime.loras import Adapter, LoraBank
 from lssgen.runtime.noise import check_seed
 from lssgen.runtime.open_engines import OpenEngines
-from lssgen.runtime.options import Asked, Request, refuse_too_many, request_from_options
+from lssgen.runtime.options import Asked, Options, Request, refuse_too_many, request_from_options
 from lssgen.runtime.origin import Start, origin_of, pasted
+from lssgen.runtime.references import read_references, see_references
 from lssgen.runtime.results import (
     BatchTimes,
     OnPreview,
@@ -48,9 +53,14 @@ from lssgen.runtime.results import (
 )
 from lssgen.runtime.sampler import Batch, Floats, Listeners, sample
 from lssgen.runtime.text import TextEncoder, prompts_of, warn
-from lssgen.runtime.workspace import Geometry, ToldSizes, Workspace, stack_each
+from lssgen.runtime.workspace import Geometry, Lent, ToldSizes, Workspace, stack_each
 from lssgen.runtime.workspaces import Workspaces
 from lssgen.verification import Verify, see_whole
+
+_LOG = logging.getLogger("lssgen")
+
+MOST_NOTES = 256
+"""Notes that are remembered as said: a pipeline that lives long may be asked for any number of budgets."""
 
 KEEP_BYTES = 2**30
 """Memory of the buffers that a pipeline keeps for later runs, beyond those of the run at hand."""
@@ -63,9 +73,11 @@ class _Run:
     request: Request
     start: Start | None
     conditions: Pictures
+    references: tuple[Image.Image, ...]
     demand: Demand
     counter: StepCounter
     on_preview: OnPreview | None
+    loras: tuple[Adapter, ...]
 
 
 def _silent(progress: Progress) -> None:
@@ -108,9 +120,12 @@ class Pipeline:
         self._open = OpenEngines(bundle, backend)
         self._text = TextEncoder(bundle, backend)
         self._conditioner = Conditioner(bundle.manifest, self._text)
+        self._bank = LoraBank(bundle, backend)
+        self._loras: tuple[str, ...] = ()
         self._workspaces = Workspaces(self._workspace, keep_bytes)
         self._lock = Lock()
         self._painter: int | None = None
+        self._told: set[str] = set()
 
     def __call__(
         self,
@@ -119,7 +134,9 @@ class Pipeline:
         prompt_embeds: Mapping[str, Array] | str | Path | None = None,
         init_image: Image.Image | None = None,
         mask_image: Image.Image | None = None,
+        control_image: Image.Image | None = None,
         conditions: Pictures = MappingProxyType({}),
+        references: Sequence[Image.Image] = (),
         noise: Sequence[Floats] = (),
         on_step: OnProgress = _silent,
         on_preview: OnPreview | None = None,
@@ -133,7 +150,10 @@ class Pipeline:
                 by diffusers' names, each with an axis of prompts in front; see `lssgen.runtime.embeds`.
             init_image: Start from this picture instead of from noise alone; `strength` says how far to go from it.
             mask_image: Paint only where this picture, of the same size, is white.
-            conditions: Pictures that the network takes as inputs (a control picture), by the manifest's names.
+            control_image: Picture that steers the run, for bundles with a ControlNet, in the run's shape; how strongly
+                and when say `controlnet_conditioning_scale`, `control_guidance_start` and `control_guidance_end`.
+            conditions: Other pictures that the network takes as inputs, by the manifest's names.
+            references: Pictures that an editing model sees beside the one it paints, each at its own size.
             noise: Standard normal numbers that the stages begin with in place of those of the seeds, smallest stage
                 first, (pictures, C, h, w) float32 each. Noise that a solver or a transition through pixels draws is
                 not among them.
@@ -153,7 +173,9 @@ class Pipeline:
             prompt_embeds=prompt_embeds,
             init_image=init_image,
             mask_image=mask_image,
+            control_image=control_image,
             conditions=conditions,
+            references=references,
             noise=noise,
             on_step=on_step,
             on_preview=on_preview,
@@ -167,7 +189,43 @@ class Pipeline:
         Raises:
             PlanError: The run cannot be carried out as asked.
         """
-        return request_from_options(self.bundle, advised(self.bundle, self.backend, asked)).plan
+        return request_from_options(self.bundle, self.advised(asked)).plan
+
+    def advised(self, asked: Asked) -> Options:
+        """The options of a run as `lssgen.runtime.advice` has them. A note is said once in a pipeline's life.
+
+        Raises:
+            PlanError: The run cannot be carried out as asked.
+        """
+        return advised(self.bundle, self.backend, asked, self._tell)
+
+    def _tell(self, level: int, note: str) -> None:
+        if note not in self._told:
+            if len(self._told) == MOST_NOTES:
+                self._told.clear()
+            self._told.add(note)
+            _LOG.log(level, "%s", note)
+
+    def set_loras(self, loras: Chosen) -> None:
+        """Paint all runs from now on that name none with these LoRAs; with none of them for an empty mapping.
+
+        They are put into the bundle's slots at once. Taking them out again leaves nothing of them: the pictures are
+        those from before, to the bit.
+
+        Args:
+            loras: Strength by file; several strengths, one for each stage. 1 is the LoRA as it was trained.
+
+        Raises:
+            PlanError: The bundle has no slots.
+            ModelError: A file does not fit, or all together have more ranks than there are.
+            EngineError: There is no memory for them; or the pipeline is called while it calls back.
+        """
+        texts = lora_texts(loras)
+        stages = max((len(RunLora.from_text(text).scales) for text in texts), default=1)
+        adapters = self._bank.read(texts, stages)
+        with self._turn():
+            self._bank.place(adapters)
+            self._loras = texts
 
     def prepare(self, *, previews: bool = False, starts: bool = False, **asked: Unpack[Asked]) -> None:
         """Build what is missing and load what runs like this need, so that the first of them does not wait.
@@ -181,7 +239,7 @@ class Pipeline:
             PlanError: The run cannot be carried out as asked.
             EngineError: A graph cannot be built or loaded.
         """
-        request = request_from_options(self.bundle, advised(self.bundle, self.backend, asked))
+        request = request_from_options(self.bundle, self.advised(asked))
         demand = self._demand(request, 1, previews=previews, starts=starts)
         with self._turn():
             self._open.ready(demand)
@@ -193,7 +251,9 @@ class Pipeline:
         prompt_embeds: Mapping[str, Array] | str | Path | None = None,
         init_image: Image.Image | None = None,
         mask_image: Image.Image | None = None,
+        control_image: Image.Image | None = None,
         conditions: Pictures = MappingProxyType({}),
+        references: Sequence[Image.Image] = (),
         noise: Sequence[Floats] = (),
         on_step: OnProgress = _silent,
         on_preview: OnPreview | None = None,
@@ -203,13 +263,17 @@ class Pipeline:
 
         What is wrong with the arguments is raised by this call, not when the first batch is asked for.
         """
-        see_kinds(init_image, mask_image, on_step, on_preview)
-        options = advised(self.bundle, self.backend, asked)
+        see_kinds(init_image, mask_image, control_image, on_step, on_preview)
+        if control_image is not None:
+            conditions = {**conditions, CONTROL: control_image}
+        options = self.advised(self._with_loras(asked))
         request, start = asked_run(self.bundle, options, init_image, mask_image, conditions)
         embeds = None if prompt_embeds is None else embeds_of(prompt_embeds)
+        seen = see_references(self.bundle.manifest, references)
         prompts = self._prompts(prompt, embeds)
         for said in unheard(request, prompts) if embeds is None else ():
             warn(said)
+        loras = self._bank.read(request.loras, len(request.plan.stages))
         refuse_too_many(len(prompts) * request.num_images)
         # The last picture's seed: one beyond the largest would be found only when its turn comes.
         check_seed(request.seed + len(prompts) * request.num_images - 1)
@@ -221,15 +285,17 @@ class Pipeline:
             request=request,
             start=start,
             conditions=conditions,
+            references=seen,
             demand=self._demand(
                 request,
                 len(prompts),
                 previews=on_preview is not None,
-                starts=start is not None,
+                starts=start is not None or bool(seen),
                 encodes=embeds is None,
             ),
             counter=StepCounter(request.plan, len(batches), on_step),
             on_preview=on_preview,
+            loras=loras,
         )
         # A generator, made here so that all that is wrong with the arguments has been raised before the first `next`.
         return Painting(request, (self._batch(run, batch) for batch in batches))
@@ -245,15 +311,19 @@ class Pipeline:
             PromptError: A prompt cannot be read; or one takes more tokens than another.
             PlanError, EngineError: As for calling the pipeline.
         """
-        request = request_from_options(self.bundle, advised(self.bundle, self.backend, asked))
+        request = request_from_options(self.bundle, self.advised(self._with_loras(asked)))
         prompts = self._prompts(prompt, None)
+        loras = self._bank.read(request.loras, len(request.plan.stages))
         lengths = {self._conditioner.lengths(request, one) for one in prompts}
-        if len(lengths) > 1:
+        own, *others = lengths
+        if others:
             raise PromptError("these prompts take unequally many tokens: encode each into a file of its own")
         demand = replace(self._demand(request, 1, previews=False, starts=False), graphs=("text",))
         with self._turn():
             engine = self._open.ready(demand)["text"]
-            heard = [self._conditioner.heard(engine, request, one, *lengths) for one in prompts]
+            self._bank.place(loras)
+            encoding = self._bank.heard(loras)
+            heard = [self._conditioner.heard(engine, request, one, own, encoding) for one in prompts]
         found = {name: np.stack([one["positive"][name] for one in heard]) for name in heard[0]["positive"]}
         if self._conditioner.negative(request) is not None:
             found |= {f"{NEGATIVE}{name}": value[None] for name, value in heard[0]["negative"].items()}
@@ -263,6 +333,7 @@ class Pipeline:
         """Free everything; the pipeline opens its engines again if it is used again."""
         with self._turn():
             self._workspaces.clear()
+            self._bank.close()
             self._open.close()
 
     def __enter__(self) -> "Pipeline":
@@ -315,7 +386,19 @@ class Pipeline:
 
     def _workspace(self, geometry: Geometry) -> Workspace:
         assert self._open.engines is not None, "a batch opens the engines before it asks for buffers"
-        return Workspace(self.bundle.manifest, self.backend, self._open.engines, geometry)
+        lent: Lent = {LoraFactors: lambda: self._bank.buffer("step")}
+        return Workspace(self.bundle.manifest, self.backend, self._open.engines, geometry, lent)
+
+    def _with_loras(self, asked: Asked) -> Asked:
+        """A run with the LoRAs that were set, unless it names its own."""
+        return asked if asked.get("loras") is not None or not self._loras else {**asked, "loras": self._loras}
+
+    def _placed(self, run: _Run, pictures: int) -> tuple[Floats, ...]:
+        """(pictures, ranks) strengths of the slots in every stage, with the run's LoRAs in them."""
+        if not self._bank.ranks:
+            return ()
+        stages = range(len(run.request.plan.stages))
+        return tuple(np.tile(self._bank.weights(run.loras, stage), (pictures, 1)) for stage in stages)
 
     def _canvases(self, prompts: Sequence[str], request: Request, embeds: Embeds | None) -> list[Canvas]:
         given = [None] * len(prompts) if embeds is None else heard_from(self.bundle.manifest, request, embeds)
@@ -331,9 +414,10 @@ class Pipeline:
             began = perf_counter()
             engines = self._open.ready(run.demand)
             loaded = perf_counter()
-            text = self._conditioning(engines, run.request, canvases)
+            self._bank.place(run.loras)  # there is room: `paint` has seen it
+            text = self._conditioning(engines, run, canvases)
             encoded = perf_counter()
-            geometry = _geometry(run.request, text["positive"])
+            geometry = _geometry(run.request, text["positive"], self._reference_tokens(run))
             result = self._painted_with_room(run, canvases, geometry, text)
             self._workspaces.trim()
             (times,) = result.times
@@ -367,9 +451,11 @@ class Pipeline:
             text=text,
             guidance_scale=request.plan_options.guidance_scale,
             guidance_rescale=request.guidance_rescale,
-            pictures=condition_values(workspace, request.plan, run.conditions),
+            pictures=condition_values(workspace, request.plan, run.conditions, start),
+            references=self._references(workspace, run.references),
             origin=origin_of(workspace, request.plan, start) if start else None,
             field=request.noise_field,
+            loras=self._placed(run, len(canvases)),
             noise=tuple(np.stack(stage) for stage in zip(*(canvas.noise for canvas in canvases), strict=True)),
         )
 
@@ -396,12 +482,25 @@ class Pipeline:
         times = BatchTimes(pictures=len(canvases), load=0.0, text=0.0, stages=tuple(stages), decode=decode, total=0.0)
         return Result(pictures=pictures, request=request, times=(times,))
 
-    def _conditioning(
-        self, engines: Engines, request: Request, canvases: Sequence[Canvas]
-    ) -> dict[str, Mapping[str, Array]]:
+    def _reference_tokens(self, run: _Run) -> int:
+        rules, cell = self.bundle.manifest.references, self.bundle.manifest.facts.cell_px
+        if rules is None:
+            return 0
+        side = rules.patch * cell
+        return sum((picture.height // side) * (picture.width // side) for picture in run.references)
+
+    def _references(self, workspace: Workspace, pictures: Sequence[Image.Image]) -> tuple[Array, Array] | None:
+        rules = self.bundle.manifest.references
+        if rules is None or not pictures:
+            return None
+        seen = read_references(workspace, rules, pictures)
+        return seen.tokens, seen.places
+
+    def _conditioning(self, engines: Engines, run: _Run, canvases: Sequence[Canvas]) -> dict[str, Mapping[str, Array]]:
         """(batch, ...) text conditioning, by branch and port."""
+        loras, hear = self._bank.heard(run.loras), self._conditioner.heard
         each = [
-            canvas.heard or self._conditioner.heard(engines["text"], request, canvas.prompt, canvas.lengths)
+            canvas.heard or hear(engines["text"], run.request, canvas.prompt, canvas.lengths, loras)
             for canvas in canvases
         ]
         return {branch: stack_each([one[branch] for one in each]) for branch in each[0]}
@@ -443,8 +542,14 @@ def load(
     return Pipeline(opened, open_backend(engine, **options), batches=batches, guard=guard)
 
 
-def _geometry(request: Request, text: Mapping[str, Array]) -> Geometry:
-    """What a batch needs room for; `text` has (batch, ...) arrays by output of the text graph."""
+def _geometry(request: Request, text: Mapping[str, Array], references: int) -> Geometry:
+    """What a batch needs room for.
+
+    Args:
+        request: The run.
+        text: (batch, ...) arrays by output of the text graph.
+        references: Tokens of reference pictures.
+    """
     plan = request.plan
     told = ToldSizes(original=request.original_size, target=request.target_size, crop=request.crops_coords_top_left)
     return Geometry(
@@ -453,4 +558,5 @@ def _geometry(request: Request, text: Mapping[str, Array]) -> Geometry:
         text=tuple((port, value.shape[1:]) for port, value in text.items()),
         scaling_space=plan.scaling_space,
         told=told,
+        references=references,
     )

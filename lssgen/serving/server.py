@@ -133,7 +133,7 @@ class Server:
         Raises:
             RefusedError: There is none, or it cannot be had.
         """
-        return self._models.info(self._models.find(name))
+        return self._models.described(name)
 
     def quote(self, asked: ImageRequest) -> Quote:
         """What would become of a request; nothing is done.
@@ -288,6 +288,7 @@ class Server:
             request=request,
             model=model.name,
             notes=order.notes,
+            name=order.name,
             position=self._position,
             wish=self._wish,
         )
@@ -302,6 +303,7 @@ class Server:
             conditions=asked.conditions,
             deadline=order.deadline,
             draft=secrets.token_hex(16) if asked.draft else "",
+            loras=order.loras,
         )
 
     def _ticket(self, asked: ImageRequest, like: Ticket) -> Ticket:
@@ -311,6 +313,7 @@ class Server:
             request=like.request,
             model=like.model,
             notes=like.notes,
+            name=like.name,
             position=self._position,
             wish=self._wish,
         )

@@ -151,7 +151,13 @@ FROM_THE_ROOM: Mapping[str, str] = {
 """Our codes, by those of `lssgen.serving.api.RefusalCode`."""
 
 
-FIELDS: Mapping[str, str] = {"height": "size", "width": "size", "init_image": "image", "mask_image": "mask"}
+FIELDS: Mapping[str, str] = {
+    "height": "size",
+    "width": "size",
+    "init_image": "image",
+    "mask_image": "mask",
+    "conditions": "control_image",
+}
 """Fields of a request, by the words of a run that they become."""
 
 

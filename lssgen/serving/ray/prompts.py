@@ -22,7 +22,7 @@ from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import open_backend
 from lssgen.errors import ServingError
 from lssgen.runtime.checking import Guard
-from lssgen.runtime.options import Options
+from lssgen.runtime.options import Asked, Options
 from lssgen.runtime.pipeline import Pipeline
 from lssgen.runtime.prompt_file import PromptFolders, PromptLine
 from lssgen.runtime.results import Progress
@@ -63,7 +63,7 @@ class Worker:
     def __init__(self, work: Work) -> None:
         backend = open_backend(work.engine, **work.words)
         self._pipeline = Pipeline(read_bundle(work.bundle), backend, guard=Guard(**work.hooks))
-        self._folders = PromptFolders(self._pipeline, work.folder, work.options, work.suffix)
+        self._folders = PromptFolders(self._pipeline, work.folder, Asked(**work.options), work.suffix)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Paint the prompts of a batch, and write their folders; gives their numbers and seconds."""
