@@ -109,6 +109,11 @@ def _packed(net: Config) -> tuple[int, int]:
     return int(net.get("out_channels") or net["in_channels"]) // 4, 2
 
 
+def _packed_input(net: Config) -> tuple[int, int]:
+    """As `_packed`, of what comes in: Qwen-Image's `out_channels` are those of a cell."""
+    return int(net["in_channels"]) // 4, 2
+
+
 def _unpatched(net: Config) -> tuple[int, int]:
     """Networks that inpaint take more channels than they give."""
     return int(net.get("out_channels") or net["in_channels"]), 1
@@ -417,7 +422,7 @@ _QWEN = Family(
     },
     components=("transformer", "vae", "scheduler", "text_encoder", "tokenizer"),
     nets="lssgen.models.nets.qwen",
-    latent=_packed,
+    latent=_packed_input,
     cell_px=_wan_halvings,
     guidance=_branches,
     cost=qwen_cost,
