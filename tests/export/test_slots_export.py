@@ -73,7 +73,7 @@ def test_a_split_into_many_parts_has_its_sizes_inside_the_graph(tmp_path: Path) 
             parts = x.split([1 + part % 3 for part in range(300)], 1)
             return torch.stack([part.sum(1) for part in parts]).sum(0)[:, None] + self.net(x[:, :1]) * 0
 
-    save_file({"weight": torch.ones(1, 1), "bias": torch.zeros(1)}, tmp_path / "net.safetensors")
+    save_file({"weight": torch.ones(1, 1), "bias": torch.zeros(1)}, tmp_path / "model.safetensors")
     written = write_graph(
         Cut(),
         {"x": torch.ones(2, 600)},
