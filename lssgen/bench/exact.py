@@ -9,9 +9,12 @@ to the copies that a step cannot do without.
 import hashlib
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from types import FrameType
 from typing import Any
@@ -26,6 +29,7 @@ from lssgen.bench.meter import Meter, MeteredBackend
 from lssgen.bench.records import read_record, write_record
 from lssgen.bundle import Bundle
 from lssgen.errors import MismatchError
+from lssgen.measured import MEASURED
 from lssgen.plan import ModelFacts, Plan, stage_flops
 from lssgen.runtime import Options, Pipeline
 
@@ -94,7 +98,7 @@ def baseline_of_bundle(bundle: Bundle, options: Options, *, prompt: str = PROMPT
         PlanError: The run cannot be carried out.
     """
     meter = Meter(timed=False)
-    with Pipeline(bundle, MeteredBackend(IdleBackend(), meter)) as pipeline:
+    with _unmeasured(bundle) as plain, Pipeline(plain, MeteredBackend(IdleBackend(), meter)) as pipeline:
         plan = pipeline.plan(**options)
         first, second, third, fourth = wordings(prompt, 4)
         exact = plan_lines(plan, bundle.manifest.facts) | _weights(bundle, plan)
@@ -119,6 +123,20 @@ def baseline_of_bundle(bundle: Bundle, options: Options, *, prompt: str = PROMPT
         instructions=instructions,
         ratios={"host time a step over its bare copies": round(ratio, 2)},
     )
+
+
+@contextmanager
+def _unmeasured(bundle: Bundle) -> Generator[Bundle]:
+    """The same bundle without what was measured of it on some machine: a run reads that, and the counts are to be those
+    of a bundle as it was exported."""
+    if not bundle.path(MEASURED).exists():
+        yield bundle
+        return
+    with TemporaryDirectory() as name:
+        for path in bundle.folder.iterdir():
+            if path.name != MEASURED:
+                (Path(name) / path.name).symlink_to(path.resolve())
+        yield replace(bundle, folder=Path(name))
 
 
 def changes(now: Baseline, before: Baseline) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import msgspec
@@ -18,8 +19,9 @@ from lssgen.bench.exact import (
     read_baseline,
     write_baseline,
 )
-from lssgen.bundle import Bundle
+from lssgen.bundle import Bundle, read_bundle
 from lssgen.errors import BenchError, MismatchError
+from lssgen.measured import Measured, write_measured
 from lssgen.models.aliases import ALIASES
 from lssgen.plan import PlanOptions, make_plan
 
@@ -53,6 +55,15 @@ def test_the_demo_models_run_asks_for_what_it_did(demo: Bundle, name: str) -> No
     before = msgspec.structs.replace(read_baseline(BASELINES / "demo" / f"{name}.json"), ratios={})
     found = changes(now, before)
     assert not found, f"{found}; if that is meant: {UPDATE}"
+
+
+def test_what_was_measured_of_a_bundle_changes_no_count(demo: Bundle, tmp_path: Path) -> None:
+    """`bench guarantee` writes into the bundle, and every run reads it; the gate is about the code."""
+    before = baseline_of_bundle(demo, {"num_inference_steps": 7})
+    bundle = read_bundle(copytree(demo.folder, tmp_path / "demo"))
+    write_measured(bundle, "somewhere", Measured(written="now"))
+    now = baseline_of_bundle(bundle, {"num_inference_steps": 7})
+    assert (now.key, now.exact, now.host) == (before.key, before.exact, before.host)
 
 
 def test_a_run_calls_the_network_once_a_step_and_later_runs_make_no_buffers_but_the_texts(demo: Bundle) -> None:
