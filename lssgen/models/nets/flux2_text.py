@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
-from torch import Tensor
+from torch import Tensor, nn
 
 from lssgen.errors import ExportError, ModelError
 from lssgen.manifest import Heard
@@ -72,11 +72,15 @@ def text_of(components: Components, width: int, tokens: int) -> Words:
         raise ModelError(f"FLUX.2 reads prompts through {' or '.join(READERS)}, and not through a {kind}")
     reader = READERS[kind]
     recipe = language_recipe(components, width=width, layers=reader.layers, tokens=tokens)
+
+    def build(parts: Components) -> nn.Module:
+        return WholeText(parts.module("text_encoder"), reader.layers)
+
     return Words(
         replace(
             recipe,
             outputs=tuple(port for port in recipe.outputs if port.name == "prompt_embeds"),
-            build=lambda parts: WholeText(parts.module("text_encoder"), reader.layers),
+            build=build,
         ),
         TokenRule(
             component="tokenizer",
