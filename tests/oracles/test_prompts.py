@@ -28,6 +28,7 @@ from lssgen.export.checkpoint import Parts
 from lssgen.export.config import ExportConfig
 from lssgen.export.export import design
 from lssgen.export.tokenizers import convert_tokenizer
+from lssgen.manifest import Tokens
 from lssgen.models.configs import read_json
 from lssgen.ports import Array
 from lssgen.runtime.text import Lengths, TextEncoder
@@ -193,7 +194,7 @@ def test_weights_are_on_the_rows_of_their_words(text: Text, weighting: Weighting
     for rules, length in zip(text.bundle.manifest.tokenizers, lengths, strict=True):
         if rules.heard is None:
             continue
-        each = _each_token(text.bundle.path(rules.file), length, rules.pad_side, weights)[:, None]
+        each = _each_token(text.bundle.path(rules.file), length, rules, weights)[:, None]
         first, last = rules.heard.columns or (0, plain.shape[1])
         block = (slice(rules.heard.row, rules.heard.row + length), slice(first, last))
         if weighting == "comfyui":
@@ -218,13 +219,15 @@ def test_every_row_of_a_prompt_belongs_to_a_tokenizer(text: Text) -> None:
     assert not rows.any()
 
 
-def _each_token(file: Path, length: int, side: str, weights: Mapping[str, float]) -> Array:
-    """(length,) weights, with the words of the tokens looked up one by one."""
-    found = Tokenizer.from_file(str(file)).encode(PROMPT)
+def _each_token(file: Path, length: int, rules: Tokens, weights: Mapping[str, float]) -> Array:
+    """(length,) weights, with the words of the tokens looked up one by one; those of a chat template count once."""
+    found = Tokenizer.from_file(str(file)).encode(f"{rules.prefix}{PROMPT}{rules.suffix}")
+    before = len(rules.prefix)
     own: list[float] = []
     for (begin, end), special in zip(found.offsets, found.special_tokens_mask, strict=True):
-        at = next((place for place in range(begin, end) if PROMPT[place] != " "), None)
+        inside = range(max(0, begin - before), min(len(PROMPT), end - before))
+        at = next((place for place in inside if PROMPT[place] != " "), None)
         word = None if special or at is None else PROMPT[: at + 1].split()[-1]
         own.append(1.0 if word is None else next(weight for name, weight in weights.items() if name.startswith(word)))
     filling = [1.0] * (length - len(own))
-    return np.array([*filling, *own] if side == "left" else [*own, *filling])
+    return np.array([*filling, *own] if rules.pad_side == "left" else [*own, *filling])
