@@ -53,6 +53,14 @@ T5_XXL = Part(
             "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
 )  # fmt: skip
 
+QWEN3_4B = Part(
+    library="transformers",
+    cls="Qwen3Model",
+    config={"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960,
+            "rope_theta": 1000000.0, "tie_word_embeddings": True},
+)  # fmt: skip
+
 
 def vae(channels: int, scaling: float, shift: float | None, quant: bool) -> Part:
     return Part(
@@ -223,8 +231,43 @@ MODELS: Mapping[str, tuple[str, Mapping[str, Part]]] = {
         guidance_embeds=False,
     ),
     "flux2-dev": flux2("Flux2Pipeline", MISTRAL_SMALL),
+    "qwen-image": (
+        "QwenImagePipeline",
+        {
+            "scheduler": Part(
+                library="diffusers",
+                cls="FlowMatchEulerDiscreteScheduler",
+                config={"num_train_timesteps": 1000, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9,
+                        "base_image_seq_len": 256, "max_image_seq_len": 8192, "shift_terminal": 0.02},
+            ),
+            # Layers, widths and heads are those of Qwen2.5-VL-7B-Instruct, whose language model this is.
+            "text_encoder": Part(
+                library="transformers",
+                cls="Qwen2_5_VLForConditionalGeneration",
+                config={"text_config": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+                                        "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
+                                        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6,
+                                                            "mrope_section": [16, 24, 24]}}},
+            ),
+            "transformer": Part(library="diffusers", cls="QwenImageTransformer2DModel", config={}),
+            "vae": Part(library="diffusers", cls="AutoencoderKLQwenImage", config={}),
+        },
+    ),
+    "z-image-turbo": (
+        "ZImagePipeline",
+        {
+            "scheduler": FLOW,
+            "text_encoder": QWEN3_4B,
+            # Class defaults of diffusers 0.42.1, which has this checkpoint in mind; not compared with the hub.
+            "transformer": Part(
+                library="diffusers", cls="ZImageTransformer2DModel", config={"axes_lens": [1536, 512, 512]}
+            ),
+            "vae": vae(16, 0.3611, 0.1159, quant=False),
+        },
+    ),
 }  # fmt: skip
-"""Configs as the checkpoints' authors published them; those of FLUX.2 from memory, and its classes' defaults."""
+"""Configs as the checkpoints' authors published them; those of FLUX.2 from memory, and its classes' defaults; of
+Qwen-Image's transformer and VAE, the classes' defaults."""
 
 
 def write_checkpoint(name: str, folder: Path, parts: tuple[str, ...], dtype: torch.dtype) -> int:

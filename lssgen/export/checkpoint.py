@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from lssgen.export.config import Embedding
 from lssgen.export.embeddings import Taught, notes_on, read_embedding, teach
 from lssgen.export.lora import read_lora
 from lssgen.export.lora_renaming import renaming
-from lssgen.export.tokenizers import open_tokenizer
+from lssgen.export.tokenizers import chat_length, open_tokenizer
 from lssgen.export.weights import Weights, open_weights
 from lssgen.export.writer import weightless
 from lssgen.lora.asked import Lora
@@ -27,8 +28,8 @@ from lssgen.models.configs import INDEX, read_component, read_json
 from lssgen.models.nets.upsampler import CONFIG_FILE
 from lssgen.models.nets.upsamplers import upsampler_of
 
-SETTINGS = (".json", ".txt", ".model")
-"""Ends of the names of a part's small files: configuration and vocabulary."""
+SETTINGS = (".json", ".txt", ".model", ".jinja")
+"""Ends of the names of a part's small files: configuration, vocabulary and chat template."""
 
 STATISTICS = ("latents_mean", "latents_std")
 """Fields of a VAE's configuration that normalise latents, in FLUX.2 those of squares of cells."""
@@ -236,7 +237,9 @@ class Checkpoint:
         config = dict(self.config(name))
         cls = self._library_class(name)
         try:
-            with weightless(dtype):
+            with weightless(dtype), warnings.catch_warnings():
+                # What the libraries warn each other of, such as of diffusers' own use of a name.
+                warnings.simplefilter("ignore", FutureWarning)
                 if library == "transformers":
                     # transformers would build in the type that the file names, not in the one that is asked for.
                     settings = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
@@ -271,6 +274,8 @@ class Checkpoint:
 
     def _class(self, name: str) -> tuple[str | None, str | None]:
         entry = self.index.get(name)
+        if name in self.extra and entry is None:  # what was put beside the checkpoint says itself what it is
+            return "diffusers", str(read_json(self.extra[name] / "config.json").get("_class_name"))
         if not isinstance(entry, list | tuple) or len(cast("list[object]", entry)) != 2:
             return None, None
         library, class_name = cast("list[str | None]", entry)
@@ -296,6 +301,10 @@ class Parts:
 
     def config(self, name: str) -> Mapping[str, Any]:
         return self.checkpoint.config(name)
+
+    def chat_tokens(self, name: str, chat: Sequence[tuple[str, str]]) -> int:
+        folder = self.checkpoint.path(name)
+        return chat_length(open_tokenizer(folder, self.checkpoint.class_of(name)), chat, folder)
 
     def module(self, name: str) -> nn.Module:
         return self.checkpoint.skeleton(name, self.dtype)

@@ -28,10 +28,14 @@ TEXTS = (
 def open_tokenizer(folder: Path, class_name: str) -> Any:
     """A checkpoint's tokenizer as transformers has it.
 
+    Args:
+        folder: Its folder.
+        class_name: Its class, or that of a processor, whose tokenizer lies beside what it prepares pictures with.
+
     Raises:
         ModelError: The folder has no tokenizer of that class.
     """
-    # A processor is a tokenizer with something for pictures beside it, which may want further libraries.
+    # The processor itself has something for pictures beside it, which may want further libraries.
     name = "AutoTokenizer" if class_name.endswith("Processor") else class_name
     try:
         return getattr(transformers, name).from_pretrained(folder)
@@ -82,7 +86,9 @@ def convert_tokenizer(
         # As processors do it: a template that begins with the first special token has them all.
         special=not (rule.in_pieces and original.bos_token and prefix.startswith(original.bos_token)),
         removes=rule.removes,
+        empty=rule.empty,
         heard=rule.heard,
+        drop=rule.drop,
     )
     for word in words:
         original.add_tokens(list(word.pieces))
@@ -123,7 +129,8 @@ def chat_affixes(original: Any, rule: TokenRule, folder: Path) -> tuple[str, str
         ModelError: There is no template, it cannot be filled, or it does not leave the prompt as it is.
     """
     if not rule.chat:
-        return "", ""
+        prefix, _, suffix = rule.around.partition(PROMPT)
+        return prefix, suffix
     messages = [
         {"role": role, "content": [{"type": "text", "text": content}] if rule.in_pieces else content}
         for role, content in rule.chat
@@ -141,6 +148,21 @@ def chat_affixes(original: Any, rule: TokenRule, folder: Path) -> tuple[str, str
         raise ModelError(f"the chat template of {folder} does not take a prompt as it is; it makes {text!r}")
     prefix, _, suffix = text.partition(PROMPT)
     return prefix, suffix
+
+
+def chat_length(original: Any, chat: Sequence[tuple[str, str]], folder: Path) -> int:
+    """Number of tokens that a tokenizer's chat template makes of messages, given as (role, text).
+
+    Raises:
+        ModelError: There is no template, or it cannot be filled.
+    """
+    messages = [{"role": role, "content": [{"type": "text", "text": content}]} for role, content in chat]
+    try:
+        return len(original.apply_chat_template(messages, tokenize=True, return_dict=False))
+    except Exception as error:  # templates are programs, with errors of their own
+        raise ModelError(
+            f"the chat template of {folder} cannot be filled: {error}; is the checkpoint whole?"
+        ) from error
 
 
 def check_tokenizer(original: Any, path: Path, length: int, words: Sequence[Word] = ()) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lssgen.errors import ModelError, ProbeError
 from lssgen.export.changes import Change, changed
-from lssgen.export.stored import PLAIN, TYPES, Stored, file_sha256, find_tensors
+from lssgen.export.stored import PLAIN, TYPES, LastMoment, Stored, file_sha256, find_tensors
 
 IGNORED = (
     r"\.position_ids$",
@@ -261,7 +261,9 @@ def _matters(key: str, components: Collection[str]) -> bool:
 
 
 def _in_shape(stored: Stored, shape: tuple[int, ...]) -> Stored:
-    """The tensor in the module's shape, where they differ by ones at the end only."""
+    """The tensor in the module's shape, where they differ by ones at the end only, or by an axis of time."""
+    if len(stored.shape) == 5 and len(shape) == 4:
+        return LastMoment.of(stored)
     # 1 x 1 convolutions of older VAEs have become linear layers; the numbers and their order are the same.
     return replace(stored, shape=shape) if _squeezed(stored.shape) == _squeezed(shape) else stored
 

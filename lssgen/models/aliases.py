@@ -17,6 +17,7 @@ from lssgen.models.families import (
     defaults_from_configs,
     facts_from_configs,
     family_of,
+    with_levels,
 )
 from lssgen.plan.facts import Defaults, ModelFacts
 
@@ -240,12 +241,81 @@ _COGVIEW_NET: Mapping[str, Any] = {
     "condition_dim": 256,
     "pos_embed_max_size": 128,
 }
+# Not read from the hub: the class's defaults in diffusers 0.42.1, which has these checkpoints in mind, but for the
+# first of axes_lens, which bounds the length of prompts and belongs to no weight. Nor were the schedulers' shifts.
+_ZIMAGE_NET: Mapping[str, Any] = {
+    "all_patch_size": (2,),
+    "all_f_patch_size": (1,),
+    "in_channels": 16,
+    "dim": 3840,
+    "n_layers": 30,
+    "n_refiner_layers": 2,
+    "n_heads": 30,
+    "n_kv_heads": 30,
+    "cap_feat_dim": 2560,
+    "rope_theta": 256.0,
+    "t_scale": 1000.0,
+    "axes_dims": (32, 48, 48),
+    "axes_lens": (1536, 512, 512),
+}
+
+# Not read from the hub: the classes' defaults in diffusers 0.42.1, which has these checkpoints in mind. The schedule of
+# Qwen-Image is as its authors describe it; that of 2.1 is taken to be the same.
+_QWEN_NET: Mapping[str, Any] = {
+    "patch_size": 2,
+    "in_channels": 64,
+    "out_channels": 16,
+    "num_layers": 60,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 3584,
+    "guidance_embeds": False,
+    "axes_dims_rope": (16, 56, 56),
+}
+_QWEN21_NET: Mapping[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 64,
+    "out_channels": 64,
+    "num_layers": 32,
+    "attention_head_dim": 128,
+    "num_attention_heads": 32,
+    "context_in_dim": 4096,
+    "mlp_ratio": 3,
+    "axes_dims_rope": (16, 56, 56),
+    "causal_condition": True,
+}
+_VAE_QWEN: Mapping[str, Any] = {"z_dim": 16, "temperal_downsample": (False, True, True)}
+_VAE_QWEN21: Mapping[str, Any] = {"z_dim": 64, "temperal_downsample": (False, True, True, True)}
+_FLOW_QWEN: Mapping[str, Any] = _FLOW | {
+    "shift": 1.0,
+    "use_dynamic_shifting": True,
+    "time_shift_type": "exponential",
+    "base_shift": 0.5,
+    "max_shift": 0.9,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 8192,
+    "shift_terminal": 0.02,
+}
+# Not read from the hub either: the class's defaults, and the scheduler of the code that it was made with.
+_CHROMA_NET: Mapping[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 64,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "joint_attention_dim": 4096,
+    "approximator_num_channels": 64,
+    "approximator_hidden_dim": 5120,
+    "approximator_layers": 5,
+}
 
 _SD3 = FAMILIES["sd3"].defaults
 _FLUX = FAMILIES["flux"].defaults
 _FLUX2 = FAMILIES["flux2"].defaults
 _SDXL = FAMILIES["sdxl"].defaults
 _SD = FAMILIES["sd"].defaults
+_ZIMAGE = FAMILIES["zimage"].defaults
 _STABILITY = "Stability AI Community License"
 _FLUX_DEV = "FLUX.1 [dev] Non-Commercial License"
 
@@ -465,6 +535,60 @@ _RECORDS = (
             },
         },
     ),
+    Alias(
+        name="z-image",
+        family="zimage",
+        source="Tongyi-MAI/Z-Image",
+        licence="Apache-2.0",
+        defaults=_ZIMAGE,
+        max_sequence_length=512,
+        published={"transformer": _ZIMAGE_NET, "vae": _VAE_FLUX, "scheduler": _FLOW | {"shift": 6.0}},
+    ),
+    Alias(
+        name="z-image-turbo",
+        family="zimage",
+        source="Tongyi-MAI/Z-Image-Turbo",
+        licence="Apache-2.0",
+        defaults=replace(_ZIMAGE, num_inference_steps=8, guidance_scale=0.0),
+        max_sequence_length=512,
+        published={"transformer": _ZIMAGE_NET, "vae": _VAE_FLUX, "scheduler": _FLOW | {"shift": 3.0}},
+    ),
+    Alias(
+        name="qwen-image",
+        family="qwen",
+        source="Qwen/Qwen-Image",
+        licence="Apache-2.0",
+        defaults=FAMILIES["qwen"].defaults,
+        max_sequence_length=512,
+        published={"transformer": _QWEN_NET, "vae": _VAE_QWEN, "scheduler": _FLOW_QWEN},
+    ),
+    Alias(
+        name="qwen-image-2512",
+        family="qwen",
+        source="Qwen/Qwen-Image-2512",
+        licence="Apache-2.0",
+        defaults=FAMILIES["qwen"].defaults,
+        max_sequence_length=512,
+        published={"transformer": _QWEN_NET, "vae": _VAE_QWEN, "scheduler": _FLOW_QWEN},
+    ),
+    Alias(
+        name="qwen-image-2.1",
+        family="qwen21",
+        source="Qwen/Qwen-Image-2.1",
+        licence="Apache-2.0",
+        defaults=FAMILIES["qwen21"].defaults,
+        max_sequence_length=1024,
+        published={"transformer": _QWEN21_NET, "vae": _VAE_QWEN21, "scheduler": _FLOW_QWEN},
+    ),
+    Alias(
+        name="chroma",
+        family="chroma",
+        source="lodestones/Chroma1-HD",
+        licence="Apache-2.0",
+        defaults=FAMILIES["chroma"].defaults,
+        max_sequence_length=512,
+        published={"transformer": _CHROMA_NET, "vae": _VAE_FLUX, "scheduler": _FLOW_TOKENS},
+    ),
 )
 
 ALIASES: Mapping[str, Alias] = {alias.name: alias for alias in _RECORDS}
@@ -490,12 +614,13 @@ def facts_of_model(model: str) -> ModelFacts:
             f"{model} is neither a folder nor one of {', '.join(ALIASES)}{guess}; "
             "export another hub id with lssgen-export first and plan from its bundle"
         )
-    family = family_of(read_json(folder / INDEX))
+    index = read_json(folder / INDEX)
+    family = family_of(index)
     configs = configs_from_folder(folder)
     return facts_from_configs(
         family,
         configs,
-        defaults_from_configs(family, configs),
+        with_levels(defaults_from_configs(family, configs), index),
         name=folder.resolve().name,
         max_sequence_length=family.max_sequence_length,
     )

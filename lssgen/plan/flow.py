@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lssgen.errors import PlanError
 from lssgen.plan.levels import Evaluation, Level, with_halves
 from lssgen.plan.schedules import FlowSchedule
 from lssgen.plan.sigmas import spread
@@ -83,10 +84,19 @@ def _grid(
 
 
 def _stretched(schedule: FlowSchedule, sigmas: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Levels that end at `schedule.terminal`, where it is given."""
+    """Levels that end at `schedule.terminal`, where it is given.
+
+    Raises:
+        PlanError: There is nothing to stretch: all levels are noise alone.
+    """
     if not schedule.terminal:
         return sigmas
     pictures = 1 - sigmas
+    if not pictures[-1]:
+        raise PlanError(
+            f"the schedule ends at a level of {schedule.terminal:g} (shift_terminal), which a single step from pure "
+            "noise cannot: ask for more steps"
+        )
     return 1 - pictures / (pictures[-1] / (1 - schedule.terminal))
 
 

@@ -99,6 +99,7 @@ class Batch:
         origin: None: from noise alone.
         noise: (batch, C, h, w) that every stage begins with, smallest first; empty: drawn from the seeds.
         field: Source of the noise that stages begin with.
+        loras: (batch, ranks) strengths of what is in the slots for LoRAs, one a stage; empty: there are no slots.
     """
 
     seeds: tuple[int, ...]
@@ -110,6 +111,7 @@ class Batch:
     origin: Origin | None = None
     noise: tuple[Floats, ...] = ()
     field: Field = "stage"
+    loras: tuple[Floats, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -204,6 +206,7 @@ class _Run:
         self._pictures = batch.pictures
         if batch.references is not None:
             workspace.write_references(*batch.references)
+        self._loras = batch.loras
         # Skip-layer guidance changes the branches within a run; each set has its own stacked text, written once.
         for branches in {_branches(step) for stage in plan.stages for step in stage.steps}:
             workspace.write_text(branches, batch.text)
@@ -247,6 +250,8 @@ class _Run:
         self._space.begin_stage(index, _branches(stage.steps[0]))
         for feed, values in self._pictures.items():
             self._space.write_picture(index, feed, values[index])
+        if self._loras:
+            self._space.write_loras(self._loras[index])
         noise = self._noise[index] if self._noise else self._entry(index)
         if index == 0:
             self._space.latent(0, 0).write(first_latent(stage, noise, self._origin))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from types import MappingProxyType
 from typing import assert_never
 
 import numpy as np
@@ -25,6 +26,8 @@ from lssgen.manifest import (
     GuidanceScale,
     GuidanceWeights,
     Latent,
+    LoraFactors,
+    LoraWeights,
     Manifest,
     Mix,
     Noise,
@@ -39,6 +42,9 @@ from lssgen.manifest import (
 )
 from lssgen.plan.table import Stage
 from lssgen.ports import Array, Port
+
+Lent = Mapping[type[Feed], Callable[[], Buffer]]
+"""Buffers that are not a workspace's own, made when they are asked for first."""
 
 Branches = tuple[str, ...]
 """Guidance branches in batch order: "negative", "positive", "skip"."""
@@ -103,10 +109,19 @@ class Workspace:
         backend: Place where the buffers live.
         engines: Engines of the bundle.
         geometry: What to make room for.
+        lent: Buffers that several workspaces share, by the kind of feed that they are for.
     """
 
-    def __init__(self, manifest: Manifest, backend: Backend, engines: Engines, geometry: Geometry) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        backend: Backend,
+        engines: Engines,
+        geometry: Geometry,
+        lent: Lent = MappingProxyType({}),
+    ) -> None:
         self.geometry = geometry
+        self._lent = lent
         self._manifest = manifest
         self._backend = backend
         self._engines = engines
@@ -126,6 +141,11 @@ class Workspace:
     def picture_feeds(self) -> tuple[Picture, ...]:
         """Pictures that the step takes as inputs, each once."""
         return tuple(dict.fromkeys(feed for feed in self._step.feeds.values() if isinstance(feed, Picture)))
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the step is told what of a picture stays."""
+        return any(feed.read_as == "kept" for feed in self.picture_feeds)
 
     @property
     def precision(self) -> Precision:
@@ -236,6 +256,10 @@ class Workspace:
         self._write(GuidanceScale, scales, ())
         self._write(GuidanceRescale, rescales, ())
 
+    def write_loras(self, weights: Array) -> None:
+        """(batch, ranks) strengths of what is in the slots for LoRAs, for networks that have them."""
+        self._write(LoraWeights, weights, ())
+
     def write_text(self, branches: Branches, text: Mapping[str, Mapping[str, Array]]) -> None:
         """Stack the text conditioning branch by branch; `text` has (batch, ...) arrays by branch and output."""
         for port in self._step.inputs:
@@ -283,10 +307,19 @@ class Workspace:
             lambda: self._transition_buffers(graph, stage, turns),
         )
 
-    def encode(self, stage: int, picture: Array) -> Array:
-        """(height, width, 3) uint8 picture of a stage's size -> (C, h, w) latent, the mean of the VAE's posterior."""
+    def encode(self, stage: int, picture: Array, kept: Array | None = None) -> Array:
+        """(height, width, 3) uint8 picture of a stage's size -> (C, h, w) latent, the mean of the VAE's posterior.
+
+        Args:
+            stage: Index of the stage.
+            picture: Of its size.
+            kept: (height, width) False where the picture is grey instead, for networks that inpaint; None: all stays.
+        """
         buffers = self._alone("encode", stage)
         buffers["picture"].write(picture[None])
+        if "kept" in buffers:
+            every = np.ones(buffers["kept"].shape, np.float32)
+            buffers["kept"].write(every if kept is None else kept[None, :, :, None].astype(np.float32))
         # Zeros make mean + std * noise the mean: a run that starts from a picture does not depend on chance.
         if noise := buffers.get("posterior_noise"):  # tiny autoencoders have no posterior
             noise.write(np.zeros(noise.shape, np.float32))
@@ -365,7 +398,10 @@ class Workspace:
                 return self._made((port.name, branches), port, stage, branches, gates)
             case Text() | GuidanceWeights():
                 return self._made((port.name, branches), port, stage, branches)
-            case Row() | GuidanceScale() | GuidanceRescale() | Reference():
+            case LoraFactors():
+                lent = self._lent.get(LoraFactors)
+                return lent() if lent is not None else self._made((port.name,), port, stage, branches)
+            case Row() | GuidanceScale() | GuidanceRescale() | Reference() | LoraWeights():
                 return self._made((port.name,), port, stage, branches)
             case Picture():
                 return self._made((port.name, stage), port, stage, branches)

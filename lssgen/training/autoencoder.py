@@ -101,7 +101,7 @@ def load_autoencoder(source: str, device: torch.device) -> Autoencoder:
         raise ModelError(f"{weights} cannot be read: {error}; fetch the VAE again") from error
     kind: object = read_json(folder / "config.json").get("_class_name")
     if not isinstance(kind, str) or kind not in CLASSES:
-        raise ModelError(f"the VAE in {folder} is {kind!r}, but upsamplers are trained for {', '.join(CLASSES)}")
+        raise ModelError(f"the VAE in {folder} is {kind!r}, but upsamplers are trained for {' and '.join(CLASSES)}")
     vae = _loaded(getattr(import_module(CLASSES[kind]), kind), folder, weights.name.split("."))
     return _probed(source, vae, weights, device)
 

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import factory
+import factory_chroma
 import factory_families
 import factory_flux2
+import factory_qwen
+import factory_zimage
 import pytest
 import torch
 
@@ -28,6 +31,10 @@ TINY = {
     "flux": factory_families.tiny_flux,
     "flux2": factory_flux2.tiny_klein,
     "cogview4": factory_families.tiny_cogview4,
+    "zimage": factory_zimage.tiny_zimage,
+    "qwen": factory_qwen.tiny_qwen,
+    "qwen21": factory_qwen.tiny_qwen21,
+    "chroma": factory_chroma.tiny_chroma,
 }
 
 

@@ -11,10 +11,12 @@ from diffusers import (
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
+    ZImageTransformer2DModel,
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from lssgen.models.costs import cogview_cost, flux2_cost, flux_cost, mmdit_cost, unet_cost
+from lssgen.models.costs import cogview_cost, flux2_cost, flux_cost, mmdit_cost, unet_cost, zimage_cost
+from lssgen.models.nets.zimage import ZImageStep
 
 TEXT = 13  # tokens, a number that is no other size here
 Inputs = Callable[[int, int], dict[str, Any]]
@@ -173,3 +175,25 @@ def test_cost_is_what_torch_counts(make: Any, config: dict[str, Any], cost: Any,
                 network(timestep=_(), **inputs(height, width))
             # Every product is counted on both sides: these are whole numbers, and equal.
             assert cost(config, TEXT).flops(height * width) == counter.get_total_flops()
+
+
+ZIMAGE = {
+    "in_channels": 4,
+    "dim": 32,
+    "n_layers": 3,
+    "n_refiner_layers": 2,
+    "n_heads": 2,
+    "cap_feat_dim": 24,
+    "axes_dims": (4, 6, 6),
+    "axes_lens": (64, 64, 64),
+}
+
+
+@pytest.mark.parametrize("size", [(8, 16), (16, 24)])
+def test_cost_of_zimage_is_that_of_the_graph_for_pictures_without_filling(size: tuple[int, int]) -> None:
+    """Of the step and not of the published network, which computes the last layer for the text too."""
+    with torch.device("meta"):
+        step = ZImageStep(ZImageTransformer2DModel(**ZIMAGE))
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            step.velocity(_(4, *size), torch.empty(1), _(TEXT, 24), _(TEXT))
+    assert zimage_cost(ZIMAGE, TEXT).flops(size[0] * size[1]) == counter.get_total_flops()

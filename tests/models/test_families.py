@@ -38,11 +38,16 @@ def test_an_unknown_pipeline_is_refused_with_those_that_are_known() -> None:
         family_of({"_class_name": "PixArtAlphaPipeline"})
 
 
-def test_a_variant_of_a_known_pipeline_is_refused_by_its_name() -> None:
-    """It has a cache of reference tokens and masks that no graph here knows: to take it for klein would be wrong."""
-    for variant in ("Flux2KleinKVPipeline", "Flux2KleinInpaintPipeline"):
-        with pytest.raises(UnknownModelError, match=f"'{variant}', which no record knows; known are .*Flux2KleinP"):
-            family_of({"_class_name": variant})
+@pytest.mark.parametrize(
+    ("variant", "known"),
+    [("ZImageOmniPipeline", "ZImagePipeline"), ("FluxKontextPipeline", "FluxPipeline"), ("SanaSprintPipeline", "")],
+)
+def test_an_unknown_variant_of_a_known_pipeline_is_refused_by_its_name(variant: str, known: str) -> None:
+    with pytest.raises(UnknownModelError) as told:
+        family_of({"_class_name": variant})
+    assert f"names the pipeline '{variant}', which no record knows" in str(told.value)
+    assert (f"a variant of {known}, whose graphs do not fit" in str(told.value)) == bool(known)
+    assert "\n" not in str(told.value)
 
 
 def test_klein_is_known_for_distilled_by_its_index() -> None:
@@ -94,6 +99,10 @@ def test_defaults_are_those_of_the_published_pipelines(family: Family) -> None:
         "flux": (50, 3.5, 512, True, 1024),
         "flux2": (50, 4.0, 512, True, 1024),
         "cogview4": (50, 5.0, 512, False, 1024),
+        "zimage": (50, 5.0, 512, False, 1024),
+        "qwen": (50, 4.0, 512, False, 1024),
+        "qwen21": (40, 1.0, 512, False, 1024),
+        "chroma": (35, 5.0, 512, False, 1024),
     }[family.name]
     found = (
         defaults.num_inference_steps,
@@ -137,13 +146,17 @@ def test_guidance_is_read_from_the_network() -> None:
 
 
 def test_channels_and_patches_are_counted_in_unpacked_latents() -> None:
-    found = {name: ALIASES[name].facts() for name in ("sdxl", "sd3", "flux-dev", "flux2-dev", "cogview4")}
+    names = ("sdxl", "sd3", "flux-dev", "flux2-dev", "cogview4", "z-image", "qwen-image", "qwen-image-2.1")
+    found = {name: ALIASES[name].facts() for name in names}
     assert {name: (f.channels, f.align, f.patch, f.cell_px) for name, f in found.items()} == {
         "sdxl": (4, 1, 1, 8),
         "sd3": (16, 2, 2, 8),
         "flux-dev": (16, 2, 2, 8),
         "flux2-dev": (32, 2, 2, 8),
         "cogview4": (16, 2, 2, 8),
+        "z-image": (16, 2, 2, 8),
+        "qwen-image": (16, 2, 2, 8),
+        "qwen-image-2.1": (64, 2, 1, 16),
     }
 
 
@@ -244,6 +257,9 @@ def test_a_family_says_where_its_graphs_are(family: Family) -> None:
         ("flux-dev", 8192),
         ("flux2-dev", 8192),
         ("cogview4", 0),
+        ("z-image", 8192),
+        ("qwen-image", 8192),
+        ("qwen-image-2.1", 8192),
     ],
 )
 def test_the_longest_side_is_that_of_the_position_table(alias: str, px: int) -> None:

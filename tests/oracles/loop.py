@@ -29,12 +29,15 @@ class Case:
         pipe: A diffusers pipeline, for its vae and scheduler.
         predict: Calls the denoiser.
         channels, cell, align: Latent channels, pixels a cell, and cells that a side is a multiple of.
+        patch: Cells along one side of a token.
         grid: "diffusion", or how a flow model's levels are made: "range", "even" or "labels".
         mu: Function of tokens and steps to the shift; None: the line in the scheduler's configuration.
         noise_patch: Cells along one side whose noise is drawn together, as channels.
         to_vae, from_vae: Functions between the network's latents and the VAE's; None: by scaling and shift.
         embedded: The guidance scale is not applied to the branches.
         upsampler: Folder of the upsampler.
+        clamped: The shift of "even" levels grows no more above the scheduler's longest sequence.
+        settled: What becomes of the guided output, given the positive branch.
     """
 
     pipe: Any
@@ -42,6 +45,7 @@ class Case:
     channels: int
     cell: int = 4
     align: int = 1
+    patch: int = 2
     grid: str = "diffusion"
     mu: Callable[[int, int], float] | None = None
     noise_patch: int = 1
@@ -49,6 +53,8 @@ class Case:
     from_vae: Callable[[Tensor], Tensor] | None = None
     embedded: bool = False
     upsampler: Path | None = None
+    clamped: bool = True
+    settled: Callable[[Tensor, Tensor], Tensor] = lambda output, _: output
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -90,7 +96,7 @@ def staged(
             scale = getattr(case.pipe.scheduler, "scale_model_input", lambda x, _: x)
             seen = scale(x, t)
             outputs = case.predict(seen, t.expand(len(x)), (case.cell * h, case.cell * w))
-            output = guided(outputs, guidance_scale, guidance_rescale)
+            output = case.settled(guided(outputs, guidance_scale, guidance_rescale), outputs[-1])
             x = stepped(case.pipe.scheduler, output, t, x, generators)
     return x
 
@@ -107,7 +113,8 @@ def timesteps(case: Case, steps: int, h: int, w: int) -> Tensor:
     elif case.grid == "even":
         config = scheduler.config
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-        tokens = min(h // 2 * (w // 2), config.max_image_seq_len)
+        tokens = h // case.patch * (w // case.patch)
+        tokens = min(tokens, config.max_image_seq_len) if case.clamped else tokens
         mu = tokens * slope + config.base_shift - slope * config.base_image_seq_len
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
     elif case.grid == "labels":

@@ -10,8 +10,11 @@ from typing import Any
 
 import diffusers
 import factory
+import factory_chroma
 import factory_families as families
 import factory_flux2
+import factory_qwen
+import factory_zimage
 import numpy as np
 import pytest
 import torch
@@ -44,6 +47,9 @@ FAMILIES: Mapping[str, Callable[[Path], Path]] = {
     "flux": families.tiny_flux,
     "flux2": factory_flux2.tiny_klein,
     "cogview4": families.tiny_cogview4,
+    "zimage": factory_zimage.tiny_zimage,
+    "qwen": factory_qwen.tiny_qwen,
+    "chroma": factory_chroma.tiny_chroma,
 }
 
 
@@ -132,6 +138,9 @@ def test_clip_skip_is_that_of_diffusers(tmp_path: Path, name: str, skip: int) ->
         ("flux", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; FLUX.1 is exported without it"),
         ("flux2", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; FLUX.2 is exported without it"),
         ("cogview4", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; CogView4 is exported without it"),
+        ("zimage", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; Z-Image is exported without it"),
+        ("qwen", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; Qwen-Image is exported without it"),
+        ("chroma", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; Chroma is exported without it"),
     ],
 )
 def test_a_clip_skip_that_cannot_be_is_refused(tmp_path: Path, name: str, skip: int, words: str) -> None:
@@ -194,9 +203,9 @@ def test_weights_are_on_the_rows_of_their_words(text: Text, weighting: Weighting
     for rules, length in zip(text.bundle.manifest.tokenizers, lengths, strict=True):
         if rules.heard is None:
             continue
-        each = _each_token(text.bundle.path(rules.file), length, rules, weights)[:, None]
+        each = _each_token(text.bundle.path(rules.file), length, rules, weights)[rules.drop :, None]
         first, last = rules.heard.columns or (0, plain.shape[1])
-        block = (slice(rules.heard.row, rules.heard.row + length), slice(first, last))
+        block = (slice(rules.heard.row, rules.heard.row + len(each)), slice(first, last))
         if weighting == "comfyui":
             wanted[block] = empty[block] + each * (plain[block] - empty[block])
         else:
@@ -215,7 +224,7 @@ def test_every_row_of_a_prompt_belongs_to_a_tokenizer(text: Text) -> None:
     for rules, length in zip(text.bundle.manifest.tokenizers, text.encoder.lengths(PROMPT), strict=True):
         if rules.heard is not None:
             first, last = rules.heard.columns or (0, rows.shape[1])
-            rows[rules.heard.row : rules.heard.row + length, first:last] = 0
+            rows[rules.heard.row : rules.heard.row + length - rules.drop, first:last] = 0
     assert not rows.any()
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
-from torch import Tensor, nn
+from torch import Tensor
 
 from lssgen.errors import ExportError, ModelError
 from lssgen.manifest import Heard
@@ -73,7 +73,7 @@ def text_of(components: Components, width: int, tokens: int) -> Words:
     reader = READERS[kind]
     recipe = language_recipe(components, width=width, layers=reader.layers, tokens=tokens)
 
-    def build(parts: Components) -> nn.Module:
+    def build(parts: Components) -> WholeText:
         return WholeText(parts.module("text_encoder"), reader.layers)
 
     return Words(

@@ -30,6 +30,7 @@ class LanguageText(nn.Module):
         layers: Indices into `hidden_states`, put side by side in the last axis: 0 is the embedding, -1 the last norm's
             output, -2 what goes into the last layer.
         drop: Tokens to leave out at the beginning, of a chat template.
+        normed: False to read what goes into the last norm in place of what comes out.
 
     Attributes:
         left_out: Beginnings of the names of tensors that were taken off, for `Weights.fit`.
@@ -38,7 +39,7 @@ class LanguageText(nn.Module):
         ModelError: The model has fewer layers.
     """
 
-    def __init__(self, text_encoder: nn.Module, layers: Sequence[int], *, drop: int = 0) -> None:
+    def __init__(self, text_encoder: nn.Module, layers: Sequence[int], *, drop: int = 0, normed: bool = True) -> None:
         super().__init__()
         model: Any = decoder_of(text_encoder)
         count = len(model.layers)
@@ -47,7 +48,7 @@ class LanguageText(nn.Module):
         highest = max(self.read)
         gone = [*TOWERS, *(f"layers.{layer}" for layer in range(highest, count))]
         model.layers = model.layers[:highest]
-        if highest < count:
+        if highest < count or not normed:
             gone.append("norm")
             model.norm = nn.Identity()
         self.left_out = tuple(f"text_encoder.{name}." for name in gone)
@@ -73,7 +74,7 @@ class LanguageText(nn.Module):
         scores = torch.where(visible, 0.0, NEVER).to(state.dtype).unsqueeze(1)
         told = {
             "attention_mask": scores,
-            "position_embeddings": model.rotary_emb(state, places),
+            "position_embeddings": turned(model.rotary_emb, state, places),
             "position_ids": places,
         }
         states = [state]
@@ -111,6 +112,20 @@ def seen(attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return visible, (place - lonely.sum(1, keepdim=True)).clamp(min=0), lonely
 
 
+def turned(rotary: Any, state: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of every token's place, (n, tokens, width of a head), in the type of the states.
+
+    Models that read pictures count places along three axes, which are one and the same in a text; so their shares of
+    the angles need not be put together.
+    """
+    if not hasattr(rotary, "mrope_section"):
+        return rotary(state, places)
+    half = places.unsqueeze(-1).float() * rotary.inv_freq
+    angles = torch.cat((half, half), -1)
+    cosines, sines = (wave * rotary.attention_scaling for wave in (angles.cos(), angles.sin()))
+    return cosines.to(state.dtype), sines.to(state.dtype)
+
+
 def decoder_of(text_encoder: Any) -> nn.Module:
     """The stack of layers inside a language model with a head, or inside one that reads pictures too."""
     while not hasattr(text_encoder, "embed_tokens"):
@@ -135,13 +150,21 @@ def language_config(components: Components) -> Mapping[str, Any]:
     return cast(Mapping[str, Any], config.get("text_config") or config)
 
 
-def language_recipe(components: Components, *, width: int, layers: Sequence[int], tokens: int, drop: int = 0) -> Recipe:
+def language_recipe(
+    components: Components,
+    *,
+    width: int,
+    layers: Sequence[int],
+    tokens: int,
+    drop: int = 0,
+    normed: bool = True,
+) -> Recipe:
     """The "text" graph of a family with a language model as its only text encoder.
 
     Args:
         components: The checkpoint.
         width: Numbers a token that the denoiser reads.
-        layers, drop: As in `LanguageText`.
+        layers, drop, normed: As in `LanguageText`.
         tokens: Longest prompt.
 
     Raises:
@@ -158,10 +181,10 @@ def language_recipe(components: Components, *, width: int, layers: Sequence[int]
             Port("prompt_embeds", "float32", ("batch", "tokens", width)),
             Port("prompt_mask", "float32", ("batch", "tokens")),
         ),
-        build=lambda parts: LanguageText(parts.module("text_encoder"), layers, drop=drop),
+        build=lambda parts: LanguageText(parts.module("text_encoder"), layers, drop=drop, normed=normed),
         runs="prompt",
         vocabulary={"input_ids": int(config["vocab_size"])},
-        settings={"layers": list(layers), "drop": drop},
+        settings={"layers": list(layers), "drop": drop, "normed": normed},
     )
 
 

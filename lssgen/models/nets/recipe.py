@@ -1,6 +1,6 @@
 """What a family tells the exporter: which graphs its checkpoint becomes, and how each is made."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, get_args
 
@@ -25,6 +25,14 @@ class Components(Protocol):
 
         Raises:
             ModelError: The checkpoint has no such part.
+        """
+        ...
+
+    def chat_tokens(self, name: str, chat: Sequence[tuple[str, str]]) -> int:
+        """Number of tokens that a tokenizer's own chat template makes of messages, given as (role, text).
+
+        Raises:
+            ModelError: It has no chat template, or none that can be filled.
         """
         ...
 
@@ -72,6 +80,7 @@ class Recipe:
         runs, feeds: Occasion and sources of its inputs, as in `lssgen.manifest.Graph`.
         vocabulary: Number of ids that the integer inputs may choose from.
         choices: Numbers that samples of a floating-point input are drawn from; normal numbers where it is not listed.
+            Of a step's row they are the last columns.
         settings: Whatever else decides what the graph computes, for its key.
         precise: Stays float32 whatever precision is asked for.
         overflows: Stays float32 where float16 is asked for: its numbers are known to grow beyond that.
@@ -116,9 +125,12 @@ class TokenRule:
             not say otherwise.
         in_pieces: The template takes a message as a list of texts and pictures, as models have it that see; special
             tokens at the beginning are then the template's own, and the tokenizer adds none.
+        around: Text with `PROMPT` in it, where the published pipeline has its own in place of a chat template.
+        empty: Text that is read in the place of an empty prompt.
         pad_side: Side of the filling; "own": that of the checkpoint's tokenizer.
         removes: Words that are taken out of prompts.
         heard: Rows that its tokens have in an output of the "text" graph; None: there are none.
+        drop: Number of tokens at the beginning that the "text" graph leaves out; see `lssgen.manifest.Tokens`.
     """
 
     component: str
@@ -132,7 +144,10 @@ class TokenRule:
     chat_options: Mapping[str, object] = field(default_factory=dict[str, object])
     in_pieces: bool = False
     removes: tuple[str, ...] = ()
+    around: str = ""
+    empty: str = ""
     heard: Heard | None = None
+    drop: int = 0
 
 
 PROMPT = "{prompt}"

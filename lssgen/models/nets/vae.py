@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lssgen.models.nets.recipe import Components, Recipe
+from lssgen.models.nets.wan import CLASSES, OneMoment
 from lssgen.models.published import NORMALISATION
 from lssgen.ports import Port
 
@@ -92,7 +93,7 @@ class Vae(nn.Module):
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
-        self.vae: Any = vae
+        self.vae: Any = OneMoment(vae) if type(vae).__name__ in CLASSES else vae
         self.space = LatentSpace(self.vae.config)
 
     def paint(self, latent: Tensor) -> Tensor:
@@ -140,22 +141,39 @@ class Encode(Vae):
         return self.read(picture.float().permute(0, 3, 1, 2) / 127.5 - 1, posterior_noise)
 
 
+class EncodeKept(Vae):
+    """The same, with the middle grey where `kept`, (batch, height, width, 1), is 0; for networks that inpaint."""
+
+    def forward(self, picture: Tensor, kept: Tensor, posterior_noise: Tensor | None = None) -> Tensor:
+        pixels = (picture.float() / 127.5 - 1) * kept
+        return self.read(pixels.permute(0, 3, 1, 2), posterior_noise)
+
+
 def draws(config: Mapping[str, Any]) -> bool:
     """Whether an autoencoder, of that config.json, has a posterior to draw latents from; tiny ones do not."""
     return config.get("_class_name") != TINY
 
 
-def vae_recipes(components: Components, channels: int, *, overflows: bool = False) -> tuple[Recipe, ...]:
+def vae_recipes(
+    components: Components, channels: int, *, overflows: bool = False, inpaints: bool = False
+) -> tuple[Recipe, ...]:
     """`decode` and `encode`, the same for every family.
 
     Args:
         components: The checkpoint.
         channels: Number of channels of a latent, as the family's record says.
         overflows: As in `Recipe`.
+        inpaints: The network takes a picture in which what is to be painted is grey.
     """
     drawn = draws(components.config("vae"))
     latent = Port("latent", "float32", ("batch", channels, "height", "width"))
     picture = Port("picture", "uint8", ("batch", "picture_height", "picture_width", 3))
+    read = [picture]
+    if inpaints:
+        read.append(Port("kept", "float32", (*picture.shape[:3], 1)))
+    if drawn:
+        read.append(replace(latent, name="posterior_noise"))
+    encoder = EncodeKept if inpaints else Encode
     return (
         Recipe(
             name="decode",
@@ -169,9 +187,9 @@ def vae_recipes(components: Components, channels: int, *, overflows: bool = Fals
         Recipe(
             name="encode",
             components=("vae",),
-            inputs=(picture, replace(latent, name="posterior_noise")) if drawn else (picture,),
+            inputs=tuple(read),
             outputs=(latent,),
-            build=lambda parts: Encode(parts.module("vae")),
+            build=lambda parts: encoder(parts.module("vae")),
             runs="start",
             overflows=overflows,
         ),
