@@ -163,7 +163,7 @@ class _Making:
 
     def _with_text(self, manifest: Manifest) -> Manifest:
         """The text encoders' weights in int8."""
-        if not self._job.text:
+        if not self._job.text or "text" not in manifest.graphs:
             return manifest
         old = manifest.graphs["text"]
         model = ir.load(self._job.bundle.path(old.file))

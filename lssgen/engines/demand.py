@@ -11,7 +11,7 @@ from itertools import product
 
 from lssgen.choices import choice, refuse_outside
 from lssgen.errors import BuildError
-from lssgen.manifest import Gates, Graph, Manifest, Quantity, Tokens
+from lssgen.manifest import Gates, Graph, Manifest, Quantity, Reference, Tokens
 from lssgen.plan.options import MOST_SIDE_PX
 from lssgen.ports import Port
 
@@ -77,6 +77,10 @@ class Extent:
 
     def __contains__(self, size: object) -> bool:
         return isinstance(size, int) and self.low <= size <= self.high
+
+    def less(self, count: int) -> "Extent":
+        """Of an axis that is shorter by so many."""
+        return Extent(self.low - count, self.best - count, self.high - count)
 
     def __str__(self) -> str:
         return str(self.low) if self.low == self.high else f"{self.low}..{self.high}"
@@ -184,14 +188,28 @@ def token_axes(manifest: Manifest) -> dict[str, Extent]:
         for axis in port.shape
         if isinstance(axis, str) and graph.axes.get(axis) == "tokens"
     }
+    shortened = {
+        axis: _length(rule).less(rule.drop)
+        for graph in manifest.graphs.values()
+        for rule in manifest.tokenizers
+        if (axis := rule.shortened(graph.outputs)) is not None
+    }
     # A tokenizer's own rule comes last: of an axis that is a range, the usual size is one point.
-    return usual | spoken
+    return usual | spoken | shortened
+
+
+def open_axes(manifest: Manifest) -> frozenset[str]:
+    """Axes whose size every run decides: of prompts up to the longest, and of reference pictures, which it may have."""
+    ranges = {axis for axis, extent in token_axes(manifest).items() if extent.low != extent.high}
+    step = manifest.graphs.get("step")
+    shown = [port.shape for port in step.inputs if isinstance(step.feeds.get(port.name), Reference)] if step else []
+    return frozenset(ranges | {axis for shape in shown for axis in shape if isinstance(axis, str) and axis != "batch"})
 
 
 def _length(tokens: Tokens) -> Extent:
     if tokens.pad_to == "length":
         return fixed(tokens.length)
-    shortest = tokens.pad_multiple
+    shortest = tokens.pad_multiple + tokens.drop
     # Prompts are mostly much shorter than the longest: the compiler shall choose its kernels for such a one.
     return Extent(shortest, min(tokens.length, max(shortest, tokens.length // 4)), tokens.length)
 

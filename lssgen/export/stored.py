@@ -87,6 +87,25 @@ class Stored:
         return torch.from_numpy(data).view(self.dtype) if data.size else torch.empty(0, dtype=self.dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class LastMoment(Stored):
+    """The last slice in time of a convolution over time: of the first moment of a film, a causal one sees no other.
+
+    Attributes:
+        whole: The kernel, (out, in, time, height, width).
+    """
+
+    whole: Stored
+
+    @classmethod
+    def of(cls, whole: Stored) -> "LastMoment":
+        shape = (*whole.shape[:2], *whole.shape[3:])
+        return cls(whole.file, whole.offset, whole.nbytes // whole.shape[2], whole.dtype, shape, whole)
+
+    def read(self, start: int = 0, stop: int | None = None) -> Tensor:
+        return self.whole.read().reshape(self.whole.shape)[:, :, -1].flatten()[start:stop]
+
+
 def find_tensors(path: Path) -> dict[str, Stored]:
     """The tensors of a component, by their keys.
 

@@ -28,11 +28,17 @@ TEXTS = (
 def open_tokenizer(folder: Path, class_name: str) -> Any:
     """A checkpoint's tokenizer as transformers has it.
 
+    Args:
+        folder: Its folder.
+        class_name: Its class, or that of a processor, whose tokenizer lies beside what it prepares pictures with.
+
     Raises:
         ModelError: The folder has no tokenizer of that class.
     """
+    # The processor itself has something for pictures beside it, which may want further libraries.
+    name = "AutoTokenizer" if class_name.endswith("Processor") else class_name
     try:
-        return getattr(transformers, class_name).from_pretrained(folder)
+        return getattr(transformers, name).from_pretrained(folder)
     except (OSError, AttributeError, ValueError, TypeError, ImportError) as error:
         raise ModelError(f"{folder} cannot be read as a {class_name} ({error}); is the checkpoint whole?") from error
 
@@ -73,11 +79,16 @@ def convert_tokenizer(
         length=rule.length,
         pad_id=int(original.pad_token_id),
         pad_to=rule.pad_to,
-        pad_side=rule.pad_side,
+        pad_side=original.padding_side if rule.pad_side == "own" else rule.pad_side,
         pad_multiple=rule.pad_multiple,
         prefix=prefix,
         suffix=suffix,
+        # As processors do it: a template that begins with the first special token has them all.
+        special=not (rule.in_pieces and original.bos_token and prefix.startswith(original.bos_token)),
+        removes=rule.removes,
+        empty=rule.empty,
         heard=rule.heard,
+        drop=rule.drop,
     )
     for word in words:
         original.add_tokens(list(word.pieces))
@@ -118,11 +129,15 @@ def chat_affixes(original: Any, rule: TokenRule, folder: Path) -> tuple[str, str
         ModelError: There is no template, it cannot be filled, or it does not leave the prompt as it is.
     """
     if not rule.chat:
-        return "", ""
-    messages = [{"role": role, "content": content} for role, content in rule.chat]
+        prefix, _, suffix = rule.around.partition(PROMPT)
+        return prefix, suffix
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": content}] if rule.in_pieces else content}
+        for role, content in rule.chat
+    ]
     try:
         text: str = original.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **rule.chat_options
+            messages, **{"tokenize": False, "add_generation_prompt": True, **rule.chat_options}
         )
     except Exception as error:  # templates are programs, with errors of their own
         raise ModelError(
@@ -133,6 +148,21 @@ def chat_affixes(original: Any, rule: TokenRule, folder: Path) -> tuple[str, str
         raise ModelError(f"the chat template of {folder} does not take a prompt as it is; it makes {text!r}")
     prefix, _, suffix = text.partition(PROMPT)
     return prefix, suffix
+
+
+def chat_length(original: Any, chat: Sequence[tuple[str, str]], folder: Path) -> int:
+    """Number of tokens that a tokenizer's chat template makes of messages, given as (role, text).
+
+    Raises:
+        ModelError: There is no template, or it cannot be filled.
+    """
+    messages = [{"role": role, "content": [{"type": "text", "text": content}]} for role, content in chat]
+    try:
+        return len(original.apply_chat_template(messages, tokenize=True, return_dict=False))
+    except Exception as error:  # templates are programs, with errors of their own
+        raise ModelError(
+            f"the chat template of {folder} cannot be filled: {error}; is the checkpoint whole?"
+        ) from error
 
 
 def check_tokenizer(original: Any, path: Path, length: int, words: Sequence[Word] = ()) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lssgen.errors import ModelError, ProbeError
 from lssgen.export.changes import Change, changed
-from lssgen.export.stored import PLAIN, TYPES, Stored, file_sha256, find_tensors
+from lssgen.export.stored import PLAIN, TYPES, LastMoment, Stored, file_sha256, find_tensors
 
 IGNORED = (
     r"\.position_ids$",
@@ -31,7 +31,14 @@ IGNORED = (
 )
 """Keys of published text encoders that the encoder itself does not have."""
 
-WRAPPERS = ("text_model.", "model.", "transformer.")
+WRAPPERS = (
+    "text_model.",
+    "model.",
+    "transformer.",
+    "model.language_model.",
+    "language_model.model.",
+    "language_model.",
+)
 """Prefixes that checkpoints have and classes lack, or the other way round, depending on the version that saved them."""
 
 OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -128,8 +135,9 @@ class Weights:
     def fit(self, module: nn.Module) -> "Weights":
         """The module's tensors, by the module's names; published checkpoints may know them by older names.
 
-        Components that the module does not have are left out. Buffers that the module computes itself may be missing;
-        tied parameters need one of their names.
+        Components that the module does not have are left out, and so is what begins with one of `module.left_out`:
+        parts that it has taken off itself. Buffers that the module computes itself may be missing; tied parameters need
+        one of their names.
 
         Raises:
             ModelError: Lists the keys that are missing or unexpected, and the shapes that differ.
@@ -140,11 +148,18 @@ class Weights:
         keys = _keys_by_name(names)
         found = {name: _in_shape(self.stored[key], sizes[name]) for name, key in keys.items()}
         components = {name for name, _ in module.named_children()}
+        left_out: tuple[str, ...] = getattr(module, "left_out", ())
         _refuse_misfits(
             {
                 # What is not on the meta device, the module has computed itself.
                 "missing": [known[0] for known, tensor in tensors if tensor.is_meta and found.keys().isdisjoint(known)],
-                "unexpected": [key for key, name in names.items() if name is None and _matters(key, components)],
+                "unexpected": [
+                    key
+                    for key, name in names.items()
+                    if name is None
+                    and _matters(key, components)
+                    and not any(known.startswith(left_out) for known in _names(key))
+                ],
                 "of another shape": [
                     f"{name} is {list(stored.shape)}, the model has {list(sizes[name])}"
                     for name, stored in found.items()
@@ -226,6 +241,9 @@ def _names(key: str) -> Iterator[str]:
         for wrapper in WRAPPERS:
             yield f"{component}.{rest.removeprefix(wrapper)}"
             yield f"{component}.{wrapper}{rest}"
+        for wrapper in WRAPPERS:
+            if rest.startswith(wrapper):  # of one version in the place of another's
+                yield from (f"{component}.{other}{rest.removeprefix(wrapper)}" for other in WRAPPERS)
 
 
 def _keys_by_name(names: Mapping[str, str | None]) -> dict[str, str]:
@@ -243,7 +261,9 @@ def _matters(key: str, components: Collection[str]) -> bool:
 
 
 def _in_shape(stored: Stored, shape: tuple[int, ...]) -> Stored:
-    """The tensor in the module's shape, where they differ by ones at the end only."""
+    """The tensor in the module's shape, where they differ by ones at the end only, or by an axis of time."""
+    if len(stored.shape) == 5 and len(shape) == 4:
+        return LastMoment.of(stored)
     # 1 x 1 convolutions of older VAEs have become linear layers; the numbers and their order are the same.
     return replace(stored, shape=shape) if _squeezed(stored.shape) == _squeezed(shape) else stored
 

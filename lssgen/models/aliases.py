@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lssgen.errors import UnknownModelError
-from lssgen.models.configs import INDEX, configs_from_folder, read_json
+from lssgen.models.configs import INDEX, PIPELINE, configs_from_folder, read_json
+from lssgen.models.costs import Config
+from lssgen.models.distilled import distilled_by_configs
 from lssgen.models.families import (
     FAMILIES,
     Configs,
@@ -15,6 +17,7 @@ from lssgen.models.families import (
     defaults_from_configs,
     facts_from_configs,
     family_of,
+    with_levels,
 )
 from lssgen.plan.facts import Defaults, ModelFacts
 
@@ -137,6 +140,7 @@ _VAE_PLAYGROUND = _VAE | {
 }
 _VAE_SD3 = _VAE | {"latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609}
 _VAE_FLUX = _VAE | {"latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+_VAE_FLUX2 = _VAE | {"_class_name": "AutoencoderKLFlux2", "latent_channels": 32}
 _VAE_COGVIEW = _VAE | {"latent_channels": 16, "scaling_factor": 1.0, "shift_factor": 0.0}
 
 _UNET_SD: Mapping[str, Any] = {
@@ -201,6 +205,29 @@ _FLUX_NET: Mapping[str, Any] = {
     "pooled_projection_dim": 768,
     "guidance_embeds": True,
 }
+_FLUX2_NET: Mapping[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 128,
+    "num_layers": 8,
+    "num_single_layers": 48,
+    "num_attention_heads": 48,
+    "attention_head_dim": 128,
+    "joint_attention_dim": 15360,
+    "guidance_embeds": True,
+}
+_KLEIN_4B = _FLUX2_NET | {
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}
+_KLEIN_9B = _FLUX2_NET | {
+    "num_single_layers": 24,
+    "num_attention_heads": 32,
+    "joint_attention_dim": 12288,
+    "guidance_embeds": False,
+}
 _COGVIEW_NET: Mapping[str, Any] = {
     "sample_size": 128,
     "patch_size": 2,
@@ -214,13 +241,100 @@ _COGVIEW_NET: Mapping[str, Any] = {
     "condition_dim": 256,
     "pos_embed_max_size": 128,
 }
+# Not read from the hub: the class's defaults in diffusers 0.42.1, which has these checkpoints in mind, but for the
+# first of axes_lens, which bounds the length of prompts and belongs to no weight. Nor were the schedulers' shifts.
+_ZIMAGE_NET: Mapping[str, Any] = {
+    "all_patch_size": (2,),
+    "all_f_patch_size": (1,),
+    "in_channels": 16,
+    "dim": 3840,
+    "n_layers": 30,
+    "n_refiner_layers": 2,
+    "n_heads": 30,
+    "n_kv_heads": 30,
+    "cap_feat_dim": 2560,
+    "rope_theta": 256.0,
+    "t_scale": 1000.0,
+    "axes_dims": (32, 48, 48),
+    "axes_lens": (1536, 512, 512),
+}
+
+# Not read from the hub: the classes' defaults in diffusers 0.42.1, which has these checkpoints in mind. The schedule of
+# Qwen-Image is as its authors describe it; that of 2.1 is taken to be the same.
+_QWEN_NET: Mapping[str, Any] = {
+    "patch_size": 2,
+    "in_channels": 64,
+    "out_channels": 16,
+    "num_layers": 60,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 3584,
+    "guidance_embeds": False,
+    "axes_dims_rope": (16, 56, 56),
+}
+_QWEN21_NET: Mapping[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 64,
+    "out_channels": 64,
+    "num_layers": 32,
+    "attention_head_dim": 128,
+    "num_attention_heads": 32,
+    "context_in_dim": 4096,
+    "mlp_ratio": 3,
+    "axes_dims_rope": (16, 56, 56),
+    "causal_condition": True,
+}
+_VAE_QWEN: Mapping[str, Any] = {"z_dim": 16, "temperal_downsample": (False, True, True)}
+_VAE_QWEN21: Mapping[str, Any] = {"z_dim": 64, "temperal_downsample": (False, True, True, True)}
+_FLOW_QWEN: Mapping[str, Any] = _FLOW | {
+    "shift": 1.0,
+    "use_dynamic_shifting": True,
+    "time_shift_type": "exponential",
+    "base_shift": 0.5,
+    "max_shift": 0.9,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 8192,
+    "shift_terminal": 0.02,
+}
+# Not read from the hub either: the class's defaults, and the scheduler of the code that it was made with.
+_CHROMA_NET: Mapping[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 64,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "joint_attention_dim": 4096,
+    "approximator_num_channels": 64,
+    "approximator_hidden_dim": 5120,
+    "approximator_layers": 5,
+}
 
 _SD3 = FAMILIES["sd3"].defaults
 _FLUX = FAMILIES["flux"].defaults
+_FLUX2 = FAMILIES["flux2"].defaults
 _SDXL = FAMILIES["sdxl"].defaults
 _SD = FAMILIES["sd"].defaults
+_ZIMAGE = FAMILIES["zimage"].defaults
 _STABILITY = "Stability AI Community License"
 _FLUX_DEV = "FLUX.1 [dev] Non-Commercial License"
+
+_FLUX2_DEV = "FLUX Non-Commercial License"
+
+
+def _klein(name: str, source: str, net: Config, *, distilled: bool, licence: str, gated: bool) -> Alias:
+    few = distilled_by_configs("flux2", net, {}, index := {"is_distilled": distilled})
+    return Alias(
+        name=name,
+        family="flux2",
+        source=source,
+        licence=licence,
+        gated=gated,
+        defaults=_FLUX2 if few is None else few.amended(_FLUX2),
+        max_sequence_length=512,
+        published={"transformer": net, "vae": _VAE_FLUX2, "scheduler": _FLOW_TOKENS, PIPELINE: index},
+    )
+
 
 # Where the numbers come from: the JSON files of the hub ids, as published. A download is always read instead.
 _RECORDS = (
@@ -357,6 +471,49 @@ _RECORDS = (
         max_sequence_length=512,
         published={"transformer": _FLUX_NET, "vae": _VAE_FLUX, "scheduler": _FLOW_TOKENS},
     ),
+    # FLUX.2: from what is known of the published files, which could not be looked at when this was written.
+    _klein(
+        "flux2-klein-4b",
+        "black-forest-labs/FLUX.2-klein-4B",
+        _KLEIN_4B,
+        distilled=True,
+        licence="Apache-2.0",
+        gated=False,
+    ),
+    _klein(
+        "flux2-klein-base-4b",
+        "black-forest-labs/FLUX.2-klein-base-4B",
+        _KLEIN_4B,
+        distilled=False,
+        licence="Apache-2.0",
+        gated=False,
+    ),
+    _klein(
+        "flux2-klein-9b",
+        "black-forest-labs/FLUX.2-klein-9B",
+        _KLEIN_9B,
+        distilled=True,
+        licence=_FLUX2_DEV,
+        gated=True,
+    ),
+    _klein(
+        "flux2-klein-base-9b",
+        "black-forest-labs/FLUX.2-klein-base-9B",
+        _KLEIN_9B,
+        distilled=False,
+        licence=_FLUX2_DEV,
+        gated=True,
+    ),
+    Alias(
+        name="flux2-dev",
+        family="flux2",
+        source="black-forest-labs/FLUX.2-dev",
+        licence=_FLUX2_DEV,
+        gated=True,
+        defaults=_FLUX2,
+        max_sequence_length=512,
+        published={"transformer": _FLUX2_NET, "vae": _VAE_FLUX2, "scheduler": _FLOW_TOKENS},
+    ),
     Alias(
         name="cogview4",
         family="cogview4",
@@ -377,6 +534,60 @@ _RECORDS = (
                 "base_image_seq_len": 256,
             },
         },
+    ),
+    Alias(
+        name="z-image",
+        family="zimage",
+        source="Tongyi-MAI/Z-Image",
+        licence="Apache-2.0",
+        defaults=_ZIMAGE,
+        max_sequence_length=512,
+        published={"transformer": _ZIMAGE_NET, "vae": _VAE_FLUX, "scheduler": _FLOW | {"shift": 6.0}},
+    ),
+    Alias(
+        name="z-image-turbo",
+        family="zimage",
+        source="Tongyi-MAI/Z-Image-Turbo",
+        licence="Apache-2.0",
+        defaults=replace(_ZIMAGE, num_inference_steps=8, guidance_scale=0.0),
+        max_sequence_length=512,
+        published={"transformer": _ZIMAGE_NET, "vae": _VAE_FLUX, "scheduler": _FLOW | {"shift": 3.0}},
+    ),
+    Alias(
+        name="qwen-image",
+        family="qwen",
+        source="Qwen/Qwen-Image",
+        licence="Apache-2.0",
+        defaults=FAMILIES["qwen"].defaults,
+        max_sequence_length=512,
+        published={"transformer": _QWEN_NET, "vae": _VAE_QWEN, "scheduler": _FLOW_QWEN},
+    ),
+    Alias(
+        name="qwen-image-2512",
+        family="qwen",
+        source="Qwen/Qwen-Image-2512",
+        licence="Apache-2.0",
+        defaults=FAMILIES["qwen"].defaults,
+        max_sequence_length=512,
+        published={"transformer": _QWEN_NET, "vae": _VAE_QWEN, "scheduler": _FLOW_QWEN},
+    ),
+    Alias(
+        name="qwen-image-2.1",
+        family="qwen21",
+        source="Qwen/Qwen-Image-2.1",
+        licence="Apache-2.0",
+        defaults=FAMILIES["qwen21"].defaults,
+        max_sequence_length=1024,
+        published={"transformer": _QWEN21_NET, "vae": _VAE_QWEN21, "scheduler": _FLOW_QWEN},
+    ),
+    Alias(
+        name="chroma",
+        family="chroma",
+        source="lodestones/Chroma1-HD",
+        licence="Apache-2.0",
+        defaults=FAMILIES["chroma"].defaults,
+        max_sequence_length=512,
+        published={"transformer": _CHROMA_NET, "vae": _VAE_FLUX, "scheduler": _FLOW_TOKENS},
     ),
 )
 
@@ -403,12 +614,13 @@ def facts_of_model(model: str) -> ModelFacts:
             f"{model} is neither a folder nor one of {', '.join(ALIASES)}{guess}; "
             "export another hub id with lssgen-export first and plan from its bundle"
         )
-    family = family_of(read_json(folder / INDEX))
+    index = read_json(folder / INDEX)
+    family = family_of(index)
     configs = configs_from_folder(folder)
     return facts_from_configs(
         family,
         configs,
-        defaults_from_configs(family, configs),
+        with_levels(defaults_from_configs(family, configs), index),
         name=folder.resolve().name,
         max_sequence_length=family.max_sequence_length,
     )

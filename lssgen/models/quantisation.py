@@ -41,9 +41,32 @@ _FLUX = Sensitivity(
     ),
 )
 
+# In single blocks one product makes query, key, value and both ways into the feed-forward, another ends both.
+_FLUX2 = Sensitivity(
+    block=re.compile(r"transformer\.(single_)?transformer_blocks\.\d+"),
+    products=re.compile(
+        r"\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out(\.0)?|to_add_out|to_qkv_mlp_proj)|ff(_context)?\.linear_(in|out))\."
+    ),
+)
+
 _COGVIEW = Sensitivity(
     block=re.compile(r"transformer\.transformer_blocks\.\d+"),
     products=re.compile(r"\.(attn1\.(to_[qkv]|to_out\.0)|ff\.net\.\d(\.proj)?)\."),
+)
+
+_ZIMAGE = Sensitivity(
+    block=re.compile(r"transformer\.(layers|noise_refiner|context_refiner)\.\d+"),
+    products=re.compile(r"\.(attention\.(to_[qkv]|to_out\.0)|feed_forward\.w[123])\."),
+)
+
+_QWEN = Sensitivity(
+    block=re.compile(r"transformer\.transformer_blocks\.\d+"),
+    products=re.compile(r"\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)|(img|txt)_mlp\.net\.\d(\.proj)?)\."),
+)
+
+_QWEN21 = Sensitivity(
+    block=re.compile(r"transformer\.transformer_blocks\.\d+"),
+    products=re.compile(r"\.(attn\.(to_[qkv]|to_out\.0)|img_mlp\.(proj|gate_layer|out))\."),
 )
 
 _UNET = Sensitivity(
@@ -61,14 +84,19 @@ TEXT = Sensitivity(
     ),
     ends=0,
 )
-"""Products of text encoders, CLIP, T5 and GLM, of which only the weights are put into few bits."""
+"""Products of text encoders, CLIP, T5 and language models, of which only the weights are put into few bits."""
 
 SENSITIVITIES: Mapping[str, Sensitivity] = {
     "sd": _UNET,
     "sdxl": _UNET,
     "sd3": _MMDIT,
     "flux": _FLUX,
+    "flux2": _FLUX2,
     "cogview4": _COGVIEW,
+    "zimage": _ZIMAGE,
+    "qwen": _QWEN,
+    "qwen21": _QWEN21,
+    "chroma": _FLUX,
 }
 """Products that may be quantised, by family. Embedders of patches, text, time, guidance and pooled text, modulation,
 norms and the last projection are in none, nor are a UNet's first and last convolution, those of its shortcuts, and the

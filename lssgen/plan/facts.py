@@ -17,12 +17,13 @@ class Defaults:
     Attributes:
         height, width: Picture size in pixels.
         num_inference_steps: Length of the full-resolution schedule.
-        guidance_scale: 1 or less turns guidance off.
+        guidance_scale: `ModelFacts.unguided_scale` or less turns guidance off: 1, for Z-Image 0.
         start_sigma: Start of later stages, in (0, 1]: a noise level or a share of the steps, see `ModelFacts.start`.
         min_resolution: Shortest side in pixels that a first stage may have.
         shorten: Give smaller stages fewer steps (`shorten_intermediate_steps`).
         base_height, base_width: Size at which a stage gets the full number of steps.
         scaling_space: Way of a latent to the next size; "latent" where there is no trained upsampler.
+        sigmas: Own noise levels, as `PlanOptions.sigmas`; empty: the schedule's.
         covering_sigmas: Lowest noise levels that cover what a transition gets wrong, by transition, as
             `lssgen calibrate sigma` found them; what a `start_sigma` of "auto" stands for.
     """
@@ -37,6 +38,7 @@ class Defaults:
     base_height: int = 1024
     base_width: int = 1024
     scaling_space: ScalingSpace = "resnet"
+    sigmas: tuple[float, ...] = ()
     covering_sigmas: Mapping[ScalingSpace, float] = field(default_factory=dict[ScalingSpace, float])
 
 
@@ -53,6 +55,25 @@ class NetworkCost:
 
     def flops(self, cells: int) -> float:
         return self.fixed + self.per_cell * cells + self.per_cell_pair * cells * cells
+
+    def __add__(self, other: "NetworkCost") -> "NetworkCost":
+        """Of both networks, one after the other."""
+        return NetworkCost(
+            fixed=self.fixed + other.fixed,
+            per_cell=self.per_cell + other.per_cell,
+            per_cell_pair=self.per_cell_pair + other.per_cell_pair,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """A ControlNet beside the network, as the plan sees it.
+
+    Attributes:
+        modes: Number of kinds of control picture that a union network tells apart; 0: it knows one, and is told none.
+    """
+
+    modes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +96,17 @@ class ModelFacts:
         grid: Flow models: the levels before the shift. "range": evenly from the scheduler's largest timestep to its
             smallest (SD3). "even": from 1 to 1 / n (FLUX). "labels": whole timesteps from 1000 to 1, which the network
             is told as they are, without the shift (CogView4).
+        shift_by: Quantity that the dynamic shift depends on: the "tokens" of the picture, by the line in the
+            scheduler's configuration, or the "steps" of the schedule besides (FLUX.2).
+        noise_patch: Cells along one side whose noise is drawn together, as channels: 2 draws (4 C, h / 2, w / 2) for a
+            latent of (C, h, w), as a pipeline does that packs before it draws (FLUX.2).
         cost: Arithmetic of the network.
         longest_side: Largest latent height or width, in cells, that the network knows positions for; 0: any.
+        unguided_scale: The `guidance_scale` at which the negative branch has no weight: 1, or 0 where the published
+            pipeline counts from the positive branch (Z-Image).
+        clamps: False where the shift of the published pipeline grows beyond `max_image_seq_len`, whatever
+            `PlanOptions.token_clamp` says.
+        control: ControlNet that a control picture goes through; None: there is none. Its arithmetic is part of `cost`.
     """
 
     name: str
@@ -92,5 +122,10 @@ class ModelFacts:
     guidance: Literal["branches", "embedded", "none"] = "branches"
     scaling_spaces: tuple[ScalingSpace, ...] = SPACES
     defaults: Defaults
+    shift_by: Literal["tokens", "steps"] = "tokens"
+    noise_patch: int = 1
     cost: NetworkCost
     longest_side: int = 0
+    unguided_scale: float = 1.0
+    clamps: bool = True
+    control: Control | None = None

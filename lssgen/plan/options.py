@@ -38,6 +38,7 @@ LEAST_SIGMA = 1e-6
 
 
 _PICTURE, _STAGES, _SOLVER = "what to paint", "stages", "solver"
+_CONTROL = "control picture"
 _SKIPPING, _REPAIRS = "skip-layer guidance", "repairs of published behaviour"
 _MODEL = "the model's own"
 _SIDE: dict[str, Any] = {"least": 1, "most": MOST_SIDE_PX}
@@ -107,7 +108,7 @@ class PlanOptions:
     Attributes:
         height, width: Picture size in pixels.
         num_inference_steps: Length of the full-resolution schedule.
-        guidance_scale: 1 or less turns guidance off.
+        guidance_scale: `ModelFacts.unguided_scale` or less turns guidance off: 1, for Z-Image 0.
         start_sigma: Start of later stages, in (0, 1]; see `start_rule`. 1 asks for a single stage.
         min_resolution: Shortest side in pixels that a first stage may have.
         shorten: Give stages smaller than the base size fewer steps.
@@ -124,6 +125,8 @@ class PlanOptions:
             at the first. 1 starts from pure noise.
         true_cfg_scale: Strength of classifier-free guidance with a negative prompt, above 1, for models whose
             `guidance_scale` goes into the network or that have none.
+        cfg_truncation: Share of the way from noise to the picture, 1 - sigma, beyond which steps of flow models go
+            without guidance, in [0, 1]; 1: none does. What Z-Image's pipeline calls so.
         scheduler: A scheduler in the place of the checkpoint's: a diffusers scheduler's folder or file, or a name.
             None: the checkpoint's.
         solver: A name out of `solver_names`, or "own" for the scheduler's.
@@ -131,6 +134,12 @@ class PlanOptions:
         sigma_schedule: Spacing of sigmas; "own" for the scheduler's, "default" for that of the timesteps.
         eta: Share of fresh noise in every DDIM step, in [0, 1].
         skip_layers: Skip-layer guidance; None turns it off.
+        controlnet_conditioning_scale: Strength of a control picture: factor on what its ControlNet adds to the network.
+            0 turns it off.
+        control_guidance_start, control_guidance_end: Part of the schedule in which the control picture acts, as shares
+            of the steps. In every stage it is the same part of that stage's full schedule, so that a noise level which
+            two stages have in common is steered in both or in neither.
+        control_mode: Kind of the control picture, counted from 0 as the network's authors do, for union networks.
         cached_steps: Steps whose estimate is extrapolated and not evaluated: "off", a name out of
             `lssgen.plan.caching.MASKS`, or a word of f (evaluated) and c (cached) for every stage, with commas between.
         cache_order: Order of that extrapolation: 1 for the line through the last two estimates, 0 for the last one.
@@ -163,7 +172,11 @@ class PlanOptions:
         unset=_MODEL,
     )
     guidance_scale: float = choice(
-        help="strength of guidance; 1 or less: none", metavar="G", group=_PICTURE, unset=_MODEL, **_STRENGTH
+        help="strength of guidance; 1 or less: none (Z-Image: 0)",
+        metavar="G",
+        group=_PICTURE,
+        unset=_MODEL,
+        **_STRENGTH,
     )
     start_sigma: float = choice(
         help="where later stages start, above 0; 1: a single stage; auto: the lowest level that covers what the "
@@ -222,6 +235,16 @@ class PlanOptions:
         group=_PICTURE,
         **_STRENGTH,
     )
+    cfg_truncation: float = choice(
+        1.0,
+        name="--guidance-until",
+        aliases=("--cfg-truncation",),
+        help="share of the way from noise to the picture beyond which steps go without guidance, at half the cost; "
+        "flow models only; 1: none",
+        metavar="SHARE",
+        group=_PICTURE,
+        **_SHARE,
+    )
     solver: str = choice(
         OWN_SOLVER,
         help="own: the checkpoint's; or another one that fits, such as dpm++2m (lssgen-plan lists them)",
@@ -255,6 +278,42 @@ class PlanOptions:
         help="a third branch with some layers left out; so does any of the next four",
         group=_SKIPPING,
         unset="off",
+    )
+    controlnet_conditioning_scale: float = choice(
+        1.0,
+        name="--control-scale",
+        aliases=("--controlnet-conditioning-scale",),
+        help="strength of the control picture; 0: none",
+        metavar="G",
+        group=_CONTROL,
+        **_STRENGTH,
+    )
+    control_guidance_start: float = choice(
+        0.0,
+        name="--control-start",
+        aliases=("--control-guidance-start",),
+        help="where it begins to act, as a share of every stage's schedule",
+        metavar="SHARE",
+        group=_CONTROL,
+        **_SHARE,
+    )
+    control_guidance_end: float = choice(
+        1.0,
+        name="--control-end",
+        aliases=("--control-guidance-end",),
+        help="where it ends to act, as a share of every stage's schedule",
+        metavar="SHARE",
+        group=_CONTROL,
+        **_SHARE,
+    )
+    control_mode: int | None = choice(
+        None,
+        help="what the picture shows, as the union ControlNet's authors count it; 0 is their first kind",
+        metavar="N",
+        least=0,
+        most=10_000,
+        group=_CONTROL,
+        unset="none, as is right for ControlNets of one kind",
     )
     cached_steps: str = choice(
         NO_CACHE,
@@ -337,6 +396,12 @@ class PlanOptions:
             )
         if not 0 < self.strength <= 1:
             raise PlanError(f"strength is {self.strength:g}; it must lie above 0 and be at most 1")
+        if not self.control_guidance_start < self.control_guidance_end:
+            raise PlanError(
+                f"control_guidance_start is {self.control_guidance_start:g} and control_guidance_end "
+                f"{self.control_guidance_end:g}; the start must lie below the end, both in 0 to 1 "
+                "(controlnet_conditioning_scale 0 turns the control picture off)"
+            )
         if not 0 <= self.eta <= 1:
             raise PlanError(f"eta is {self.eta:g}; it must lie in 0 to 1")
         _one_of("scaling_space", self.scaling_space, get_args(ScalingSpace))

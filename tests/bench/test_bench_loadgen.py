@@ -5,7 +5,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread, Timer
+from signal import SIGINT, pthread_kill
+from threading import Thread, Timer, main_thread
+from time import sleep
 from typing import Any
 
 import pytest
@@ -84,6 +86,39 @@ def test_a_run_in_which_some_queries_fail_is_no_result(tmp_path: Path) -> None:
 
     with pytest.raises(BenchError, match=r"2 of 64 queries went wrong, so the times say nothing; .* queue is full"):
         run_loadgen(at_once(fail_sometimes), Load(), tmp_path)
+
+
+def test_ctrl_c_stops_a_test_without_ending_the_process(tmp_path: Path) -> None:
+    """LoadGen cannot be told to stop; what it still asks is answered at once and painted by nobody."""
+    painted: list[int] = []
+
+    def paint(index: int) -> None:
+        painted.append(index)
+        if len(painted) == 3:
+            pthread_kill(main_thread().ident or 0, SIGINT)
+            sleep(0.5)  # until the main thread has heard it
+
+    with pytest.raises(KeyboardInterrupt):
+        run_loadgen(at_once(paint), Load(), tmp_path)
+    assert len(painted) == 3
+    assert summary_of(tmp_path / "mlperf_log_summary.txt")  # LoadGen has come to its end
+
+
+def test_every_answer_is_told_of(tmp_path: Path) -> None:
+    heard: list[int] = []
+    run_loadgen(at_once(lambda _: None), Load(), tmp_path, heard.append)
+    assert heard == list(range(1, len(heard) + 1))
+    assert len(heard) >= 64
+
+
+def test_the_command_refuses_what_it_cannot_do_before_it_opens_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["loadgen", "none", "--set", "num_images=2", "--outdir", str(tmp_path)]) == 1
+    assert "a query of LoadGen is one picture; leave out --set num_images" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["loadgen", "none", "--outdir", str(tmp_path / "file")]) == 1
+    assert "file cannot be written: File exists; choose another place" in capsys.readouterr().err
 
 
 def test_a_summary_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -46,6 +46,24 @@ def test_cached_steps_are_counted_apart_from_those_that_are_evaluated(capsys: py
     assert sum(len(step["cached"]) for step in stage["steps"]) == 18
 
 
+@pytest.mark.parametrize(
+    ("flags", "share"),
+    [
+        ("--model flux-schnell", "49%"),
+        ("--model z-image-turbo --start-sigma 0.9", "6%"),
+        ("--model z-image-turbo", None),
+        ("--model sd3", None),
+        ("--model flux-schnell --start-sigma 1", None),
+    ],
+)
+def test_stages_that_do_not_pay_are_told(flags: str, share: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four steps whose later stage repeats three of them save half a step."""
+    assert main(flags.split()) == 0
+    out = capsys.readouterr().out
+    assert ("Stages do not pay here" in out) == (share is not None)
+    assert share is None or f"they save {share} of one step at full size" in out
+
+
 def test_json_holds_every_step_and_the_speed_up(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     assert main(["--model", "flux-dev", "--json"]) == 0
     found = json.loads(capsysbinary.readouterr().out)

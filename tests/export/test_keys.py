@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import factory
+import factory_chroma
 import factory_families
+import factory_flux2
+import factory_qwen
+import factory_zimage
 import pytest
 import torch
 
@@ -25,7 +29,12 @@ TINY = {
     "sdxl": factory_families.tiny_sdxl,
     "sd3": factory.tiny_sd3,
     "flux": factory_families.tiny_flux,
+    "flux2": factory_flux2.tiny_klein,
     "cogview4": factory_families.tiny_cogview4,
+    "zimage": factory_zimage.tiny_zimage,
+    "qwen": factory_qwen.tiny_qwen,
+    "qwen21": factory_qwen.tiny_qwen21,
+    "chroma": factory_chroma.tiny_chroma,
 }
 
 

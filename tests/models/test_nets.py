@@ -1,12 +1,13 @@
 """Parts of the families' graphs, against the ones in diffusers and against each other."""
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline, ZImageTransformer2DModel
 from diffusers.models.transformers.transformer_cogview4 import CogView4RotaryPosEmbed
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 from torch import nn
@@ -17,6 +18,7 @@ from lssgen.models.nets.cogview4 import CogViewStep
 from lssgen.models.nets.flux import FluxStep
 from lssgen.models.nets.packing import pack, unpack
 from lssgen.models.nets.unet import Doubled, checked_unet, guidance_features
+from lssgen.models.nets.zimage import ZImageStep
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Configs:
 @pytest.mark.parametrize(
     ("unet", "words"),
     [
-        ({"in_channels": 9}, "takes 9 channels.*inpainting"),
+        ({"in_channels": 7}, "takes 7 channels; export knows 4 and, for inpainting, 9"),
         ({"in_channels": 4, "class_embed_type": "timestep"}, "class_embed_type of the unet is 'timestep'"),
         ({"in_channels": 4, "addition_embed_type": "text_time"}, "addition_embed_type of the unet is 'text_time'"),
     ],
@@ -87,3 +89,24 @@ def test_rotary_angles_of_cogview4_are_those_of_diffusers(rows: int, columns: in
     for came, wanted in zip(CogViewStep(net).rotation(5, rows, columns), expected, strict=True):
         assert torch.equal(came[5:], wanted)
     assert torch.equal(CogViewStep(net).rotation(5, rows, columns)[0][:5], torch.ones(5, 16))
+
+
+@torch.no_grad()
+def test_zimage_has_room_in_half_precision_for_what_a_norm_makes_small_again() -> None:
+    torch.manual_seed(0)
+    net = ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=24,
+        axes_dims=(4, 6, 6), axes_lens=(64, 16, 16),
+    ).eval()  # fmt: skip
+    for block in net.layers:
+        block.feed_forward.w2.weight *= 2e5  # type: ignore[operator]
+        block.attention.to_out[0].weight *= 2e5  # type: ignore[operator]
+    given = (torch.randn(1, 4, 8, 16), torch.tensor([600.0]), torch.randn(1, 32, 24), torch.ones(1, 32))
+    exact = ZImageStep(deepcopy(net)).velocity(*given)
+    sums: list[float] = []
+    for block in net.layers:
+        block.feed_forward.register_forward_hook(lambda _module, _given, out: sums.append(float(out.abs().max())))
+    half = ZImageStep(net.half()).velocity(*given).float()
+    assert 65504 < max(sums) * 64 < float("inf")
+    assert torch.isfinite(half).all()
+    assert (half - exact).norm() < 0.02 * exact.norm()

@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from exported import GUIDED, SINGLE, Exported, exported, latents, painted
 from factory import tiny_sd3
+from factory_chroma import tiny_chroma
 from factory_families import tiny_cogview4, tiny_flux, tiny_sd, tiny_sdxl
+from factory_flux2 import tiny_dev
+from factory_qwen import tiny_qwen, tiny_qwen21
+from factory_zimage import tiny_zimage
 from loop import relative
 
 from lssgen.manifest import Precision
@@ -17,7 +21,12 @@ CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "sd": tiny_sd,
     "sdxl": tiny_sdxl,
     "flux": tiny_flux,
+    "flux2": tiny_dev,
     "cogview4": tiny_cogview4,
+    "zimage": tiny_zimage,
+    "qwen": tiny_qwen,
+    "qwen21": tiny_qwen21,
+    "chroma": tiny_chroma,
 }
 
 FAR = 0.1

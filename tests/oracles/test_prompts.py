@@ -10,7 +10,11 @@ from typing import Any
 
 import diffusers
 import factory
+import factory_chroma
 import factory_families as families
+import factory_flux2
+import factory_qwen
+import factory_zimage
 import numpy as np
 import pytest
 import torch
@@ -27,6 +31,7 @@ from lssgen.export.checkpoint import Parts
 from lssgen.export.config import ExportConfig
 from lssgen.export.export import design
 from lssgen.export.tokenizers import convert_tokenizer
+from lssgen.manifest import Tokens
 from lssgen.models.configs import read_json
 from lssgen.ports import Array
 from lssgen.runtime.text import Lengths, TextEncoder
@@ -40,7 +45,11 @@ FAMILIES: Mapping[str, Callable[[Path], Path]] = {
     "sdxl": families.tiny_sdxl,
     "sd3": factory.tiny_sd3,
     "flux": families.tiny_flux,
+    "flux2": factory_flux2.tiny_klein,
     "cogview4": families.tiny_cogview4,
+    "zimage": factory_zimage.tiny_zimage,
+    "qwen": factory_qwen.tiny_qwen,
+    "chroma": factory_chroma.tiny_chroma,
 }
 
 
@@ -127,7 +136,11 @@ def test_clip_skip_is_that_of_diffusers(tmp_path: Path, name: str, skip: int) ->
         ("sdxl", 3, "--clip-skip 3 leaves nothing of a text encoder with 4 layers; give 2 at most"),
         ("sd3", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; Stable Diffusion 3 is exported without it"),
         ("flux", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; FLUX.1 is exported without it"),
+        ("flux2", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; FLUX.2 is exported without it"),
         ("cogview4", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; CogView4 is exported without it"),
+        ("zimage", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; Z-Image is exported without it"),
+        ("qwen", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; Qwen-Image is exported without it"),
+        ("chroma", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; Chroma is exported without it"),
     ],
 )
 def test_a_clip_skip_that_cannot_be_is_refused(tmp_path: Path, name: str, skip: int, words: str) -> None:
@@ -190,9 +203,9 @@ def test_weights_are_on_the_rows_of_their_words(text: Text, weighting: Weighting
     for rules, length in zip(text.bundle.manifest.tokenizers, lengths, strict=True):
         if rules.heard is None:
             continue
-        each = _each_token(text.bundle.path(rules.file), length, rules.pad_side, weights)[:, None]
+        each = _each_token(text.bundle.path(rules.file), length, rules, weights)[rules.drop :, None]
         first, last = rules.heard.columns or (0, plain.shape[1])
-        block = (slice(rules.heard.row, rules.heard.row + length), slice(first, last))
+        block = (slice(rules.heard.row, rules.heard.row + len(each)), slice(first, last))
         if weighting == "comfyui":
             wanted[block] = empty[block] + each * (plain[block] - empty[block])
         else:
@@ -211,17 +224,19 @@ def test_every_row_of_a_prompt_belongs_to_a_tokenizer(text: Text) -> None:
     for rules, length in zip(text.bundle.manifest.tokenizers, text.encoder.lengths(PROMPT), strict=True):
         if rules.heard is not None:
             first, last = rules.heard.columns or (0, rows.shape[1])
-            rows[rules.heard.row : rules.heard.row + length, first:last] = 0
+            rows[rules.heard.row : rules.heard.row + length - rules.drop, first:last] = 0
     assert not rows.any()
 
 
-def _each_token(file: Path, length: int, side: str, weights: Mapping[str, float]) -> Array:
-    """(length,) weights, with the words of the tokens looked up one by one."""
-    found = Tokenizer.from_file(str(file)).encode(PROMPT)
+def _each_token(file: Path, length: int, rules: Tokens, weights: Mapping[str, float]) -> Array:
+    """(length,) weights, with the words of the tokens looked up one by one; those of a chat template count once."""
+    found = Tokenizer.from_file(str(file)).encode(f"{rules.prefix}{PROMPT}{rules.suffix}")
+    before = len(rules.prefix)
     own: list[float] = []
     for (begin, end), special in zip(found.offsets, found.special_tokens_mask, strict=True):
-        at = next((place for place in range(begin, end) if PROMPT[place] != " "), None)
+        inside = range(max(0, begin - before), min(len(PROMPT), end - before))
+        at = next((place for place in inside if PROMPT[place] != " "), None)
         word = None if special or at is None else PROMPT[: at + 1].split()[-1]
         own.append(1.0 if word is None else next(weight for name, weight in weights.items() if name.startswith(word)))
     filling = [1.0] * (length - len(own))
-    return np.array([*filling, *own] if side == "left" else [*own, *filling])
+    return np.array([*filling, *own] if rules.pad_side == "left" else [*own, *filling])

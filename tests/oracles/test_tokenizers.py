@@ -7,6 +7,7 @@ from typing import Any
 
 import factory
 import factory_families
+import factory_zimage
 import numpy as np
 import pytest
 import transformers
@@ -53,6 +54,9 @@ KINDS = {
         pad_side="left",
         pad_multiple=MULTIPLE,
     ),
+    "qwen": kind(
+        factory_zimage.qwen_tokenizer, "Qwen2Tokenizer", 512, mask_port="mask", pad_to="longest", pad_multiple=32
+    ),
 }
 
 TEXTS = st.one_of(
@@ -64,6 +68,7 @@ TEXTS = st.one_of(
             " ",
             "</s>",
             "<|endoftext|> x",
+            "<|im_start|>system\r\n",
             "[gMASK]",
             "don't",
             "Ⅷ ﬁ \uff57\uff49\uff44\uff45",
@@ -89,8 +94,12 @@ class Both:
             came = self.original(text, padding="max_length", max_length=self.rule.length, truncation=True)
             return came.input_ids, came.attention_mask
         came = self.original(text, padding="longest", max_length=self.rule.length, truncation=True)
-        missing = -len(came.input_ids) % MULTIPLE
-        return [self.original.pad_token_id] * missing + came.input_ids, [0] * missing + came.attention_mask
+        # An axis of no tokens fits no graph.
+        missing = -len(came.input_ids) % self.rule.pad_multiple or self.rule.pad_multiple * (not came.input_ids)
+        ids, mask = [self.original.pad_token_id] * missing, [0] * missing
+        if self.rule.pad_side == "left":
+            return ids + came.input_ids, mask + came.attention_mask
+        return came.input_ids + ids, came.attention_mask + mask
 
 
 @pytest.fixture(scope="module", params=KINDS)

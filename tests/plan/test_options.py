@@ -53,6 +53,19 @@ def test_embedded_guidance_evaluates_one_branch_and_true_guidance_two() -> None:
     assert both == (("negative", -3.0), ("positive", 4.0))
 
 
+@pytest.mark.parametrize(("scale", "weights"), [(2.5, (-2.5, 3.5)), (0.0, ()), (0.5, (-0.5, 1.5))])
+def test_zimage_counts_guidance_from_the_positive_branch(scale: float, weights: tuple[float, ...]) -> None:
+    step = plan_for(ALIASES["z-image"].facts(), guidance_scale=scale).stages[0].steps[0]
+    assert tuple(weight for _, weight in step.guidance) == (weights or (1.0,))
+
+
+def test_steps_beyond_a_truncation_have_one_branch() -> None:
+    stages = plan_for(flow_facts("range"), cfg_truncation=0.4).stages
+    found = [(1 - step.sigma, len(step.guidance)) for stage in stages for step in stage.steps]
+    assert {count for _, count in found} == {1, 2}
+    assert all((count == 1) == (way > 0.4) for way, count in found)
+
+
 def test_start_sigma_one_runs_a_single_stage() -> None:
     (stage,) = plan_for(flow_facts("range"), start_sigma=1.0).stages
     assert (stage.height, len(stage.steps), stage.noise) == (128, 50, 1.0)

@@ -54,6 +54,10 @@ def test_a_side_beyond_the_position_table_is_refused() -> None:
     assert make_plan(facts, PlanOptions.from_defaults(facts.defaults, width=1536)).width_px == 1536
 
 
+def test_guidance_until_a_noise_level_is_refused_where_levels_are_no_shares() -> None:
+    refused(diffusion_facts("DDIMScheduler"), "cfg_truncation fits flow models only", cfg_truncation=0.5)
+
+
 def test_a_share_of_the_steps_that_is_less_than_one_is_refused() -> None:
     refused(
         diffusion_facts("DDIMScheduler"),

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from lssgen.errors import ModelError
 from lssgen.manifest import Heard
 from lssgen.models.nets.clip import refuse_skip
+from lssgen.models.nets.language import NEVER
 from lssgen.models.nets.packing import on_grid, pack, unpack
 from lssgen.models.nets.recipe import Blueprint, Components, Recipe, TokenRule, Wishes
 from lssgen.models.nets.step import Step, flatten_branches, sizes, step_recipe, text
@@ -21,9 +22,6 @@ MULTIPLE = 16
 
 USUAL_TOKENS = 48
 """Length of a prompt, for samples."""
-
-NEVER = -30000.0
-"""Added to the score of a token that must not be attended to; every precision holds it, and its exponential is 0."""
 
 OLD_NORM = "AdaLayerNormContinuous"
 """Class of the last norm in diffusers 0.33, which applies SiLU to its conditioning once more."""
