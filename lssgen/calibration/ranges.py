@@ -76,7 +76,7 @@ def measure_ranges(job: RangesJob) -> Statistics:
         )
     if len(job.prompts) < FEW_PROMPTS:
         _LOG.warning(
-            "ranges of %d prompts: other texts may leave them, and are cut off there; 32 to 64 are usual",
+            "ranges of few prompts (%d): other texts may leave them, and are cut off there; 32 to 64 are usual",
             len(job.prompts),
         )
     with written_alone(job.output), _workplace(job) as folder:

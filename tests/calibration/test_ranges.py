@@ -171,7 +171,7 @@ def test_weights_that_cannot_be_linked_are_copied_a_piece_at_a_time(
 def test_few_prompts_are_said(demo: Bundle, ranges: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "lssgen"):
         measure_ranges(ranges_job(demo, ranges))
-    said = "ranges of 2 prompts: other texts may leave them, and are cut off there; 32 to 64 are usual"
+    said = "ranges of few prompts (2): other texts may leave them, and are cut off there; 32 to 64 are usual"
     assert [record.getMessage() for record in caplog.records] == [said]
 
 
