@@ -252,7 +252,7 @@ def test_reference_pictures_are_seen_in_every_stage(editing: Exported) -> None:
 def test_openvino_sees_reference_pictures_of_any_size(editing: Exported, sizes: tuple[tuple[int, int], ...]) -> None:
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
     asked: dict[str, Any] = SINGLE | {"start_sigma": 1.0, "shorten": False, "guidance_scale": 3.0, "seed": 11}
-    with lssgen.load(editing.bundle.folder, engine="openvino", threads=1) as other:
+    with lssgen.load(editing.bundle.folder, engine="openvino", threads=1, inference_precision="fp32") as other:
         came = other(PROMPT, references=references(*sizes), **asked)
     # Its own kernels, and their own order of summation.
     assert relative(latents(came), latents(editing.run(PROMPT, references=references(*sizes), **asked))) < CLOSE
