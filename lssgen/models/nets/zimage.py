@@ -125,6 +125,8 @@ class ZImageStep(Step):
             block.feed_forward._forward_silu_gating = gated  # what diffusers calls between the products
             for norm in (block.attention_norm2, block.ffn_norm2):
                 norm.eps *= ROOM**2
+        # Called as a layer, and so with its own two weights there while it computes: the tokens of the filling.
+        net.forward = self.computed
         # Tables, not arithmetic: every size takes its part of them, which is a constant to engines built for the size.
         # Not persistent: no checkpoint has them.
         for name, width, length in zip(("depths", "rows", "columns"), net.axes_dims, net.axes_lens, strict=True):
@@ -148,6 +150,10 @@ class ZImageStep(Step):
         return self.advance(velocity, latent, history, noise, row, guidance_weights)
 
     def velocity(self, x: Tensor, label: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """(n, C, height, width) of the transformer, for the arguments of `computed`."""
+        return self.transformer(x, label, text, mask)
+
+    def computed(self, x: Tensor, label: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """The transformer, block by block.
 
         Args:
