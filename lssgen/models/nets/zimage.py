@@ -186,7 +186,7 @@ class ZImageStep(Step):
 
         joint = torch.cat((image, words), 1)
         scores = to_all(F.pad(unseen, (image.shape[1], 0)))
-        rotation = torch.cat((image_rotation, text_rotation.expand(-1, len(x), -1, -1)), 2)
+        rotation = torch.cat((image_rotation, text_rotation.expand(-1, x.shape[0], -1, -1)), 2)
         for block in net.layers:
             joint = block(joint, scores, rotation, conditioning)
         out = net.all_final_layer[EMBEDDER](joint[:, :count], c=conditioning)
@@ -212,7 +212,7 @@ class ZImageStep(Step):
         real, place = filling(rows * columns)
         depth = self.depths.index_select(1, (own[:, 0] + 1).long()).unsqueeze(2)
         grid = on_grid(self.rows[:, :rows], self.columns[:, :columns]).index_select(1, place).unsqueeze(1)
-        turned = torch.cat((depth.expand(-1, -1, grid.shape[2], -1), grid.expand(-1, len(own), -1, -1)), -1)
+        turned = torch.cat((depth.expand(-1, -1, grid.shape[2], -1), grid.expand(-1, own.shape[0], -1, -1)), -1)
         # What fills up stands at the origin, and is not turned.
         return torch.where(real.unsqueeze(1), turned, self.origin())
 
