@@ -504,7 +504,7 @@ def with_levels(defaults: Defaults, model_index: Mapping[str, object]) -> Defaul
     """Defaults with the noise levels that a model_index.json names as its author's own (Qwen-Image 2.1).
 
     Raises:
-        ModelError: They are no list of numbers.
+        ModelError: They are not a list of numbers.
     """
     levels = model_index.get("sample_sigmas")
     if levels is None:
@@ -512,7 +512,7 @@ def with_levels(defaults: Defaults, model_index: Mapping[str, object]) -> Defaul
     found = cast("list[object]", levels) if isinstance(levels, list) else [None]
     sigmas = tuple(float(level) for level in found if isinstance(level, int | float))
     if len(sigmas) != len(found):
-        raise ModelError(f"model_index.json has sample_sigmas {str(levels)[:80]}, which is no list of numbers")
+        raise ModelError(f"model_index.json has sample_sigmas {str(levels)[:80]}, which is not a list of numbers")
     return replace(defaults, sigmas=sigmas, num_inference_steps=len(sigmas) or defaults.num_inference_steps)
 
 
