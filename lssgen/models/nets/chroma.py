@@ -154,6 +154,6 @@ class ChromaStep(PackedStep):
         embedder = self.transformer.time_text_embed
         # The second half is a guidance scale, which the pipeline leaves at 0.
         told = torch.cat((embedder.time_proj(time), embedder.guidance_proj(torch.zeros_like(time))), 1)
-        places = embedder.mod_proj.unsqueeze(0).expand(len(time), -1, -1)
+        places = embedder.mod_proj.unsqueeze(0).expand(time.shape[0], -1, -1)
         told = told.unsqueeze(1).expand(-1, places.shape[1], -1)
         return self.transformer.distilled_guidance_layer(torch.cat((told, places), 2).to(dtype))

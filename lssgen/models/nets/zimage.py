@@ -125,6 +125,8 @@ class ZImageStep(Step):
             block.feed_forward._forward_silu_gating = gated  # what diffusers calls between the products
             for norm in (block.attention_norm2, block.ffn_norm2):
                 norm.eps *= ROOM**2
+        # Called as a layer, and so with its own two weights there while it computes: the tokens of the filling.
+        net.forward = self.computed
         # Tables, not arithmetic: every size takes its part of them, which is a constant to engines built for the size.
         # Not persistent: no checkpoint has them.
         for name, width, length in zip(("depths", "rows", "columns"), net.axes_dims, net.axes_lens, strict=True):
@@ -148,6 +150,10 @@ class ZImageStep(Step):
         return self.advance(velocity, latent, history, noise, row, guidance_weights)
 
     def velocity(self, x: Tensor, label: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """(n, C, height, width) of the transformer, for the arguments of `computed`."""
+        return self.transformer(x, label, text, mask)
+
+    def computed(self, x: Tensor, label: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """The transformer, block by block.
 
         Args:
@@ -180,7 +186,7 @@ class ZImageStep(Step):
 
         joint = torch.cat((image, words), 1)
         scores = to_all(F.pad(unseen, (image.shape[1], 0)))
-        rotation = torch.cat((image_rotation, text_rotation.expand(-1, len(x), -1, -1)), 2)
+        rotation = torch.cat((image_rotation, text_rotation.expand(-1, x.shape[0], -1, -1)), 2)
         for block in net.layers:
             joint = block(joint, scores, rotation, conditioning)
         out = net.all_final_layer[EMBEDDER](joint[:, :count], c=conditioning)
@@ -206,7 +212,7 @@ class ZImageStep(Step):
         real, place = filling(rows * columns)
         depth = self.depths.index_select(1, (own[:, 0] + 1).long()).unsqueeze(2)
         grid = on_grid(self.rows[:, :rows], self.columns[:, :columns]).index_select(1, place).unsqueeze(1)
-        turned = torch.cat((depth.expand(-1, -1, grid.shape[2], -1), grid.expand(-1, len(own), -1, -1)), -1)
+        turned = torch.cat((depth.expand(-1, -1, grid.shape[2], -1), grid.expand(-1, own.shape[0], -1, -1)), -1)
         # What fills up stands at the origin, and is not turned.
         return torch.where(real.unsqueeze(1), turned, self.origin())
 
