@@ -87,6 +87,44 @@ FLOW = Part(
 )
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
+FLOW_TOKENS = Part(
+    library="diffusers",
+    cls="FlowMatchEulerDiscreteScheduler",
+    config={"num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5,
+            "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096},
+)  # fmt: skip
+
+
+def qwen3(**config: Any) -> Part:
+    published = {"num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+                 "vocab_size": 151936, "max_position_embeddings": 40960, "rope_theta": 1000000}  # fmt: skip
+    return Part(library="transformers", cls="Qwen3ForCausalLM", config={**published, **config})
+
+
+MISTRAL_SMALL = Part(
+    library="transformers",
+    cls="Mistral3ForConditionalGeneration",
+    config={
+        "text_config": {"model_type": "mistral", "hidden_size": 5120, "intermediate_size": 32768,
+                        "num_hidden_layers": 40, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+                        "vocab_size": 131072, "sliding_window": None, "rope_theta": 1000000000.0},
+        "vision_config": {"model_type": "pixtral", "hidden_size": 1024, "intermediate_size": 4096,
+                          "num_hidden_layers": 24, "num_attention_heads": 16, "head_dim": 64, "patch_size": 14,
+                          "image_size": 1540},
+    },
+)  # fmt: skip
+VAE_FLUX2 = Part(
+    library="diffusers",
+    cls="AutoencoderKLFlux2",
+    config={"latent_channels": 32, "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2},
+)
+
+
+def flux2(pipeline: str, text: Part, **config: Any) -> tuple[str, Mapping[str, Part]]:
+    net = Part(library="diffusers", cls="Flux2Transformer2DModel", config=config)
+    return pipeline, {"scheduler": FLOW_TOKENS, "text_encoder": text, "transformer": net, "vae": VAE_FLUX2}
+
+
 MODELS: Mapping[str, tuple[str, Mapping[str, Part]]] = {
     "sd15": (
         "StableDiffusionPipeline",
@@ -161,12 +199,7 @@ MODELS: Mapping[str, tuple[str, Mapping[str, Part]]] = {
     "flux-dev": (
         "FluxPipeline",
         {
-            "scheduler": Part(
-                library="diffusers",
-                cls="FlowMatchEulerDiscreteScheduler",
-                config={"num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5,
-                        "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096},
-            ),
+            "scheduler": FLOW_TOKENS,
             "text_encoder": Part(library="transformers", cls="CLIPTextModel", config=CLIP_L.config),
             "text_encoder_2": T5_XXL,
             "transformer": Part(
@@ -179,6 +212,25 @@ MODELS: Mapping[str, tuple[str, Mapping[str, Part]]] = {
             "vae": vae(16, 0.3611, 0.1159, quant=False),
         },
     ),
+    "flux2-klein-4b": flux2(
+        "Flux2KleinPipeline",
+        qwen3(hidden_size=2560, intermediate_size=9728, tie_word_embeddings=True),
+        num_layers=5,
+        num_single_layers=20,
+        num_attention_heads=24,
+        joint_attention_dim=7680,
+        guidance_embeds=False,
+    ),
+    "flux2-klein-9b": flux2(
+        "Flux2KleinPipeline",
+        qwen3(hidden_size=4096, intermediate_size=12288, tie_word_embeddings=False),
+        num_layers=8,
+        num_single_layers=24,
+        num_attention_heads=32,
+        joint_attention_dim=12288,
+        guidance_embeds=False,
+    ),
+    "flux2-dev": flux2("Flux2Pipeline", MISTRAL_SMALL),
     "qwen-image": (
         "QwenImagePipeline",
         {
@@ -214,7 +266,8 @@ MODELS: Mapping[str, tuple[str, Mapping[str, Part]]] = {
         },
     ),
 }  # fmt: skip
-"""Configs as the checkpoints' authors published them; of Qwen-Image's transformer and VAE, the classes' defaults."""
+"""Configs as the checkpoints' authors published them; those of FLUX.2 from memory, and its classes' defaults; of
+Qwen-Image's transformer and VAE, the classes' defaults."""
 
 
 def write_checkpoint(name: str, folder: Path, parts: tuple[str, ...], dtype: torch.dtype) -> int:

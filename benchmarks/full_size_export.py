@@ -41,6 +41,9 @@ GOALS = {
     "sd3-medium": (120, 1.5),
     "sd3.5-large": (300, 2.0),
     "flux-dev": (300, 2.0),
+    "flux2-klein-4b": (300, 2.0),
+    "flux2-klein-9b": (600, 2.0),
+    "flux2-dev": (1500, 2.0),
     "qwen-image": (600, 2.0),
     "z-image-turbo": (300, 2.0),
 }
@@ -52,11 +55,27 @@ NETWORKS = {
     "sd3-medium": "transformer",
     "sd3.5-large": "transformer",
     "flux-dev": "transformer",
+    "flux2-klein-4b": "transformer",
+    "flux2-klein-9b": "transformer",
+    "flux2-dev": "transformer",
     "qwen-image": "transformer",
     "z-image-turbo": "transformer",
 }
+LANGUAGE = (
+    "sd3-medium",
+    "sd3.5-large",
+    "flux-dev",
+    "flux2-klein-4b",
+    "flux2-klein-9b",
+    "flux2-dev",
+    "qwen-image",
+    "z-image-turbo",
+)
+"""Models whose text encoders are large enough to be measured."""
+
 PRECISIONS = {"qwen-image": "bf16"}
 """Precision of the step, where it is not fp16."""
+
 TOKENS = {"tokens": 77, "t5_tokens": 77, "asked_tokens": 77 + 34}
 STAGED = ("_traced", "optimise", "_save")
 SAMPLED = 12
@@ -68,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=list(GOALS), help=", ".join(GOALS))
     parser.add_argument("--work", type=Path, default=Path("full-size"), help="folder for the checkpoints; emptied")
-    parser.add_argument("--text", action="store_true", help="T5-XXL and language models too")
+    parser.add_argument("--text", action="store_true", help="text encoders too: T5-XXL, Qwen3, Mistral")
     parser.add_argument("--child", nargs=4, metavar=("MODEL", "GRAPH", "PRECISION", "TASK"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.child:
@@ -83,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measured(folder: Path, model: str, *, text: bool) -> dict[str, Any]:
     """Everything about one model; each graph in a child process, so that peaks are its own."""
     graphs = [("step", PRECISIONS.get(model, "fp16"), [NETWORKS[model]])]
-    if text and model in ("sd3-medium", "sd3.5-large", "flux-dev", "z-image-turbo", "qwen-image"):
+    if text and model in LANGUAGE:
         graphs.append(("text", "bf16", ["text_encoder", "text_encoder_2", "text_encoder_3"]))
     found: dict[str, Any] = {
         "conditions": conditions(),

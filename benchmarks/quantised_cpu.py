@@ -36,9 +36,10 @@ import onnxruntime as ort
 
 from benchmarks.saving import save
 from lssgen.bundle import Bundle, read_bundle
+from lssgen.calibration.gates import Gate
 from lssgen.calibration.products import products_of
 from lssgen.calibration.quality import Bound, Runs
-from lssgen.calibration.quantise import Gate, QuantiseJob, quantise
+from lssgen.calibration.quantise import QuantiseJob, quantise
 from lssgen.calibration.ranges import RangesJob, measure_ranges
 from lssgen.demo import write_demo_bundle
 from lssgen.engines.demand import Demand, profiles_of

@@ -26,8 +26,9 @@ import numpy as np
 from benchmarks.demo_quality import held_out_prompts, paint_and_score, wilson
 from lssgen.bench.environment import machine_facts
 from lssgen.bundle import Bundle, read_bundle
+from lssgen.calibration.gates import Gate
 from lssgen.calibration.quality import Bound, Runs
-from lssgen.calibration.quantise import Gate, QuantiseJob, quantise
+from lssgen.calibration.quantise import QuantiseJob, quantise
 from lssgen.calibration.ranges import RangesJob, measure_ranges
 from lssgen.calibration.rehearsal import rehearsed
 from lssgen.demo import write_demo_bundle

@@ -42,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     kinds = {
         "import lssgen": "import lssgen",
-        "import lssgen.runtime": "import lssgen.runtime",
+        "import lssgen.runtime": "from lssgen.runtime import Pipeline",  # the module alone imports nothing
         "first step": FIRST_STEP.format(
             bundle=args.bundle, options={"scaling_space": args.scaling_space, "min_resolution": args.min_resolution}
         ),

@@ -78,8 +78,7 @@ def goals_of_the_host() -> Iterator[tuple[str, str]]:
     yield "quality within 1 point", f"{score['differ']} of {score['prompts']} verdicts differ between `auto` and fp32"
     worst = max(host.values())
     yield "at most 50 microseconds a step on the host, batches up to 8", f"{worst:.0f} at most: {verdict(worst <= 50)}"
-    ratio = cold["import_over_numpy"]
-    yield "`import lssgen.runtime` at most 1.5 times `import numpy`", f"{ratio:.2f} times: {verdict(ratio <= 1.5)}"
+    yield "`import lssgen.runtime` at most 1.5 times `import numpy`", goal_of_imports(cold)
     for engine in ("onnxruntime", "auto"):
         whole = cold["median_s"][f"picture, {engine}"]["whole"]
         said = f"{whole:.2f} s on `{engine}`: {verdict(whole < 1)}"
@@ -89,6 +88,16 @@ def goals_of_the_host() -> Iterator[tuple[str, str]]:
         within = sum(each <= 0.15 for each in off)
         said = f"{within} of {len(off)} for `{model}`, the worst off by {max(off):.0%}: {verdict(max(off) <= 0.15)}"
         yield "predicted ratios within 15 %", said
+
+
+def goal_of_imports(cold: Mapping[str, Any]) -> str:
+    """The module by itself imports nothing before it is asked: what its names bring is what a user waits for."""
+    medians = cold["median_s"]
+    ratio = medians["picture, onnxruntime"]["import"] / medians["import numpy"]["whole"]
+    return (
+        f"{ratio:.2f} times with what paints, `from lssgen.runtime import load`: {verdict(ratio <= 1.5)}; the module "
+        f"by itself, which imports nothing before it is asked for a name, takes {cold['import_over_numpy']:.2f} times"
+    )
 
 
 def met(ratios: Mapping[str, float], least: float) -> str:

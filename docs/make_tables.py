@@ -19,6 +19,10 @@ HEAD = """# Model families
 This page is written by `docs/make_tables.py` from the records in `lssgen/models/` and the tests in `tests/oracles/`.
 
 Any checkpoint of these families in the diffusers layout can be exported: by alias, by hub id, or as a local folder.
+
+An export reads the checkpoint's own files; what is written here of those with a name is for plans, which download
+nothing. Of FLUX.2's five it is from memory and from diffusers' class defaults: layers, widths, licences and whether the
+hub asks for their acceptance could not be compared with the hub.
 """
 
 PRECISIONS = """
@@ -31,8 +35,9 @@ PRECISIONS = """
 latents, guidance, the solver's update, sines and cosines of times, sizes and positions, T5's layers that overflow |
 | `bf16` | bfloat16 | latents, guidance, the solver's update, sines and cosines of times, sizes and positions |
 
-The published FLUX.1, CogView4, Z-Image and Qwen-Image checkpoints, T5, Qwen3 and Qwen2.5-VL were trained in bfloat16;
-prefer `bf16` for them. In fp16 diffusers cuts off what Qwen-Image's streams grow to beyond 65504, and so do the graphs.
+The published FLUX.1, FLUX.2, CogView4, Z-Image and Qwen-Image checkpoints, T5, Qwen3 and Qwen2.5-VL were trained in \
+bfloat16; prefer `bf16` for them. In fp16 diffusers cuts off what Qwen-Image's streams grow to beyond 65504, and so do \
+the graphs.
 """
 
 UNFIT = """
@@ -138,6 +143,10 @@ def _proofs() -> str:
     """Every oracle test of a family as the sentence that its name is."""
     parts = ["## What is compared with diffusers\n"]
     titles = {family.name: family.title for family in FAMILIES.values()}
+    titles |= {
+        "control_sd": "Control pictures and inpainting checkpoints of Stable Diffusion 1.x and 2.x",
+        "control_families": "Those of the other families",
+    }
     for name, title in {**titles, "precision": "All families", "tokenizers": "Their tokenizers"}.items():
         path = ROOT / "tests" / "oracles" / f"test_{name}.py"
         parts.append(f"**{title}** (`{path.relative_to(ROOT)}`)\n")

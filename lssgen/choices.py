@@ -49,10 +49,11 @@ def flags_of(record: type) -> Mapping[str, tuple[Field[Any], Flag]]:
 
 
 def refuse_outside(record: Any, error: type[Exception]) -> None:
-    """Refuse choices that should be numbers and are not, are not finite, or lie outside the limits of their flags.
+    """Refuse choices that should be numbers and are not, are not finite, or lie outside the limits of their flags; and
+    those that should be true or false and are something else, such as a text, which Python would take for true.
 
     Args:
-        record: A dataclass; whatever is not declared as a number, or as several, is left alone.
+        record: A dataclass; whatever is declared as something else is left alone.
         error: Class of the error that is raised.
     """
     for name, kinds in _numbers(type(record)).items():
@@ -62,6 +63,9 @@ def refuse_outside(record: Any, error: type[Exception]) -> None:
         for number in leaves(value):
             if wanted := _unfit(number, float if float in kinds else int, flag):
                 raise error(f"{name} is {_shortened(number)}; it must be {wanted}")
+    for name in _truths(type(record)):
+        if getattr(record, name) not in (True, False):
+            raise error(f"{name} is {_shortened(getattr(record, name))}; it must be True or False")
 
 
 def _unfit(value: object, kind: type, flag: Flag) -> str:
@@ -105,6 +109,13 @@ def _numbers(record: type) -> Mapping[str, frozenset[Any]]:
     # The ... of tuple[float, ...] comes out among the kinds.
     found = {name: frozenset(_kinds(hints[name])) - {Ellipsis} for name in flags_of(record)}
     return {name: kinds for name, kinds in found.items() if kinds - {NoneType} in _NUMBERS}
+
+
+@cache
+def _truths(record: type) -> tuple[str, ...]:
+    """Names of the choices that are true or false, and nothing else."""
+    hints = get_type_hints(record)
+    return tuple(name for name in flags_of(record) if hints[name] is bool)
 
 
 def _kinds(hint: Any) -> Iterator[Any]:

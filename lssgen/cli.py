@@ -34,6 +34,11 @@ def run() -> int:
     return _script("run")
 
 
+def encode() -> int:
+    """The script lssgen-encode."""
+    return _script("encode")
+
+
 def plan() -> int:
     """The script lssgen-plan."""
     return _script("plan")

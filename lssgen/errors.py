@@ -16,6 +16,8 @@
     │   ├── ShapeError           a tensor outside what the engine was made for
     │   └── NonFiniteError       NaN or infinity where a latent should be
     ├── PromptError          a prompt, prompt file or picture that cannot be used
+    ├── CheckError           a checker or watermark that failed, or cannot be found; no picture was let out
+    │   └── RefusedPictureError  a picture that a checker refuses
     ├── ServingError         what a server does not do
     │   ├── RefusedError         a request that it does not take, or does not finish; with a code and a parameter
     │   └── CancelledError       a request that its caller has taken back
@@ -90,6 +92,14 @@ class NonFiniteError(EngineError):
 
 class PromptError(LssgenError):
     """A prompt, prompt file or picture cannot be used."""
+
+
+class CheckError(LssgenError):
+    """A checker or watermark failed, or cannot be found; no picture was let out."""
+
+
+class RefusedPictureError(CheckError):
+    """A checker refuses a picture."""
 
 
 class ServingError(LssgenError):

@@ -8,6 +8,7 @@ Format 2. By two rules a new conditioning input, state or graph is a record here
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Literal
 
 import msgspec
@@ -21,6 +22,9 @@ FORMAT = 2
 
 Precision = Literal["fp32", "fp16", "bf16"]
 """Number format that a network computes in."""
+
+SlotLayers = Literal["linear", "all"]
+"""Kind of layers that have room for LoRAs: matrix products and convolutions of one pixel, or larger ones too."""
 
 Quantity = Literal[
     "one",
@@ -82,7 +86,10 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True, tag="noise"):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, tag="row"):
-    """The numbers of a step, (batch, 7 + history): columns as `lssgen.plan.table.ROW`, a row for every picture."""
+    """The numbers of a step, (batch, 7 + history): columns as `lssgen.plan.table.ROW`, a row for every picture.
+
+    With a ControlNet, `lssgen.plan.table.Step.control` follows.
+    """
 
 
 class Mix(msgspec.Struct, frozen=True, kw_only=True, tag="mix"):
@@ -148,11 +155,57 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True, tag="picture"):
         name: Key under which the caller gives it: "control", "mask", ...
         read_as: "latent": encoded by the "encode" graph, (batch, C, height, width). "pixels": (batch, 3,
             picture_height, picture_width), -1 to 1. "mask": (batch, 1, height, width), the share of every cell that is
-            white.
+            white. "cells": -1 to 1, (batch, 3 * cell_px ** 2, height, width), every cell's pixels as channels, in the
+            order of torch's pixel_unshuffle. "cell_mask": the same of a mask, (batch, cell_px ** 2, height, width), 1
+            where a pixel is to be painted, else 0. "kept": as "latent", of the picture to start from with the pixels
+            that are to be painted at the middle grey, 0 of -1 to 1.
     """
 
     name: str
-    read_as: Literal["latent", "pixels", "mask"] = "latent"
+    read_as: Literal["latent", "pixels", "mask", "cells", "cell_mask", "kept"] = "latent"
+
+
+class Reference(msgspec.Struct, frozen=True, kw_only=True, tag="reference"):
+    """Reference pictures, as tokens one after the other; the same for all branches and stages. A run may have none.
+
+    Attributes:
+        what: "tokens": (batch, tokens, C * patch * patch) squares of encoded cells, channel by channel. "places":
+            (tokens, 3): number of the picture, from 1, and row and column of the token in it.
+    """
+
+    what: Literal["tokens", "places"]
+
+
+class LoraFactors(msgspec.Struct, frozen=True, kw_only=True, tag="lora_factors"):
+    """Low-rank pairs of LoRAs, (ranks, columns). A row holds one rank of all layers: for every layer a row of its first
+    factor, and behind it a column of its second.
+
+    Attributes:
+        layers: Shape of the weight of every layer that has room for such a change, by the weight's name in the
+            checkpoint.
+    """
+
+    layers: Mapping[str, tuple[int, ...]]
+
+    @property
+    def places(self) -> Mapping[str, tuple[int, int, int]]:
+        """Where each layer lies: the first column of its first factor, that of its second, and the one behind it."""
+        found: dict[str, tuple[int, int, int]] = {}
+        at = 0
+        for name in sorted(self.layers):  # not as they come: files may have been sorted by whoever wrote them anew
+            out, *inside = self.layers[name]
+            found[name] = (at, at + prod(inside), at + prod(inside) + out)
+            at = found[name][2]
+        return found
+
+    @property
+    def columns(self) -> int:
+        """Number of columns."""
+        return sum(shape[0] + prod(shape[1:]) for shape in self.layers.values())
+
+
+class LoraWeights(msgspec.Struct, frozen=True, kw_only=True, tag="lora_weights"):
+    """Strength of every rank in every picture, (batch, ranks); 0 where the picture is painted without it."""
 
 
 Feed = (
@@ -166,8 +219,11 @@ Feed = (
     | GuidanceRescale
     | Text
     | Sizes
+    | Reference
     | Gates
     | Picture
+    | LoraFactors
+    | LoraWeights
 )
 """Source of the value of a graph's input."""
 
@@ -206,7 +262,7 @@ class Measured:
         speedup: Time of the one that it was made from, divided by its own, at every resolution on `engine`, by
             "width x height" in pixels; empty: not measured.
         engine: Engine that was timed, and on what.
-        slower: True where it was not faster and was made all the same.
+        slower: True where it was not faster, or not clearly, and was made all the same.
     """
 
     psnr_db: tuple[float, ...] = ()
@@ -311,6 +367,8 @@ class Tokens:
         pad_side: Side of the filling.
         pad_multiple: Number that "longest" rounds up to a multiple of.
         prefix, suffix: Text before and after the prompt: the chat template of a language model, with the prompt in it.
+        special: Permission for the tokenizer to add its special tokens; False where the template has them already.
+        removes: Words that are taken out of prompts.
         empty: Text that is read in the place of an empty prompt.
         heard: Rows that its tokens have in what the "text" graph says; None: it says nothing of single tokens. Weights
             of words work on these.
@@ -329,6 +387,8 @@ class Tokens:
     pad_multiple: int = 1
     prefix: str = ""
     suffix: str = ""
+    special: bool = True
+    removes: tuple[str, ...] = ()
     empty: str = ""
     heard: Heard | None = None
     drop: int = 0
@@ -361,6 +421,27 @@ class Upsampler:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class References:
+    """How reference pictures become tokens of the step.
+
+    Attributes:
+        patch: Cells along one side of a token.
+        unit_px: Number of pixels that the sides of a picture are cut down to a multiple of, around its middle.
+        most_px: Area above which a picture is made smaller first.
+        least_side_px: Shortest side that a picture may have.
+        most_aspect: Longest side over the shortest.
+        most: Number of pictures.
+    """
+
+    patch: int
+    unit_px: int
+    most_px: int = 1024 * 1024
+    least_side_px: int = 64
+    most_aspect: float = 8.0
+    most: int = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """Where the weights came from.
 
@@ -387,7 +468,11 @@ class Manifest:
         step               inputs as its feeds say        -> the outputs that its states name
         transition_<space> inputs as its feeds say        -> next_latent   (space: resnet, latent, ...)
         decode             latent                         -> picture (batch, height, width, 3) uint8
-        encode             picture, posterior_noise       -> latent   (no noise: an autoencoder without a posterior)
+        encode             picture, posterior_noise       -> latent   (no noise: an autoencoder without a posterior;
+                                                                       kept beside them: see below)
+
+    `kept`, (batch, picture_height, picture_width, 1) of "encode", is 0 where the picture is the middle grey instead; it
+    is there where a step is fed with a picture that is read as "kept".
 
     Attributes:
         format: `FORMAT` of the lssgen that wrote it.
@@ -403,6 +488,7 @@ class Manifest:
             only one.
         empty_negative: Stand-in for a negative prompt that was not given: the "encode"d empty text, or "zeros".
         upsampler: None where the bundle has no "transition_resnet".
+        references: Rules for reference pictures; None: the model sees none.
         notes: Sentences that the user should read.
         small_step: Name of a graph with the ports of "step" that runs in its place in small stages; empty: there is
             none. One stage may be quantised while another is not.
@@ -421,6 +507,7 @@ class Manifest:
     token_axes: Mapping[str, int] = field(default_factory=dict)
     empty_negative: Literal["encode", "zeros"] = "encode"
     upsampler: Upsampler | None = None
+    references: References | None = None
     notes: tuple[str, ...] = ()
     small_step: str = ""
     small_cells: int = 0

@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -33,10 +33,10 @@ class Ratio(msgspec.Struct, frozen=True, kw_only=True):
         pairs: Pairs of pictures.
     """
 
-    ratio: float
-    lower: float
-    upper: float
-    pairs: int
+    ratio: Annotated[float, msgspec.Meta(gt=0)]
+    lower: Annotated[float, msgspec.Meta(ge=0)]
+    upper: Annotated[float, msgspec.Meta(gt=0)]
+    pairs: Annotated[int, msgspec.Meta(ge=1)]
 
     @property
     def surely_slower(self) -> bool:
@@ -63,8 +63,8 @@ class Guarantee(msgspec.Struct, frozen=True, kw_only=True):
         reference: Name of the reference; "" where there is none.
     """
 
-    width: int
-    height: int
+    width: Annotated[int, msgspec.Meta(ge=1)]
+    height: Annotated[int, msgspec.Meta(ge=1)]
     staged_over_single: Ratio
     engine_over_reference: Ratio | None = None
     reference: str = ""
@@ -87,11 +87,13 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         written: Time in UTC.
         costs: Costs of the parts of a run.
+        sizes: Number of picture sizes that the costs were measured at; 0 where it was not noted.
         guarantees: One for each size that was measured.
     """
 
     written: str
     costs: TimeCosts | None = None
+    sizes: int = 0
     guarantees: tuple[Guarantee, ...] = ()
 
     def at(self, height: int, width: int) -> Guarantee | None:
@@ -123,9 +125,18 @@ def place_of(engine: str, backend: Mapping[str, object]) -> str:
     """
     device = backend.get("gpu") or backend.get("device")
     where = f"{device}" if device else f"{cpu_name()} x {cpus()}"
-    usual = (None, False, "auto")
-    how = "".join(f", {name} {backend[name]}" for name in OPTIONS if backend.get(name) not in usual)
-    return f"{engine} with {backend.get('threads') or 'all'} threads{how} on {where}"
+    return f"{engine} with {backend.get('threads') or 'all'} threads{how_of(backend)} on {where}"
+
+
+def how_of(backend: Mapping[str, object]) -> str:
+    """Options that make an engine faster or slower and are not the usual ones, as text: ", low_memory True"; "" where
+    all are.
+
+    Args:
+        backend: What it tells about itself, as values or as their text.
+    """
+    usual = ("None", "False", "auto")
+    return "".join(f", {name} {backend[name]}" for name in OPTIONS if str(backend.get(name)) not in usual)
 
 
 def read_measured(bundle: Bundle, place: str) -> Measured | None:
@@ -149,6 +160,22 @@ def write_measured(bundle: Bundle, place: str, measured: Measured) -> None:
     file = _read(bundle) or _File(manifest_sha256=sha256_of(bundle.path(MANIFEST)))
     whole = _File(manifest_sha256=file.manifest_sha256, places={**file.places, place: measured})
     write_whole(bundle.path(MEASURED), msgspec.json.format(msgspec.json.encode(whole), indent=2) + b"\n")
+
+
+def fault_of(bundle: Bundle) -> str:
+    """Why the file of measurements is not heeded, in one sentence; "" where it is, or where there is none."""
+    path = bundle.path(MEASURED)
+    if not path.is_file():
+        return ""
+    try:
+        file = read_json(path, _File)
+    except JsonError as error:
+        return f"{path} is damaged: it {error}"
+    if file.format != FORMAT:
+        return f"{path} has format {file.format}, and this lssgen reads format {FORMAT}"
+    if file.manifest_sha256 != sha256_of(bundle.path(MANIFEST)):
+        return f"{path} was measured before the bundle was exported anew"
+    return ""
 
 
 def _read(bundle: Bundle) -> _File | None:

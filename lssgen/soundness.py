@@ -15,16 +15,21 @@ from lssgen.manifest import (
     GuidanceWeights,
     Heard,
     Latent,
+    LoraFactors,
+    LoraWeights,
     Manifest,
     Mix,
     Noise,
     Picture,
+    Reference,
+    References,
     Row,
     Sizes,
     State,
     Text,
     Tokens,
 )
+from lssgen.ports import Port
 
 LONGEST_SIDE = 2**16
 """Pixels, or cells, along the longest side that any model could have."""
@@ -33,13 +38,14 @@ LONGEST_SIDE = 2**16
 MOST_TOKENS = 2**16
 MOST_CHANNELS = 2**12
 MOST_HISTORY = 64
+MOST_MODES = 2**10
 LARGEST_ID = LARGEST_AXIS = 2**31 - 1
 LONGEST_NAME = 255
 LONGEST_REASON = 300
 DTYPES = frozenset(("float32", "float16", "float64", "int64", "int32", "uint8", "int8", "bool"))
 
-NEEDED = ("text", "step", "decode")
-"""Graphs that every run needs."""
+NEEDED = ("step", "decode")
+"""Graphs that every run needs. One of a bundle without "text" gets the embeddings of its prompts from elsewhere."""
 
 PORTS: Mapping[str, Mapping[str, int]] = {
     "decode": {"latent": 4, "picture": 4},
@@ -48,8 +54,8 @@ PORTS: Mapping[str, Mapping[str, int]] = {
 }
 """Ports that a graph must have, by the graph's name up to its "_", and their numbers of axes."""
 
-MAYBE: Mapping[str, Mapping[str, int]] = {"encode": {"posterior_noise": 4}}
-"""The same of ports that it may have: tiny autoencoders have no posterior."""
+MAYBE: Mapping[str, Mapping[str, int]] = {"encode": {"posterior_noise": 4, "kept": 4}}
+"""The same of ports that it may have: tiny autoencoders have no posterior, and few networks inpaint."""
 
 RANKS: Mapping[type, int] = {
     Latent: 4,
@@ -62,6 +68,8 @@ RANKS: Mapping[type, int] = {
     Sizes: 3,
     Gates: 2,
     Picture: 4,
+    LoraFactors: 2,
+    LoraWeights: 2,
 }
 """Number of axes of what a port is fed with, where it is always the same."""
 
@@ -95,7 +103,10 @@ def _faults(manifest: Manifest) -> Iterator[str]:
     for name, graph in manifest.graphs.items():
         yield from _graph_faults(name, graph)
     yield from _feed_faults(manifest)
-    outputs = {port.name: port.shape for port in manifest.graphs["text"].outputs}
+    text = manifest.graphs.get("text")
+    outputs = {port.name: port.shape for port in text.outputs} if text is not None else {}
+    if any(isinstance(feed, Reference) for feed in manifest.graphs["step"].feeds.values()):
+        yield from _reference_faults(manifest.references)
     for tokens in manifest.tokenizers:
         yield from _token_faults(tokens)
         yield from _outside({f"drop of {tokens.port}": (tokens.drop, 0, max(0, tokens.length - 1))})
@@ -124,6 +135,9 @@ def _graph_faults(name: str, graph: Graph) -> Iterator[str]:
                 yield from _outside({f"an axis of {port.name} of graph {name!r}": (axis, 1, LARGEST_AXIS)})
             elif axis not in graph.axes:
                 yield f"graph {name!r} does not say what axis {axis!r} of {port.name} counts"
+    if (said := graph.quantisation) is not None:
+        counts = {"products": said.products, "attention": said.attention}
+        yield from _outside({f"{word} of graph {name!r}": (count, 0, LARGEST_AXIS) for word, count in counts.items()})
     ranks = {port.name: len(port.shape) for port in (*graph.inputs, *graph.outputs)}
     if len(ranks) < len(graph.inputs) + len(graph.outputs):
         yield f"graph {name!r} has two ports of one name"
@@ -148,26 +162,89 @@ def _graph_faults(name: str, graph: Graph) -> Iterator[str]:
 
 
 def _feed_faults(manifest: Manifest) -> Iterator[str]:
-    step, text = (manifest.graphs[name] for name in ("step", "text"))  # whose absence has been told
+    step, text = manifest.graphs["step"], manifest.graphs.get("text")  # the step's absence has been told
     outputs = {port.name for port in step.outputs}
     ranks = {port.name: len(port.shape) for port in step.inputs}
-    said = {port.name: len(port.shape) + 1 for port in text.outputs}
+    said = {port.name: len(port.shape) + 1 for port in text.outputs} if text is not None else None
     if manifest.small_step:
         small = manifest.graphs.get(manifest.small_step)
-        if small is None or (small.inputs, small.outputs, small.feeds) != (step.inputs, step.outputs, step.feeds):
+        if small is None or _place_of(small) != _place_of(step):
             yield f"small_step is {manifest.small_step[:80]!r}, which is not a graph with the ports of the step"
+        yield from _outside({"small_cells": (manifest.small_cells, 1, LONGEST_SIDE**2)})
+    yield from _control_faults(manifest)
+    yield from _slot_faults("step", step, 0)
+    if text is not None:
+        yield from _slot_faults("text", text, next(_ranks(step), 0))
     latents = 0
     for port, feed in step.feeds.items():
         if isinstance(feed, State):
             latents += feed.start == "latent"
             if feed.output not in outputs:
                 yield f"{port} is fed with {feed.output!r}, which is not an output of the step"
-        if isinstance(feed, Text) and feed.output not in said:
+        if not isinstance(feed, Text) or said is None:
+            continue
+        if feed.output not in said:
             yield f"{port} is fed with {feed.output!r}, which is not an output of the text graph"
-        elif isinstance(feed, Text) and said[feed.output] != ranks[port]:
+        elif said[feed.output] != ranks[port]:
             yield f"{port} is fed with {feed.output!r}, which has {said[feed.output]} axes with that of the branches"
     if latents != 1:
         yield f"the step has {latents} states that start as the latent; it needs one"
+
+
+def _place_of(graph: Graph) -> tuple[object, ...]:
+    """All that must be the same of graphs that run in each other's place."""
+    return graph.inputs, graph.outputs, graph.feeds, graph.axes, graph.runs
+
+
+def _reference_faults(rules: References | None) -> Iterator[str]:
+    if rules is None:
+        yield "its step sees reference pictures, for which it has no rules"
+        return
+    sides = {"patch": rules.patch, "unit_px": rules.unit_px, "least_side_px": rules.least_side_px, "most": rules.most}
+    yield from _outside({f"{name} of references": (value, 1, LONGEST_SIDE) for name, value in sides.items()})
+    yield from _outside({"most_px of references": (rules.most_px, 1, LARGEST_AXIS)})
+    if not (rules.most_aspect >= 1 and rules.least_side_px >= rules.unit_px):
+        yield "references could be cut down to nothing: most_aspect is below 1, or least_side_px below unit_px"
+
+
+def _control_faults(manifest: Manifest) -> Iterator[str]:
+    known, step = manifest.facts.control, manifest.graphs["step"]
+    if known is None:
+        return
+    yield from _outside({"the number of kinds of control picture": (known.modes, 0, MOST_MODES)})
+    wanted = 7 + manifest.history + 1 + known.modes
+    for port in step.inputs:
+        if isinstance(step.feeds[port.name], Row) and port.shape[1:] != (wanted,):
+            yield f"{port} has not the {wanted} columns of a step with this ControlNet"
+
+
+def _slots(graph: Graph) -> list[tuple[Port, LoraFactors | LoraWeights]]:
+    """Inputs for LoRAs, and what they are fed with."""
+    ports = {port.name: port for port in graph.inputs}
+    feeds = [(name, feed) for name, feed in graph.feeds.items() if isinstance(feed, LoraFactors | LoraWeights)]
+    return [(ports[name], feed) for name, feed in feeds if name in ports]
+
+
+def _ranks(graph: Graph) -> Iterator[int | str]:
+    """Number of ranks, as each input for LoRAs has it."""
+    return (port.shape[-1 if isinstance(feed, LoraWeights) else 0] for port, feed in _slots(graph))
+
+
+def _slot_faults(name: str, graph: Graph, expected: int | str) -> Iterator[str]:
+    """What is wrong with the room for LoRAs in a graph, which has as many ranks as the step's; 0: any number."""
+    found = _slots(graph)
+    if len({type(feed) for _, feed in found}) != len(found) or len(found) not in (0, 2):
+        yield f"graph {name!r} has not one input for the factors of LoRAs, and one for their weights"
+        return
+    ranks = set(_ranks(graph))
+    if len(ranks) > 1 or not all(isinstance(rank, int) and (rank == expected or not expected) for rank in ranks):
+        yield f"the inputs of graph {name!r} for LoRAs differ from each other or from the step's in the number of ranks"
+    for port, feed in found:
+        if isinstance(feed, LoraFactors):
+            bad = [name for name, shape in feed.layers.items() if len(shape) < 2 or min(shape) < 1]
+            if bad or port.shape[1:] != (feed.columns,):
+                said = ", ".join(bad)[:80] or feed.columns
+                yield f"{port.name} of graph {name!r} has not the columns of its layers ({said})"
 
 
 def _token_faults(tokens: Tokens) -> Iterator[str]:

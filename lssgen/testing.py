@@ -214,6 +214,7 @@ def step_network(
     history: int = 3,
     text: Mapping[str, tuple[int | str, ...]] = {"text": (1,)},
     extra: Sequence[tuple[Port, Feed]] = (),
+    columns: int = 0,
 ) -> Network:
     """The step graph around a denoiser.
 
@@ -224,6 +225,8 @@ def step_network(
         text: Shape of the text conditioning for one picture, by port.
         extra: Further inputs, and where their values come from. Where the first axis is "branches", the denoiser gets
             its branch's part as `extra[name]`, else the whole.
+        columns: Number of columns of the row after those of the history, a ControlNet's; the denoiser gets them as
+            `extra["told"]`, (batch, columns).
     """
     latent = ("batch", channels, "height", "width")
     state = Port("history", "float32", (history, *latent))
@@ -231,7 +234,7 @@ def step_network(
         (Port("latent", "float32", latent), State(output="next_latent", start="latent")),
         (state, State(output="next_history")),
         (Port("noise", "float32", latent), Noise()),
-        (Port("row", "float32", ("batch", 7 + history)), Row()),
+        (Port("row", "float32", ("batch", 7 + history + columns)), Row()),
         (Port("guidance_weights", "float32", ("branches", "batch")), GuidanceWeights()),
         *((Port(name, "float32", ("branches", "batch", *shape)), Text(output=name)) for name, shape in text.items()),
         *extra,
@@ -241,14 +244,15 @@ def step_network(
 
     def run(given: Mapping[str, Array]) -> Mapping[str, Array]:
         x = given["latent"]
-        columns = given["row"].T[:, :, None, None, None]
-        labels, c_in, h_x, h_f, keep, noise = columns[:6]
+        numbers = given["row"].T[:, :, None, None, None]
+        labels, c_in, h_x, h_f, keep, noise = numbers[:6]
         f = np.zeros_like(x)
         for branch, weight in enumerate(given["guidance_weights"]):
             seen = {p.name: given[p.name][branch] if p.shape[0] == "branches" else given[p.name] for p in further}
+            seen["told"] = given["row"][:, 7 + history :]
             f = f + weight[:, None, None, None] * denoiser(Ask(u=c_in * x, labels=labels, extra=seen))
         estimates = np.concatenate([(h_x * x + h_f * f)[None], given["history"]])
-        moved = keep * x + (columns[6:] * estimates).sum(0) + noise * given["noise"]
+        moved = keep * x + (numbers[6 : 7 + history] * estimates).sum(0) + noise * given["noise"]
         return {"next_latent": moved, "next_history": estimates[:-1]}
 
     return Network(

@@ -1,7 +1,7 @@
 """What tests of several rooms share."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -54,6 +54,38 @@ def sd3_bundle(sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         threads=1,
     )
     return export(config)
+
+
+@pytest.fixture(scope="session")
+def slotted(sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """That checkpoint with two slots of rank 4 for LoRAs, for 64 and 128 px."""
+    from lssgen.export.config import ExportConfig
+    from lssgen.export.export import export
+
+    config = ExportConfig(
+        model=str(sd3),
+        output=tmp_path_factory.mktemp("bundles") / "slotted",
+        resolutions=((64, 64), (128, 128)),
+        transitions=("latent",),
+        max_sequence_length=24,
+        lora_slots=2,
+        lora_rank=4,
+        threads=1,
+    )
+    return export(config)
+
+
+@pytest.fixture(scope="session")
+def loras(slotted: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """LoRAs for it by name, of rank 4, 3, 6 and 9."""
+    from slotting import factors_of, lora_for
+
+    folder, layers = tmp_path_factory.mktemp("loras"), factors_of(slotted).layers
+    ranks = {"ink": 4, "oil": 3, "wide": 6, "vast": 9}
+    return {
+        name: lora_for(layers, folder / f"{name}.safetensors", rank, seed)
+        for seed, (name, rank) in enumerate(ranks.items(), 1)
+    }
 
 
 @pytest.fixture(scope="session")

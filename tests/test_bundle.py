@@ -86,7 +86,7 @@ def edited(folder: Path, edit: Callable[[Any], object]) -> None:
 
 
 IMPOSSIBLE: Mapping[str, tuple[Callable[[Any], object], str]] = {
-    "no graphs": (lambda m: m["graphs"].clear(), "it names no graph 'text'"),
+    "no graphs": (lambda m: m["graphs"].clear(), "it names no graph 'step'"),
     "no step": (lambda m: m["graphs"].pop("step"), "it names no graph 'step'"),
     "no channels": (lambda m: m["facts"].update(channels=0), "channels is 0"),
     "a negative cell": (lambda m: m["facts"].update(cell_px=-8), "cell_px is -8"),

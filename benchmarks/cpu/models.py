@@ -18,10 +18,9 @@ from lssgen.demo import CHECKPOINT, write_demo_bundle
 SIZES: Mapping[str, tuple[int, ...]] = {"demo": (128, 256), "sd3-123m": (256, 512, 1024)}
 """Picture sizes at which steps are measured."""
 
-ZEROS: Mapping[str, int] = {"demo": 0, "sd3-123m": 77}
+ZEROS: Mapping[str, int] = {"demo": 0, "sd3-123m": 256}
 """Rows of zeros that stand for T5's tokens where a model has no T5: none in the demo model, which was trained without,
-and in the other as many as OpenVINO GenAI has, which cannot be told (diffusers has 256 by itself). Everybody else is
-told to have the same (`max_sequence_length`)."""
+and in the other as many as diffusers has by itself."""
 
 TEXT = 64
 """Width of either text encoder, and of its pooled output."""
@@ -44,28 +43,40 @@ def checkpoint_of(model: str, work: Path) -> Path:
     return folder
 
 
-def bundle_of(model: str, work: Path) -> Bundle:
-    """Bundle of a model; exported once."""
-    folder = work / "bundles" / model
+def bundle_of(model: str, work: Path, zeros: int | None = None) -> Bundle:
+    """Bundle of a model; exported once.
+
+    Args:
+        model: Name of the model.
+        work: Folder for checkpoints and bundles.
+        zeros: Rows of zeros for T5's tokens; None: `ZEROS`.
+    """
+    zeros = ZEROS[model] if zeros is None else zeros
+    folder = work / "bundles" / (model if zeros == ZEROS[model] else f"{model}-{zeros}")
     if not (folder / MANIFEST).exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         if model == "demo":
             write_demo_bundle(folder)
         else:
-            _export(model, checkpoint_of(model, work), folder)
+            _export(model, work, folder, zeros)
     return read_bundle(folder)
 
 
-def _export(model: str, checkpoint: Path, folder: Path) -> None:
+def config_of(model: str, work: Path, folder: Path, zeros: int | None = None) -> Any:
+    """How a model is exported into a folder, which needs torch."""
     from lssgen.export.config import ExportConfig
+
+    return ExportConfig(
+        model=str(checkpoint_of(model, work)), output=folder, probe="small",
+        max_sequence_length=ZEROS[model] if zeros is None else zeros,
+        resolutions=tuple((size, size) for size in SIZES[model]),
+    )  # fmt: skip
+
+
+def _export(model: str, work: Path, folder: Path, zeros: int) -> None:
     from lssgen.export.export import export
 
-    export(
-        ExportConfig(
-            model=str(checkpoint), output=folder, probe="small", max_sequence_length=ZEROS[model],
-            resolutions=tuple((size, size) for size in SIZES[model]),
-        )
-    )  # fmt: skip
+    export(config_of(model, work, folder, zeros))
 
 
 def _write(folder: Path) -> None:

@@ -21,7 +21,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import import_module, metadata
 from pathlib import Path
@@ -285,7 +285,17 @@ def small_bundles(work: Path, record: Record) -> Iterator[Bundle]:
             sizes = ((128, 128), (256, 256)) if name == "demo" else ((64, 64), (128, 128))
             try:
                 output = work / "bundles" / f"{name}-{precision}"
-                yield export(ExportConfig(model=checkpoint(), output=output, resolutions=sizes, precision=precision))  # type: ignore[arg-type]
+                # Slots for LoRAs in the families, so that they are compared too; as in the demo model, none are usual.
+                slots = 0 if name == "demo" else 1
+                config = ExportConfig(
+                    model=checkpoint(),
+                    output=output,
+                    resolutions=sizes,
+                    precision=precision,  # type: ignore[arg-type]
+                    lora_slots=slots,
+                    lora_layers="all",
+                )
+                yield export(config)
             except (ImportError, AttributeError, LssgenError) as error:
                 record.skip(f"{name} in {precision}", error)
 
@@ -299,11 +309,17 @@ def written(module: str, function: str, folder: Path) -> Path:
 
 def full_size_bundle(model: str, work: Path) -> Bundle:
     """A bundle of a full-size model with random weights, exported once."""
+    from lssgen.export.export import export
+
+    return export(full_size_config(model, work), lambda line: print(line, flush=True))
+
+
+def full_size_config(model: str, work: Path, **changes: Any) -> Any:
+    """How such a bundle is exported, from a checkpoint that is written once."""
     import torch
 
     from benchmarks.checkpoints import MODELS, write_checkpoint
     from lssgen.export.config import ExportConfig
-    from lssgen.export.export import export
 
     sys.path.insert(0, str(ROOT / "tests"))
     tokenizers = import_module("factory")
@@ -321,7 +337,7 @@ def full_size_bundle(model: str, work: Path) -> Bundle:
         precision="fp16",
         t5=False,
     )
-    return export(config, lambda line: print(line, flush=True))
+    return replace(config, **changes)
 
 
 def table(record: Record) -> str:

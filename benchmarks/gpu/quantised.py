@@ -12,8 +12,9 @@ from typing import Any, cast
 
 from lssgen.bundle import Bundle
 from lssgen.calibration.formats import FORMATS, TRT_ENGINES
+from lssgen.calibration.gates import Gate
 from lssgen.calibration.quality import Bound, Runs
-from lssgen.calibration.quantise import Gate, QuantiseJob, quantise
+from lssgen.calibration.quantise import QuantiseJob, quantise
 from lssgen.calibration.ranges import RangesJob, measure_ranges
 from lssgen.engines.base import Backend
 from lssgen.errors import LssgenError

@@ -157,6 +157,8 @@ def _summary(found: _Latency, path: Path) -> Summary:
     """The same without percentiles that so few measurements cannot tell."""
     if found.unit != "ms":
         raise BenchError(f"{path} has latencies in {found.unit!r}, and this lssgen reads milliseconds; upgrade lssgen")
+    if found.p50 <= 0:
+        raise BenchError(f"{path} has a latency of {found.p50:g} ms, which no picture takes; measure again")
     few = {name: None for name, least in LEAST_FOR.items() if found.count < least}
     return msgspec.convert({**msgspec.to_builtins(found), **few}, Summary)
 

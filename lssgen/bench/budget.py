@@ -1,10 +1,11 @@
 """Holding a bundle to a budget: what the pytest plugin does."""
 
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from lssgen.bench.cases import Case, Effort
+from lssgen.bench.cases import PROMPT, Case, Effort
 from lssgen.bench.environment import environment
 from lssgen.bench.history import append, points_of
 from lssgen.bench.measure import measure
@@ -15,8 +16,8 @@ from lssgen.engines.registry import open_backend
 from lssgen.errors import BenchError
 from lssgen.paths import find_bundle
 
-Budget = Mapping[str, float | None]
-"""Most milliseconds of a percentile, by its name: "p50", "p90"; None: not asked."""
+Budget = Mapping[str, object]
+"""Most milliseconds of a percentile, by its name: "p50", "p90"; None: not asked. A test may give anything."""
 
 
 def held(
@@ -36,9 +37,7 @@ def held(
         BenchError: There is no budget, or too few runs for one.
         LssgenError: The bundle cannot be run as asked.
     """
-    asked = {which: most for which, most in budget.items() if most is not None}
-    if not asked:
-        raise BenchError("no budget was given; say p50_ms=... or p90_ms=...")
+    asked = _limits(budget)
     for which in asked:
         if runs < LEAST_FOR[which]:
             raise BenchError(f"{runs} runs are too few for {which}; it needs {LEAST_FOR[which]} (--lssgen-runs)")
@@ -53,11 +52,30 @@ def held(
                 "manifest_sha256": sha256_of(found.folder / MANIFEST),
             },
             engine=engine,
+            prompt=PROMPT,
             environment=environment({}),
             cases=(result,),
         )
         append(points_of(whole), Path(history))
     return result, _complaint(result, asked)
+
+
+def _limits(budget: Budget) -> dict[str, float]:
+    """The percentiles that are held to something.
+
+    Raises:
+        BenchError: Nothing is, or something is held to what cannot be a time.
+    """
+    found: dict[str, float] = {}
+    for which, most in budget.items():
+        if most is None:
+            continue
+        if not isinstance(most, int | float) or not 0 < most < inf:  # NaN neither: nothing is above it
+            raise BenchError(f"{which}_ms is {most!r}; it must be a number of milliseconds above 0")
+        found[which] = most
+    if not found:
+        raise BenchError("no budget was given; say p50_ms=... or p90_ms=...")
+    return found
 
 
 def _complaint(result: CaseResult, budget: Mapping[str, float]) -> str:

@@ -1,8 +1,9 @@
 """What is measured: runs of a bundle that differ in size, steps, batch and number of stages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations, product
+from itertools import count as counting
+from itertools import islice, permutations, product
 from typing import Any, cast
 
 from lssgen.choices import choice, refuse_outside
@@ -13,6 +14,9 @@ from lssgen.runtime import Options
 
 PROMPT = "a red star above a blue circle on a white background"
 """Prompt of every case that names none."""
+
+STAGED = "staged"
+"""Word in the name of a case that another one beside it does in one stage."""
 
 _GRID = "what to measure"
 
@@ -88,14 +92,18 @@ class Case:
 
 
 def cases_of(grid: Grid, shared: Mapping[str, Any]) -> tuple[Case, ...]:
-    """The cases of a grid, in the order in which they are measured.
+    """The cases of a grid, each once, in the order in which they are measured.
 
     Args:
         grid: What differs.
-        shared: Options that every run has.
+        shared: Options that every run has; they are in every case's name, so that nothing takes it for another.
+
+    Raises:
+        BenchError: One of these options is a side of the grid.
     """
-    stages = (("staged", {}), ("one stage", {"start_sigma": 1.0})) if grid.single else (("", {}),)
-    found: list[Case] = []
+    _refuse_twice(grid, shared)
+    stages = ((STAGED, {}), ("one stage", {"start_sigma": 1.0})) if grid.single else (("", {}),)
+    found: dict[str, Case] = {}
     places = (grid.sizes or (None,), grid.steps or (None,), grid.batches, stages, grid.engines or ("",))
     for size, steps, batch, (kind, cut), engine in product(*places):
         own: dict[str, Any] = dict(cut)
@@ -110,20 +118,41 @@ def cases_of(grid: Grid, shared: Mapping[str, Any]) -> tuple[Case, ...]:
             f"batch {batch}",
             kind,
             engine,
+            *(f"{name} {value}" for name, value in shared.items() if name not in own),
         ]
-        found.append(Case(name=", ".join(filter(None, words)), options={**shared, **own}, engine=engine))
-    return tuple(found)
+        name = ", ".join(filter(None, words))
+        found[name] = Case(name=name, options={**shared, **own}, engine=engine)
+    return tuple(found.values())
+
+
+def _refuse_twice(grid: Grid, shared: Mapping[str, Any]) -> None:
+    sides = {
+        "--batches": ("batch", "num_images"),
+        "--sizes": ("height", "width") if grid.sizes else (),
+        "--steps": ("num_inference_steps",) if grid.steps else (),
+    }
+    for flag, names in sides.items():
+        for name in names:
+            if name in shared:
+                raise BenchError(f"{name} is a side of the grid; say it with {flag} alone, and not with --set too")
 
 
 def wordings(prompt: str, count: int) -> Sequence[str]:
     """A prompt in so many wordings: the same words in other orders.
 
     A pipeline remembers the prompts that it has encoded, so repeating one would measure a run without its text
-    encoder; and another prompt could have another length. Few words have few orders: then they repeat.
+    encoder; and another prompt could have another length. Few words have few orders: then they come again with a blank
+    more at the end, which encoders hardly notice and pipelines do.
     """
-    found: list[str] = []
+    orders = list(islice(_orders(prompt), count))
+    return list(islice((order + " " * blanks for blanks in counting() for order in orders), count))
+
+
+def _orders(prompt: str) -> Iterator[str]:
+    """The orders of its words, each once: a word that comes twice makes some of them alike."""
+    seen: set[str] = set()
     for words in permutations(prompt.split()):
-        found.append(" ".join(words))
-        if len(found) == count:
-            break
-    return [found[index % len(found)] for index in range(count)]
+        order = " ".join(words)
+        if order not in seen:
+            seen.add(order)
+            yield order

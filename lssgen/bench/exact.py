@@ -139,21 +139,26 @@ def changes(now: Baseline, before: Baseline) -> list[str]:
         if now.instructions and before.instructions and now.instructions > INSTRUCTIONS_BOUND * before.instructions:
             found.append(f"instructions of a run were {before.instructions} and are {now.instructions}")
     for name, value in before.ratios.items():
-        if now.ratios.get(name, 0.0) > RATIO_BOUND * value:
+        if name not in now.ratios:
+            found.append(f"{name} was {value:g} and is not there")
+        elif now.ratios[name] > RATIO_BOUND * value:
             found.append(f"{name} was {value:g} and is {now.ratios[name]:g}, more than {RATIO_BOUND:g} times as much")
     return found
 
 
 def not_compared(now: Baseline, before: Baseline) -> list[str]:
     """Lines of the baseline that say nothing here, in words, so that a passed gate is not taken for more than it is."""
+    said = [f"{name} is not compared: the baseline has none" for name in now.ratios if name not in before.ratios]
     if before.host and now.conditions != before.conditions:
         ours, theirs = (" ".join(f"{key} {value}" for key, value in one.conditions.items()) for one in (now, before))
-        return [
+        said.append(
             f"functions and instructions of the host are not compared: they are those of {theirs}, and this is {ours}"
-        ]
-    if before.instructions and not now.instructions:
-        return ["instructions are not compared: this machine does not count them"]
-    return []
+        )
+    elif before.instructions and not now.instructions:
+        said.append("instructions are not compared: this machine does not count them")
+    elif now.instructions and not before.instructions:
+        said.append("instructions are not compared: the baseline was made where they are not counted")
+    return said
 
 
 def write_baseline(baseline: Baseline, path: Path) -> None:

@@ -152,10 +152,10 @@ def _ratio(log_ratios: Sequence[float]) -> Ratio:
     return Ratio(ratio=found.ratio, lower=found.lower, upper=found.upper, pairs=len(log_ratios))
 
 
-def measured_now(costs: TimeCosts | None, guarantees: Sequence[Guarantee]) -> Measured:
-    """What to write beside a bundle."""
+def measured_now(costs: TimeCosts | None, sizes: int, guarantees: Sequence[Guarantee]) -> Measured:
+    """What to write beside a bundle: the costs, the number of sizes that they were measured at, and guarantees."""
     written = datetime.now(UTC).isoformat(timespec="seconds")
-    return Measured(written=written, costs=costs, guarantees=tuple(guarantees))
+    return Measured(written=written, costs=costs, sizes=sizes, guarantees=tuple(guarantees))
 
 
 def _line(points: Sequence[tuple[float, float]]) -> Line:

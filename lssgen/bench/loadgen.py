@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Thread
 from typing import Any, Literal
 
 from lssgen.choices import choice, refuse_outside
@@ -21,6 +21,10 @@ Scenario = Literal["SingleStream", "Offline", "Server"]
 LEAST_QUERIES: Mapping[Scenario, int] = {"SingleStream": 64, "Offline": 64, "Server": 459}
 """Queries from which LoadGen's early stopping can say something of the scenario's percentile with 99 % confidence: the
 90th, or in Server the 99th."""
+
+ENDS_S = 5.0
+"""Seconds that a test is given to end when it is stopped. A slow Server's takes longer: its queries come when they
+come."""
 
 Answered = Callable[[BaseException | None], None]
 """Told once that a sample is done, from any thread: None, or what went wrong."""
@@ -83,45 +87,78 @@ def at_once(paint: Callable[[int], object]) -> Send:
     return send
 
 
-def run_loadgen(send: Send, load: Load, folder: Path) -> dict[str, str]:
+def _nothing() -> None:
+    pass
+
+
+def _ignore(samples: object) -> None:
+    del samples
+
+
+def run_loadgen(send: Send, load: Load, folder: Path, on_answer: Callable[[int], object] = _ignore) -> dict[str, str]:
     """Let LoadGen measure.
 
     Args:
         send: Takes samples; their numbers are below `load.count`.
         load: How queries come.
         folder: LoadGen's logs go here.
+        on_answer: Told after every answer how many there were; from any thread, one at a time.
 
     Returns:
         LoadGen's summary: what each line says, by what it says it of.
 
     Raises:
         BenchError: LoadGen is not installed, the folder cannot be written, or some samples of several went wrong.
+        StillRunningError: It was interrupted, and LoadGen does not come to its end.
         Exception: What went wrong with the first of all samples, where all went wrong.
     """
-    library, faults = _library(), _Faults()
+    library, answers = _library(), _Answers(on_answer)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BenchError(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
 
     def complete(sample: int, fault: BaseException | None) -> None:
-        faults.hear(fault)
         library.QuerySamplesComplete([library.QuerySampleResponse(sample, 0, 0)])
+        answers.hear(fault)  # after it, since telling takes time
 
     def issue(samples: Sequence[Any]) -> None:
         for sample in samples:
-            send(int(sample.index), partial(complete, sample.id))
+            if answers.unwanted:
+                complete(sample.id, None)
+            else:
+                send(int(sample.index), partial(complete, sample.id))
 
-    sut = library.ConstructSUT(issue, _nothing)
-    library_of_samples = library.ConstructQSL(load.count, load.count, _ignore, _ignore)
+    sut, qsl = library.ConstructSUT(issue, _nothing), library.ConstructQSL(load.count, load.count, _ignore, _ignore)
+    logs = _log_settings(library, folder)
+    over, test = Event(), partial(library.StartTestWithLogSettings, sut, qsl, _settings(library, load), logs, "")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        library.StartTestWithLogSettings(
-            sut, library_of_samples, _settings(library, load), _log_settings(library, folder), ""
-        )
-    except OSError as error:
-        raise BenchError(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
+        _start(test, over)
+        over.wait()
+    except KeyboardInterrupt as stop:
+        answers.unwanted = True
+        if not over.wait(ENDS_S):
+            raise StillRunningError from stop
+        raise
     finally:
-        library.DestroyQSL(library_of_samples)
-        library.DestroySUT(sut)
-    faults.tell(load.count)
+        if over.is_set():  # else LoadGen's threads still have them
+            library.DestroyQSL(qsl)
+            library.DestroySUT(sut)
+    answers.tell(load.count)
     return summary_of(folder / "mlperf_log_summary.txt")
+
+
+def _start(test: Callable[[], object], over: Event) -> None:
+    """Begin a test in a thread of its own, and set `over` when it has ended. LoadGen has no way to stop one, and in the
+    main thread the exception of a signal would go through its C++, which ends the process."""
+
+    def work() -> None:
+        try:
+            test()
+        finally:
+            over.set()
+
+    Thread(target=work, name="loadgen", daemon=True).start()
 
 
 def summary_of(path: Path) -> dict[str, str]:
@@ -138,17 +175,26 @@ def summary_of(path: Path) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-class _Faults:
-    """What went wrong, from any thread."""
+class StillRunningError(KeyboardInterrupt):
+    """A test was to be stopped and LoadGen goes on with it: its threads abort a process that ends in an orderly way."""
 
-    def __init__(self) -> None:
+
+class _Answers:
+    """How many there were and what went wrong, from any thread."""
+
+    def __init__(self, on_answer: Callable[[int], object]) -> None:
         self._lock = Lock()
+        self._on_answer = on_answer
         self._first: BaseException | None = None
+        self.unwanted = False  # since somebody has asked to stop: what LoadGen still asks is answered at once
+        self._done = 0
         self._count = 0
 
     def hear(self, fault: BaseException | None) -> None:
-        if fault is not None:
-            with self._lock:
+        with self._lock:
+            self._done += 1
+            self._on_answer(self._done)
+            if fault is not None:
                 self._first = self._first or fault
                 self._count += 1
 
@@ -192,11 +238,3 @@ def _library() -> Any:
     except ImportError as error:
         raise BenchError('LoadGen is needed: pip install "lssgen[bench]"') from error
     return mlperf_loadgen
-
-
-def _nothing() -> None:
-    pass
-
-
-def _ignore(samples: Sequence[int]) -> None:
-    del samples

@@ -5,11 +5,25 @@ from typing import TypeVar
 
 import msgspec
 
-from lssgen.durable import write_whole
+from lssgen.durable import check_writable, write_whole
 from lssgen.errors import BenchError
 from lssgen.jsons import JsonError, NoFileError, read_json
 
 T = TypeVar("T")
+
+
+def see_place(path: Path, *, folder: bool = False) -> None:
+    """See that a file, or files in a folder, can be written there: found out before the work and not after it.
+
+    Raises:
+        BenchError: They cannot.
+    """
+    try:
+        check_writable(path if folder else path.parent)
+    except OSError as error:
+        raise BenchError(f"{path} cannot be written: {error.strerror}; choose another place") from error
+    if not folder and path.is_dir():
+        raise BenchError(f"{path} cannot be written: it is a folder; name a file")
 
 
 class _Head(msgspec.Struct):

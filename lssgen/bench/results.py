@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from lssgen.bench.environment import Environment
 from lssgen.bench.records import read_record, write_record
-from lssgen.bench.summary import Summary
+from lssgen.bench.summary import Count, Measure, Summary
 
-FORMAT = 2
+FORMAT = 3
 """Changes when a reader would misunderstand an older file."""
 
 
@@ -25,12 +26,12 @@ class StageResult(msgspec.Struct, frozen=True, kw_only=True):
         transition_ms: Way from the stage before, on the device; None for the first.
     """
 
-    width_px: int
-    height_px: int
-    steps: int
-    cells: int
-    tokens: int
-    tflop: float
+    width_px: Count
+    height_px: Count
+    steps: Count
+    cells: Count
+    tokens: Count
+    tflop: Annotated[float, msgspec.Meta(gt=0)]
     step_ms: Summary
     stage_ms: Summary
     transition_ms: Summary | None = None
@@ -65,24 +66,28 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     options: Mapping[str, object]
-    batch: int
+    batch: Count
     request_latency_ms: Summary
     image_latency_ms: Summary
     image_throughput: Summary
-    time_to_first_image_ms: float
-    time_to_first_preview_ms: float | None
-    load_ms: float
+    time_to_first_image_ms: Measure
+    time_to_first_preview_ms: Measure | None
+    load_ms: Measure
     text_ms: Summary
     decode_ms: Summary
     gpu_compute_ms: Summary
     enqueue_ms: Summary
     host_gap_us: Summary | None
-    stages: tuple[StageResult, ...]
+    stages: Annotated[tuple[StageResult, ...], msgspec.Meta(min_length=1)]
     latencies_ms: tuple[float, ...]
     peak_memory_mib: float
     buffers_mib: float
     complaints: tuple[str, ...] = ()
     backend: Mapping[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if self.request_latency_ms.p50 <= 0:  # ratios are taken of it; read from a file, this is one that is damaged
+            raise ValueError(f"the median of {self.name!r} is {self.request_latency_ms.p50:g} ms")
 
     @property
     def transition_ms(self) -> float:
@@ -96,7 +101,8 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         format: `FORMAT` of the lssgen that wrote it.
         bundle: "name", "folder" and "manifest_sha256" of the bundle.
-        engine: Name of the engine.
+        engine: Name of the engine; of several, all of them.
+        prompt: Words of the prompts.
         environment: Machine and software.
         cases: Cases that were finished.
     """
@@ -104,6 +110,7 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     bundle: Mapping[str, str]
     engine: str
+    prompt: str
     environment: Environment
     cases: tuple[CaseResult, ...] = ()
 

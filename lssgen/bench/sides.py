@@ -15,6 +15,7 @@ from typing import Any
 
 from lssgen.bundle import MANIFEST, sha256_of
 from lssgen.engines.options import EngineOptions
+from lssgen.engines.registry import default_engine
 from lssgen.errors import BenchError
 from lssgen.jsons import JsonError, decode_json
 from lssgen.paths import find_bundle
@@ -59,7 +60,10 @@ def side_from_text(text: str, engine: str = "") -> Side:
         PlanError: It has an option that does not exist.
     """
     bundle, *rest = text.split(",")
-    given = dict(_pair(part) for part in rest)
+    pairs = [_pair(part) for part in rest]
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        raise BenchError(f"{text[:60]!r} says one of its options twice; say each once")
     engine, code = str(given.pop("engine", engine)), str(given.pop("code", ""))
     if not bundle:
         raise BenchError(f"{text[:60]!r} names no bundle; write BUNDLE,NAME=VALUE,... such as demo,engine=openvino")
@@ -72,13 +76,17 @@ def side_from_text(text: str, engine: str = "") -> Side:
 
 
 def identity_of(side: Side) -> dict[str, str]:
-    """What a side's text does not say and its times depend on: the bundle's manifest and the code, as hashes; "" for a
-    bundle that is not there."""
+    """What a side's text does not say and its times depend on: the bundle's manifest and the code, as hashes, "" for a
+    bundle that is not there; and the engine, which the environment chooses where the text does not."""
     manifest = find_bundle(side.bundle) / MANIFEST
     code = hashlib.sha256()
     for path in sorted((_place(side) / "lssgen").rglob("*.py")):
         code.update(path.read_bytes())
-    return {"bundle": sha256_of(manifest) if manifest.is_file() else "", "code": code.hexdigest()}
+    return {
+        "bundle": sha256_of(manifest) if manifest.is_file() else "",
+        "code": code.hexdigest(),
+        "engine": side.engine or default_engine(),
+    }
 
 
 def _place(side: Side) -> Path:
@@ -87,10 +95,15 @@ def _place(side: Side) -> Path:
 
 
 def value_of(text: str) -> object:
-    """A number, True, False or a list as JSON writes it; anything else is text."""
+    """A number, truth or list as JSON writes it, or True, False or None as Python does; anything else is text."""
+    if text in _PYTHON:
+        return _PYTHON[text]
     with suppress(JsonError):
         return decode_json(text.encode(), object)
     return text
+
+
+_PYTHON: Mapping[str, object] = {"True": True, "False": False, "None": None}
 
 
 def _pair(text: str) -> tuple[str, object]:
@@ -130,7 +143,11 @@ class Painter:
             answer = ""
         if not answer:
             raise BenchError(f"the process of {self._side.text} died half-way: {self._ending()}")
-        found: dict[str, Any] = json.loads(answer)
+        try:
+            found: dict[str, Any] = json.loads(answer)
+        except ValueError as error:  # it was killed while it wrote
+            self._process.kill()  # nothing, if so
+            raise BenchError(f"the process of {self._side.text} gave half an answer: {self._ending()}") from error
         if "error" in found:
             raise BenchError(f"{self._side.text} cannot be run: {found['error']}")
         return found
@@ -140,7 +157,8 @@ class Painter:
         code = self._process.wait()
         how = f"signal {Signals(-code).name}" if code < 0 else f"status {code}"
         words = self._said.read_text(errors="replace").strip().splitlines()
-        return f"{how}{': ' + words[-1][:200] if words else ', without a word'}; run it again to go on from here"
+        said = f": {words[-1][:200]}" if words else ", without a word"
+        return f"{how}{said}; run it again: with -o it goes on from the rounds in that file"
 
 
 @contextmanager

@@ -1,12 +1,18 @@
 """Many measurements of one thing as a few numbers, without claiming more than the count allows."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 import numpy as np
 
 LEAST_FOR: dict[str, int] = {"p50": 1, "p90": 10, "p99": 100}
 """Measurements that a percentile needs: below, the largest one would be sold as a percentile."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Measure = Annotated[float, msgspec.Meta(ge=0)]
+"""A time or rate in a file that somebody may have damaged: below zero, it is refused."""
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,14 +24,14 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         p50, p90, p99: Percentiles; None where there are too few measurements for one, see `LEAST_FOR`.
     """
 
-    count: int
-    avg: float
-    std: float
-    min: float
-    max: float
-    p50: float
-    p90: float | None = None
-    p99: float | None = None
+    count: Count
+    avg: Measure
+    std: Measure
+    min: Measure
+    max: Measure
+    p50: Measure
+    p90: Measure | None = None
+    p99: Measure | None = None
 
 
 def summarised(values: Sequence[float], scale: float = 1.0) -> Summary:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from lssgen.bench.cases import STAGED
+from lssgen.bench.environment import Environment
 from lssgen.bench.results import BenchResult, CaseResult
 from lssgen.bench.summary import Summary
 
@@ -10,22 +12,35 @@ HEAD = ("case", "p50 ms", "p90", "p99", "img/s", "text", "stages", "step", "tran
 
 
 def as_table(result: BenchResult, *, markdown: bool = False) -> str:
-    """All cases, one a line; then what was not steady."""
+    """All cases, one a line; then what is to be known of them."""
     rows = [HEAD, *(_row(case) for case in result.cases)]
     lines = markdown_table(rows) if markdown else aligned(rows)
-    lines += [f"{case.name}: {said}" for case in result.cases for said in case.complaints]
+    lines += [f"{case.name}: {said}" for case in result.cases for said in (*_alone(case), *case.complaints)]
     return "\n".join(lines)
+
+
+def _alone(case: CaseResult) -> list[str]:
+    """Where a case that was asked for in stages has one: a size from which none is half."""
+    if STAGED not in case.name.split(", ") or len(case.stages) > 1:
+        return []
+    return [f"its plan has one stage anyway, of {sum(stage.steps for stage in case.stages)} steps"]
 
 
 def conditions(result: BenchResult) -> str:
     """Where it was measured, in one line."""
     facts, runs = result.environment, [case.request_latency_ms.count for case in result.cases]
-    device = facts.machine.get("gpu.name") or facts.machine["cpu"]
+    device = facts.machine.get("gpu.name") or facts.machine.get("cpu", "an unknown processor")
     return (
-        f"{result.bundle['name']} on {result.engine}, {device}, {facts.machine['cores']} cores, "
-        f"threads {facts.backend.get('threads', '?')}, load {facts.state.get('load', '?')}, "
+        f"{result.bundle['name']} on {result.engine}, {device}, {facts.machine.get('cores', '?')} cores, "
+        f"threads {threads_of(facts)}, load {facts.state.get('load', '?')}, "
         f"{min(runs, default=0)} runs a case, lssgen {facts.software.get('lssgen', '?')}, {facts.written}"
     )
+
+
+def threads_of(facts: Environment) -> str:
+    """Threads of a measurement, in words."""
+    threads = facts.backend.get("threads", "?")
+    return "all" if threads == "0" else threads
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,32 +1,26 @@
 """Graphs that another tool has quantised (ModelOpt, NNCF, Olive), taken as they are."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from lssgen.bundle import MANIFEST, Bundle, files, manifest_json, sha256_of
-from lssgen.calibration.alone import written_alone
+from lssgen.calibration.alone import bundle_in_place_of
+from lssgen.calibration.foreign import FORMATS_BY_CODES, decoded_by, see_adoptable, see_sound
+from lssgen.calibration.formats import format_for
+from lssgen.calibration.gates import Gate, measured_step, passed_speed
 from lssgen.calibration.insertion import Made
 from lssgen.calibration.products import is_quantised
 from lssgen.calibration.quality import Quality, compared
-from lssgen.calibration.quantise import Gate, changed, measured_step, passed_speed
+from lssgen.calibration.quantise import changed
 from lssgen.calibration.ranges import see_unquantised
 from lssgen.calibration.rehearsal import rehearsed
 from lssgen.calibration.storage import DataFile
-from lssgen.durable import whole_folder
 from lssgen.errors import CalibrationError
-from lssgen.manifest import Manifest, Measured, NumberFormat, Quantisation
-from lssgen.ports import Port
-
-_FORMATS: Sequence[tuple[ir.DataType, NumberFormat]] = (
-    (ir.DataType.FLOAT4E2M1, "nvfp4"),
-    (ir.DataType.FLOAT8E4M3FN, "fp8"),
-    (ir.DataType.INT8, "int8"),
-)
-"""Formats by the type of a graph's codes; where several are there, the first of these."""
+from lssgen.manifest import Graph, Manifest, Measured, NumberFormat, Quantisation
 
 _STEM = "step-adopted"
 
@@ -43,8 +37,9 @@ def adopt(bundle: Bundle, graph: Path, output: Path, *, engine: str, by: str | N
         gate: What it must pass.
 
     Raises:
-        CalibrationError: It cannot be read, is not quantised, has other ports, or does not pass; or the bundle's own
-            step is quantised already.
+        CalibrationError: It cannot be read, is unsound or not quantised, has other ports or sizes, codes or scales that
+            do not do, or weights elsewhere; the engine lacks its format; it does not pass; the bundle's own step is
+            quantised already; or the output's place is taken.
         OSError: It cannot be written.
     """
     see_unquantised(bundle, _loaded(bundle.path(bundle.manifest.graphs["step"].file)))
@@ -54,15 +49,18 @@ def adopt(bundle: Bundle, graph: Path, output: Path, *, engine: str, by: str | N
             f"{graph} has no quantising nodes (QuantizeLinear, DequantizeLinear); take what the tool wrote, or let "
             "lssgen do it: lssgen calibrate quantise"
         )
-    _see_ports(bundle, graph, model)
+    see_adoptable(bundle, graph, model)
+    form = _format_of(model)
+    format_for(form, engine)
     old = bundle.manifest.graphs["step"]
-    with written_alone(output), whole_folder(output) as draft:
-        for name in files(bundle.manifest):
-            if name not in (old.file, *old.data):
-                shutil.copyfile(bundle.path(name), draft / name)
+    with bundle_in_place_of(output, bundle) as draft:
+        for name in files(replace(bundle.manifest, graphs=_others(bundle.manifest))):
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle.path(name), draft / name)
         made = _written(model, draft)
+        see_sound(graph, draft / f"{_STEM}.onnx")
         about = Quantisation(
-            format=_format_of(model),
+            format=form,
             engine=engine,
             products=_coded_products(model),
             by=by or str(model.producer_name or "another tool"),
@@ -75,6 +73,11 @@ def adopt(bundle: Bundle, graph: Path, output: Path, *, engine: str, by: str | N
     return Bundle(output, manifest)
 
 
+def _others(manifest: Manifest) -> Mapping[str, Graph]:
+    """Every graph but the step. They may share a data file with it."""
+    return {name: graph for name, graph in manifest.graphs.items() if name != "step"}
+
+
 def _loaded(graph: Path) -> ir.Model:
     try:
         return ir.load(graph)
@@ -84,36 +87,10 @@ def _loaded(graph: Path) -> ir.Model:
         ) from error
 
 
-def _see_ports(bundle: Bundle, graph: Path, model: ir.Model) -> None:
-    step = bundle.manifest.graphs["step"]
-    for what, ports, values in (
-        ("inputs", step.inputs, model.graph.inputs),
-        ("outputs", step.outputs, model.graph.outputs),
-    ):
-        wanted, found = {_said(port) for port in ports}, {_port(value) for value in values}
-        if wanted != found:
-            odd = sorted(wanted ^ found)
-            raise CalibrationError(
-                f"{graph} has other {what} than the step of {bundle.folder} ({', '.join(odd)[:200]}); give the tool "
-                f"{step.file} of this bundle, and keep the types of its inputs and outputs"
-            )
-
-
-def _said(port: Port) -> str:
-    return f"{port.name}: {port.dtype}, {len(port.shape)} axes"
-
-
-def _port(value: ir.Value) -> str:
-    kind = value.dtype.numpy().name if value.dtype is not None else "unknown"
-    return f"{value.name}: {kind}, {len(value.shape) if value.shape is not None else 0} axes"
-
-
 def _format_of(model: ir.Model) -> NumberFormat:
     """The format of a graph's codes; weights alone, where nothing else has any."""
-    types = [
-        value.dtype for node in model.graph if node.op_type == "DequantizeLinear" for value in node.inputs[:1] if value
-    ]
-    known: list[NumberFormat] = [form for kind, form in _FORMATS if kind in types]
+    types = {value.dtype for value in decoded_by(model)}
+    known: list[NumberFormat] = [form for kind, form in FORMATS_BY_CODES if kind in types]
     coded = any(node.op_type != "DequantizeLinear" and "Quantize" in node.op_type for node in model.graph)
     if not coded:
         return "int8-weights"

@@ -10,6 +10,7 @@ from lssgen.calibration.levels import Operator
 from lssgen.engines.base import Backend, Engines
 from lssgen.engines.demand import Demand
 from lssgen.errors import CalibrationError
+from lssgen.manifest import Text
 from lssgen.plan.facts import SPACES, ScalingSpace
 from lssgen.plan.table import Stage, Step
 from lssgen.plan.transitions import SIDES
@@ -97,10 +98,11 @@ class BundleSpace:
         manifest = self._bundle.manifest
         text = tuple(
             (
-                port.name,
-                tuple(manifest.token_axes.get(axis, 1) if isinstance(axis, str) else axis for axis in port.shape[1:]),
+                feed.output,
+                tuple(manifest.token_axes.get(axis, 1) if isinstance(axis, str) else axis for axis in port.shape[2:]),
             )
-            for port in manifest.graphs["text"].outputs
+            for port in manifest.graphs["step"].inputs
+            if isinstance(feed := manifest.graphs["step"].feeds.get(port.name), Text)
         )
         half = self._cells // SIDES
         sizes = ((half, half), (self._cells, self._cells))

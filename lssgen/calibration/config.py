@@ -53,7 +53,8 @@ class QuantiseConfig:
         keep_blocks: Blocks at either end that stay as they are; None: as the family's record says.
         attention: Compute attentions in the format where it has them (fp8, nvfp4).
         text: Put the text encoders' weights into int8.
-        share: Share of the activations that ranges hold, 0.9 to 1.
+        share: Share of the activations that ranges hold, 0.9 to 1. Ranges of smoothed ones hold all: histograms are of
+            what was there before.
         from_size: Pixels along the shorter side from which on stages are quantised; None: what the search finds.
         compare: Number of seeded runs that are compared; 0: none.
         psnr: Likeness of the latents to reach, in dB.
@@ -82,7 +83,12 @@ class QuantiseConfig:
     attention: bool = choice(True, help="attentions too, with fp8 and nvfp4", group=_QUANTISE)
     text: bool = choice(True, help="text encoders' weights in int8", group=_QUANTISE)
     share: float = choice(
-        1.0, help="share of the activations that ranges hold", metavar="SHARE", least=0.9, most=1, group=_QUANTISE
+        1.0,
+        help="share of the activations that ranges hold; of smoothed ones, all",
+        metavar="SHARE",
+        least=0.9,
+        most=1,
+        group=_QUANTISE,
     )
     from_size: int | None = choice(
         None, help="quantise stages from so many pixels on; smaller ones stay as they are", metavar="PX", least=0,

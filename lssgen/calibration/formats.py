@@ -1,12 +1,13 @@
 """The number formats, as a table: what each does to a product, and which engines and targets take it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import onnx_ir as ir
 
 from lssgen.calibration.numbers import Coded, Floats, fp4_blocks, fp8_tensor, int8_columns
+from lssgen.engines.trt.targets import see_format
 from lssgen.errors import CalibrationError
 from lssgen.manifest import NumberFormat
 
@@ -94,3 +95,19 @@ def format_for(name: NumberFormat, engine: str) -> Format:
         legal = [other for other, one in FORMATS.items() if engine in one.engines]
         raise CalibrationError(f"engine {engine} does not compute in {name}; it takes {', '.join(legal)}")
     return found
+
+
+def see_targets(name: NumberFormat, engine: str, targets: Sequence[str]) -> None:
+    """See that GPUs that a bundle is made for have its format.
+
+    Raises:
+        CalibrationError: The engine is one of CPUs.
+        BuildError: There is no such target, or it does not have the format; says which have.
+    """
+    if engine in TRT_ENGINES:
+        see_format(targets, name, rtx=engine == "tensorrt-rtx")
+    elif targets:
+        raise CalibrationError(
+            f"targets ({', '.join(targets)}) are GPUs, and {engine} runs on the CPU; leave --target out, or name "
+            f"another engine with --for: {', '.join(TRT_ENGINES)}"
+        )

@@ -34,6 +34,7 @@ from lssgen.calibration.products import Product, shared
 from lssgen.calibration.smoothing import Edit, edits_of, parts_of, smoothing
 from lssgen.calibration.statistics import Ranges
 from lssgen.calibration.storage import DataFile, in_float32
+from lssgen.errors import CalibrationError
 from lssgen.manifest import NumberFormat
 from lssgen.ports import Array
 
@@ -114,6 +115,7 @@ def write_quantised(
         hear: Hears of the share that is done, and what is being done.
 
     Raises:
+        CalibrationError: A weight is damaged: not finite, or not all there.
         OSError: The files cannot be written.
     """
     chosen = [product for product in products if product.name not in recipe.kept and _fits(product, recipe)]
@@ -225,6 +227,10 @@ class _Work:
             return self._weights[name]
         weight, kind = as_matrix(product, in_float32(product.weight, {})), product.weight.dtype
         assert kind is not None
+        if not np.isfinite(weight).all():
+            raise CalibrationError(
+                f"weight {name} holds NaN or infinity, which has no code; check the checkpoint, and export it again"
+            )
         if by is not None:
             weight *= by[:, None]
         coded = FORMATS[form].weights(weight, kind.numpy())

@@ -61,7 +61,8 @@ def fp4_blocks(weight: Floats, storage: Any = np.float32) -> Coded:
     peaks = np.abs(blocks).max(axis=1)
     whole = max(float(peaks.max(initial=0.0)) / (FP4_MOST * FP8_MOST), SMALLEST)
     scales = _fp8(peaks / FP4_MOST / whole)
-    wide = np.maximum(scales.astype(np.float32) * whole, SMALLEST)[:, None, :]
+    wide = scales.astype(np.float32)[:, None, :] * np.float32(whole)
+    wide = np.where(wide > 0, wide, np.float32(1))  # whose codes stand for zeros, whatever they are
     codes = np.clip(blocks / wide, -FP4_MOST, FP4_MOST).astype(ml_dtypes.float4_e2m1fn)
     return Coded(codes.reshape(rows, columns), scales, whole)
 

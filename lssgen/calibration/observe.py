@@ -70,6 +70,19 @@ class Seen:
         )
 
     @property
+    def is_possible(self) -> bool:
+        """Whether calls can have said this: a file of such numbers may be damaged."""
+        if self.bad or self.calls <= 0:
+            return self.calls >= 0
+        known = (self.low, self.high, self.squares, self.power)
+        sums = (self.squares, self.power, self.counts)
+        return (
+            all(np.isfinite(numbers).all() for numbers in known)
+            and all((numbers >= 0).all() for numbers in sums)
+            and bool((self.low <= self.high).all())
+        )
+
+    @property
     def peaks(self) -> Floats:
         """Largest magnitude of every channel."""
         return np.maximum(np.abs(self.low), np.abs(self.high))

@@ -75,6 +75,11 @@ class Bound:
     psnr_db: float
     cosine: float
 
+    @property
+    def halved(self) -> "Bound":
+        """The bound of half as much error, in mean squares."""
+        return Bound(self.psnr_db + 10 * float(np.log10(2)), (1 + self.cosine) / 2)
+
 
 MOST_DB = 200.0
 """Peak signal to noise of latents that are equal."""

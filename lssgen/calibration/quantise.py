@@ -14,21 +14,18 @@ from pathlib import Path
 import onnx_ir as ir
 
 from lssgen.bundle import MANIFEST, Bundle, files, manifest_json
-from lssgen.calibration.alone import written_alone
+from lssgen.calibration.alone import bundle_in_place_of
 from lssgen.calibration.attention import decompose
-from lssgen.calibration.formats import CONVOLVING, CPU_ENGINES, TRT_ENGINES, Format, format_for
+from lssgen.calibration.formats import CONVOLVING, CPU_ENGINES, Format, format_for, see_targets
+from lssgen.calibration.gates import Gate, measured_step, passed_speed
 from lssgen.calibration.insertion import Made, Recipe, Rewrite, write_quantised
 from lssgen.calibration.numbers import Floats
 from lssgen.calibration.products import Product, ends_of, products_of
-from lssgen.calibration.quality import Bound, Quality, Runs, compared
+from lssgen.calibration.quality import Quality, compared
 from lssgen.calibration.ranges import see_unquantised
 from lssgen.calibration.rehearsal import rehearsed
 from lssgen.calibration.search import Choice, Work, choose
-from lssgen.calibration.speed import step_speedups
 from lssgen.calibration.statistics import Ranges, Statistics, see_fits
-from lssgen.durable import whole_folder
-from lssgen.engines.base import Backend
-from lssgen.engines.trt.targets import see_format
 from lssgen.errors import CalibrationError
 from lssgen.manifest import Graph, Manifest, Measured, NumberFormat, Quantisation
 from lssgen.models.quantisation import TEXT, sensitivity_of
@@ -38,25 +35,6 @@ _LOG = logging.getLogger("lssgen")
 
 SMALL_STEP = "step_small"
 """Name of the step that stays as it is, in small stages."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
-    """What a quantised bundle must pass.
-
-    Attributes:
-        runs: Seeded runs that are compared; None: none.
-        backend: Place where they run, before and after.
-        bound: Likeness that their latents must reach.
-        timed: Engine that both steps are timed on; None: they are not timed.
-        force: Make it whether or not it is faster.
-    """
-
-    runs: Runs | None = None
-    backend: Backend | None = None
-    bound: Bound = field(default_factory=lambda: Bound(0.0, 0.0))
-    timed: Backend | None = None
-    force: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,14 +79,13 @@ def quantise(job: QuantiseJob) -> Bundle:
     """Make a quantised bundle.
 
     Raises:
-        CalibrationError: The format, the engine or the statistics do not fit; the bundle is quantised already; or what
-            comes out does not pass a gate.
+        CalibrationError: The format, the engine or the statistics do not fit; the bundle is quantised already; the
+            output's place is taken; or what comes out does not pass a gate.
         BuildError: A target has no products in the format; says which have.
         OSError: It cannot be written.
     """
     form = format_for(job.format, job.engine)
-    if job.engine in TRT_ENGINES:
-        see_format(job.targets, job.format, rtx=job.engine == "tensorrt-rtx")
+    see_targets(job.format, job.engine, job.targets)
     _see_precision(job)
     see_unquantised(job.bundle, ir.load(job.bundle.path(job.bundle.manifest.graphs["step"].file)))
     if form.activations:
@@ -118,7 +95,7 @@ def quantise(job: QuantiseJob) -> Bundle:
                 "--statistics"
             )
         see_fits(job.statistics, job.bundle)
-    with written_alone(job.output), whole_folder(job.output) as draft, followed(_LOG.info) as follower:
+    with bundle_in_place_of(job.output, job.bundle) as draft, followed(_LOG.info) as follower:
         manifest = _Making(job, form, draft, follower.at).made()
         (draft / MANIFEST).write_bytes(manifest_json(manifest))
     return Bundle(job.output, manifest)
@@ -166,22 +143,27 @@ class _Making:
     def _copy(self) -> None:
         """What stays as it is: the files of all other graphs, and the tokenizers."""
         changed = {"step", "text"} if self._job.text else {"step"}
-        gone = {name for graph in changed for name in _files_of(self._old.graphs[graph])}
-        self._take(name for name in files(self._old) if name not in gone)
+        # By what stays, and not by what goes: a data file may be that of several graphs.
+        stays = [graph for name, graph in self._old.graphs.items() if name not in changed]
+        self._take(name for graph in stays for name in _files_of(graph))
+        self._take(tokens.file for tokens in self._old.tokenizers)
 
     def _take(self, names: Iterable[str]) -> None:
         for name in names:
             if not (self._draft / name).exists():
+                (self._draft / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self._job.bundle.path(name), self._draft / name)
 
     def _tidy(self, manifest: Manifest) -> None:
-        """Without the step as it was, which a choice that was tried has wanted, and the chosen one does not."""
-        for name in set(_files_of(self._old.graphs["step"])) - set(files(manifest)):
-            (self._draft / name).unlink(missing_ok=True)
+        """Without files of graphs that were tried, and are not in the bundle."""
+        named = {self._draft / name for name in files(manifest)}
+        for path in list(self._draft.rglob("*")):
+            if path.is_file() and path not in named:
+                path.unlink()
 
     def _with_text(self, manifest: Manifest) -> Manifest:
         """The text encoders' weights in int8."""
-        if not self._job.text:
+        if not self._job.text or "text" not in manifest.graphs:
             return manifest
         old = manifest.graphs["text"]
         model = ir.load(self._job.bundle.path(old.file))
@@ -189,10 +171,11 @@ class _Making:
             products = products_of(model, TEXT)
         except CalibrationError:  # encoders of which there is no record stay as they are
             _LOG.info("the text encoders are of a kind that no record knows; they stay in %s", old.precision)
-            self._take(_files_of(old))
-            return manifest
+            return self._with_plain_text(manifest)
         made = write_quantised(model, products, Recipe(format="int8-weights"), None, self._draft / "text-int8.onnx")
-        about = Quantisation(format="int8-weights", engine=self._job.engine, products=len(products))
+        about = Quantisation(
+            format="int8-weights", engine=self._job.engine, products=_count(products, made), kept=made.kept
+        )
         return replace(manifest, graphs={**manifest.graphs, "text": changed(old, made, "text-int8", about)})
 
     def _with_step(self, manifest: Manifest, choice: Choice) -> Manifest:
@@ -221,6 +204,11 @@ class _Making:
             rewrite=self._rewrite(),
             hear=self._hear,
         )
+        if not _count(products, made):
+            raise CalibrationError(
+                f"none of the step's {len(products)} products would be in {job.format}: all are in blocks that stay as "
+                "they are, or do not fit the format; keep fewer blocks (--keep-blocks)"
+            )
         self._snr = made.snr_db
         about = Quantisation(
             format=job.format,
@@ -275,15 +263,22 @@ class _Making:
         assert gate.backend is not None
         wanted = gate.runs.latents(self._job.bundle, gate.backend)
         current, tried = manifest, Choice(-1)
+        known: dict[Choice, tuple[Quality, Mapping[str, float]]] = {}
 
         def attempt(choice: Choice) -> tuple[Quality, Mapping[str, float]]:
             nonlocal current, tried
-            current, tried = self._with_step(manifest, choice), choice
-            found = self._latents(current, wanted)
-            _LOG.info("%s: %s", _said(choice), found)
-            return found, self._snr
+            if choice not in known:
+                current, tried = self._with_step(manifest, choice), choice
+                known[choice] = self._latents(current, wanted), self._snr
+                _LOG.info("%s: %s", _said(choice), known[choice][0])
+            return known[choice]
 
-        choice, quality = choose(self._work(wanted[0]), attempt, gate.bound)
+        work = self._work(wanted[0])
+        whole, _ = attempt(Choice(next(iter(work.stages))))
+        if not whole.reaches(gate.bound) and self._is_text_too_much(manifest, wanted):
+            manifest, tried = self._with_plain_text(manifest), Choice(-1)
+            known.clear()
+        choice, quality = choose(work, attempt, gate.bound)
         if choice != tried:
             current = self._with_step(manifest, choice)
         measured = Measured(
@@ -293,6 +288,24 @@ class _Making:
             bound_cosine=gate.bound.cosine,
         )
         return measured_step(current, measured)
+
+    def _is_text_too_much(self, manifest: Manifest, wanted: Sequence[Sequence[Floats]]) -> bool:
+        """Whether text encoders' weights alone take more than half of the bound; no product of the step helps then."""
+        if manifest.graphs.get("text") == self._old.graphs.get("text"):
+            return False
+        step = self._old.graphs["step"]
+        self._take(_files_of(step))
+        found = self._latents(replace(manifest, graphs={**manifest.graphs, "step": step}), wanted)
+        too_much = not found.reaches(self._job.gate.bound.halved)
+        if too_much:
+            _LOG.info("the text encoders' weights in int8 alone: %s; they stay in %s", found, step.precision)
+        return too_much
+
+    def _with_plain_text(self, manifest: Manifest) -> Manifest:
+        """With the text encoders as they were."""
+        text = self._old.graphs["text"]
+        self._take(_files_of(text))
+        return replace(manifest, graphs={**manifest.graphs, "text": text})
 
     def _work(self, painted: Sequence[Floats]) -> Work:
         """Where the multiplications are of runs that have painted such latents, one after every stage."""
@@ -329,37 +342,6 @@ class _Making:
             return compared(wanted, gate.runs.latents(bundle, gate.backend))
 
 
-def passed_speed(before: Bundle, after: Bundle, gate: Gate) -> Manifest:
-    """A quantised bundle's manifest with its step's times against those of the bundle that it was made from.
-
-    Raises:
-        CalibrationError: It is not faster, and was not forced.
-    """
-    step, old = after.manifest.graphs["step"], before.manifest.graphs["step"]
-    assert step.quantisation is not None
-    form = step.quantisation.format
-    if gate.timed is None:
-        _LOG.info("not timed: %s does not run here; time it where it does", step.quantisation.engine)
-        return after.manifest
-    speedup = step_speedups(before, after, gate.timed)
-    said = ", ".join(f"{ratio:.2f} times at {size}" for size, ratio in speedup.items())
-    slower = _whole(speedup, before.manifest) <= 1
-    if slower and not gate.force:
-        raise CalibrationError(
-            f"the {form} step is not faster than the {old.precision} one on {gate.timed.name}: {said}; use the bundle "
-            "that it was made from, or make it all the same with --force"
-        )
-    _LOG.info("speed of the %s step on %s: %s", form, gate.timed.name, said)
-    measured = step.quantisation.measured or Measured()
-    return measured_step(after.manifest, replace(measured, speedup=speedup, engine=gate.timed.name, slower=slower))
-
-
-def _whole(speedup: Mapping[str, float], manifest: Manifest) -> float:
-    """Speed-up of one step at each resolution together: the larger ones take nearly all the time."""
-    cells = [float(height * width) for height, width in manifest.resolutions]
-    return sum(cells) / sum(size / ratio for size, ratio in zip(cells, speedup.values(), strict=True))
-
-
 def _count(products: list[Product], made: Made) -> int:
     return sum(product.name not in made.kept for product in products)
 
@@ -375,14 +357,6 @@ def _files_of(graph: Graph) -> tuple[str, ...]:
 
 def _rounded(numbers: tuple[float, ...], digits: int) -> tuple[float, ...]:
     return tuple(round(number, digits) for number in numbers)
-
-
-def measured_step(manifest: Manifest, measured: Measured) -> Manifest:
-    """With what was found of its quantised step."""
-    step = manifest.graphs["step"]
-    assert step.quantisation is not None
-    said = replace(step, quantisation=replace(step.quantisation, measured=measured))
-    return replace(manifest, graphs={**manifest.graphs, "step": said})
 
 
 def changed(old: Graph, made: Made, stem: str, about: Quantisation) -> Graph:

@@ -21,7 +21,7 @@ from lssgen.bundle import Bundle
 from lssgen.calibration.alone import written_alone
 from lssgen.calibration.listening import ListeningBackend, Told
 from lssgen.calibration.products import is_quantised, products_of
-from lssgen.calibration.statistics import About, Statistics, read_statistics, write_statistics
+from lssgen.calibration.statistics import SUFFIX, About, Statistics, read_statistics, write_statistics
 from lssgen.calibration.taps import Tap, tapped_bundle
 from lssgen.engines.base import Backend
 from lssgen.errors import CalibrationError
@@ -32,6 +32,9 @@ from lssgen.runtime.options import Options
 from lssgen.runtime.pipeline import Pipeline
 
 _LOG = logging.getLogger("lssgen")
+
+FEW_PROMPTS = 8
+"""Prompts below which ranges are those of too few texts: however many steps see one, it is always the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +62,23 @@ def measure_ranges(job: RangesJob) -> Statistics:
     """Run the prompts and write the statistics file, after every prompt.
 
     Raises:
-        CalibrationError: The bundle is quantised already, or the file is that of another calibration.
+        CalibrationError: The bundle is quantised already; or the file is that of another calibration, or of something
+            else by its name or contents.
         LssgenError: As painting a picture.
         OSError: The file cannot be written.
     """
     model = ir.load(job.bundle.path(job.bundle.manifest.graphs["step"].file))
     see_unquantised(job.bundle, model)
     products = products_of(model, sensitivity_of(job.bundle.manifest.family))
+    if job.output.suffix != SUFFIX:
+        raise CalibrationError(
+            f"ranges are written to a {SUFFIX} file, and {job.output} is none; give another --output"
+        )
+    if len(job.prompts) < FEW_PROMPTS:
+        _LOG.warning(
+            "ranges of %d prompts: other texts may leave them, and are cut off there; 32 to 64 are usual",
+            len(job.prompts),
+        )
     with written_alone(job.output), _workplace(job) as folder:
         tapped, taps = tapped_bundle(job.bundle, products, model, folder)
         ear = _Ear()
@@ -139,7 +152,12 @@ def _begun(path: Path, about: About) -> Statistics:
     """
     if not path.exists():
         return Statistics(about)
-    found = read_statistics(path)
+    try:
+        found = read_statistics(path)
+    except CalibrationError as error:
+        raise CalibrationError(
+            f"{path} is there and holds no statistics to go on with; choose another --output, or remove it"
+        ) from error
     for name in About.__struct_fields__:
         was, now = (msgspec.json.encode(getattr(one, name)) for one in (found.about, about))
         if was != now and name not in ("done", "lssgen", "engine"):

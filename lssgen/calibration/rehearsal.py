@@ -32,7 +32,8 @@ def rehearsed(bundle: Bundle, backend: Backend) -> Generator[Bundle]:
     if step.quantisation is None or step.quantisation.format != "nvfp4" or not backend.name.startswith("onnxruntime"):
         yield bundle
         return
-    with TemporaryDirectory(prefix=".rehearsal-", dir=bundle.folder.parent) as name:
+    # Within it: a kill leaves nothing beside a draft that the next writer of its place would not remove.
+    with TemporaryDirectory(prefix=".rehearsal-", dir=bundle.folder) as name:
         folder = Path(name)
         model = ir.load(bundle.path(step.file))
         with DataFile(folder / "rehearsal.data") as data:

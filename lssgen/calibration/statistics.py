@@ -133,7 +133,13 @@ class Ranges:
         return self._statistics.of(self._taps[tensor], self._stages)
 
     def power(self, product: str) -> float:
-        """Mean square of a product's result."""
+        """Mean square of a product's result.
+
+        Raises:
+            CalibrationError: It was not listened to.
+        """
+        if product not in self._readers:
+            raise CalibrationError(f"the statistics know nothing of {product!r}; run lssgen calibrate ranges again")
         tap = self._readers[product]
         seen = self.of(tap.tensor)
         return float(seen.power[tap.products.index(product)]) / max(seen.calls, 1)
@@ -178,6 +184,8 @@ def read_statistics(path: Path) -> Statistics:
     try:
         with safe_open(path, framework="numpy") as file:
             about = decode_json((file.metadata() or {}).get("lssgen", "").encode(), About)
+            if len(about.stages) != len(about.steps):
+                raise ValueError(f"it has {len(about.stages)} stages, and steps of {len(about.steps)}")
             tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return Statistics(about, dict(_seen(about, tensors)))
     except OSError as error:
@@ -206,18 +214,20 @@ def _seen(about: About, tensors: Mapping[str, Any]) -> Iterator[tuple[Place, See
         for index, tap in enumerate(about.taps):
             if lows[index].shape != (tap.channels,):
                 raise ValueError(f"{tap.tensor} has {len(lows[index])} channels instead of {tap.channels}")
-            yield (
-                (tap.tensor, int(stage), int(bucket)),
-                Seen(
-                    lows[index].copy(),
-                    highs[index].copy(),
-                    squares[index].copy(),
-                    power[index].copy(),
-                    counts[index].copy(),
-                    int(calls[index]),
-                    bool(bad[index]),
-                ),
+            seen = Seen(
+                lows[index].copy(),
+                highs[index].copy(),
+                squares[index].copy(),
+                power[index].copy(),
+                counts[index].copy(),
+                int(calls[index]),
+                bool(bad[index]),
             )
+            if not seen.is_possible:
+                raise ValueError(
+                    f"what it says of {tap.tensor} was never seen: NaN, or a range that ends before it begins"
+                )
+            yield (tap.tensor, int(stage), int(bucket)), seen
 
 
 def see_fits(statistics: Statistics, bundle: Bundle) -> None:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from lssgen.calibration.numbers import Floats
 from lssgen.calibration.smoothing import Edit
+from lssgen.errors import CalibrationError
 from lssgen.ports import Array
 
 INLINE_BYTES = 1024
@@ -31,6 +32,7 @@ def in_float32(value: ir.Value, edits: Edits) -> Floats:
     assert tensor is not None, f"{value.name} has no value"
     if isinstance(tensor, ir.ExternalTensor):
         raw = np.fromfile(tensor.path, np.uint8, tensor.nbytes, offset=tensor.offset or 0)
+        _see_whole(tensor, len(raw))
         found = raw.view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
     else:
         found = tensor.numpy()
@@ -109,5 +111,16 @@ def _pieces(tensor: ir.ExternalTensor) -> Iterator[bytes]:
         left = tensor.nbytes or 0
         while left:
             piece = file.read(min(left, PIECE_BYTES))
+            if not piece:
+                _see_whole(tensor, (tensor.nbytes or 0) - left)
             left -= len(piece)
             yield piece
+
+
+def _see_whole(tensor: ir.ExternalTensor, found: int) -> None:
+    """Raise CalibrationError if fewer bytes were found than the weight has."""
+    if found < tensor.nbytes:
+        raise CalibrationError(
+            f"{tensor.path} ends within the weight {tensor.name}: {found} of its {tensor.nbytes} bytes are there; copy "
+            "or make that file again"
+        )

@@ -7,6 +7,7 @@ stage.
 """
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -181,4 +182,4 @@ def borrow(source: Path, target: Path) -> None:
     with suppress(OSError):
         os.link(source.resolve(), target)
         return
-    target.write_bytes(source.read_bytes())
+    shutil.copyfile(source, target)  # a piece at a time: weights may be larger than memory

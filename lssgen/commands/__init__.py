@@ -2,6 +2,7 @@
 
 COMMANDS = {
     "run": "Paint pictures from a bundle; needs no torch.",
+    "encode": "Write the embeddings of prompts, for runs without a text encoder; needs no torch.",
     "plan": "Print a run's stages, steps and predicted cost; loads no model.",
     "export": "Turn a checkpoint and a latent upsampler into a bundle of ONNX graphs.",
     "build": "Build, list, check and prune the compiled engines of a bundle; needs no torch.",

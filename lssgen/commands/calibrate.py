@@ -24,9 +24,9 @@ from lssgen.runtime.options import Options
 from lssgen.verification import see_whole
 
 if TYPE_CHECKING:
+    from lssgen.calibration.gates import Gate
     from lssgen.calibration.levels import Space
     from lssgen.calibration.levels_config import SigmaConfig
-    from lssgen.calibration.quantise import Gate
     from lssgen.engines.base import Backend
 
 EXAMPLES = (
@@ -266,15 +266,17 @@ def _adopt(args: argparse.Namespace, words: EngineOptions) -> None:
 def _gate(args: argparse.Namespace, words: EngineOptions, made_for: str) -> "Gate":
     """What comes out must pass, as the flags have it."""
     from lssgen.calibration.config import QuantiseConfig, RangesConfig
+    from lssgen.calibration.gates import Gate
     from lssgen.calibration.prompts import read_prompts
     from lssgen.calibration.quality import Bound, Runs
-    from lssgen.calibration.quantise import Gate
 
     config = QuantiseConfig(**given(args, QuantiseConfig))
     ranges = RangesConfig(**given(args, RangesConfig))
     backend = open_backend(args.engine, **words)
     # The last prompts of the file: where only some were calibrated with, these were not.
     prompts = read_prompts(ranges.prompts)[-config.compare :] if config.compare else ()
+    if len(prompts) < config.compare:
+        _LOG.warning("%s holds %d prompts: so many runs are compared", ranges.prompts, len(prompts))
     return Gate(
         runs=Runs(prompts=prompts, options=_plan(args)) if prompts else None,
         backend=backend,

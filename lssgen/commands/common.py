@@ -15,6 +15,9 @@ from lssgen.errors import LssgenError
 STOPPED = 130
 """Exit status after a KeyboardInterrupt that no signal made."""
 
+REMEMBERED = 10_000
+"""Number of different warnings that are not said twice."""
+
 
 def run(command: str, work: Callable[[], None], *, quiet: bool = False) -> int:
     """Do the work; turn an expected failure, or being told to stop, into one line and an exit status.
@@ -46,11 +49,21 @@ def run(command: str, work: Callable[[], None], *, quiet: bool = False) -> int:
 
 
 @contextmanager
-def warnings_as_lines() -> Generator[None]:
-    """Within it, a warning is a line of the command."""
+def warnings_as_lines(once: type[Warning] | None = None) -> Generator[None]:
+    """Within it, a warning is a line of the command, once: a search paints the same prompts again and again.
 
-    def show(message: Warning | str, *_: object, **__: object) -> None:
-        logging.getLogger("lssgen").warning("%s", message)
+    Args:
+        once: Kind of warning of which only the first is told, whatever the others say.
+    """
+    said: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        text = str(message)
+        what = str(category) if category is once else text
+        if what not in said:
+            logging.getLogger("lssgen").warning("%s", text)
+        if len(said) < REMEMBERED:
+            said.add(what)
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -12,6 +12,7 @@ from lssgen.bundle import read_bundle
 from lssgen.commands.common import run
 from lssgen.commands.engine_options import add_engine_options, engine_words
 from lssgen.commands.flags import add_flags, given
+from lssgen.commands.hook_options import add_hook_options, hooks_given
 from lssgen.commands.parser import Parser
 from lssgen.commands.verify_option import add_verify_option
 from lssgen.engines.options import EngineOptions
@@ -40,6 +41,7 @@ def build_parser(prog: str = "lssgen-export-triton") -> Parser:
     parser.add_argument("--name", metavar="NAME", help="the model's name; default: that of the bundle's folder")
     add_flags(parser, ServerOptions)
     add_engine_options(parser, default=default_engine(), note="what runs it, in Triton's process")
+    add_hook_options(parser)
     add_verify_option(parser)
     return parser
 
@@ -61,6 +63,7 @@ def _export(args: argparse.Namespace, words: EngineOptions) -> None:
         engine=args.engine,
         engine_options=msgspec.to_builtins(words, enc_hook=str),
         server_options=msgspec.to_builtins(chosen),
+        hooks=hooks_given(args),
     )
     print(export_triton(bundle, args.output, model, say=_LOG.info))
 

@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lssgen.bundle import Bundle, sha256_of
+from lssgen.commands.hook_options import hooks_given
 from lssgen.commands.places import Places
 from lssgen.commands.process import undisturbed
 from lssgen.durable import whole_file
@@ -26,7 +27,7 @@ from lssgen.errors import PromptError, ServingError
 from lssgen.files import as_text
 from lssgen.manifest import Picture as Feed
 from lssgen.progress import Follower, followed
-from lssgen.runtime.options import Options, Request
+from lssgen.runtime.options import Asked, Options, Request
 from lssgen.runtime.origin import read_mask, read_picture
 from lssgen.runtime.pictures import refuse_unwritable, write_picture
 from lssgen.runtime.pipeline import Pipeline
@@ -44,23 +45,24 @@ NOTED_EVERY_S = 5.0
 
 def pictures_given(args: argparse.Namespace) -> dict[str, Path]:
     """Files of the pictures that a run starts from or is conditioned on, by their names for the record."""
-    own = {path.name: path for path in (args.init_image, args.mask_image) if path}
-    return own | {f"{name}={path.name}": path for name, path in args.condition}
+    own = {path.name: path for path in (args.init_image, args.mask_image, args.prompt_embeds) if path}
+    own |= {f"{name}={path.name}": path for name, path in args.condition}
+    return own | {f"reference {number}": path for number, path in enumerate(args.reference, start=1)}
 
 
-def paint(
-    pipeline: Pipeline, args: argparse.Namespace, options: Options, prompts: Sequence[str], places: Places
-) -> None:
+def paint(pipeline: Pipeline, args: argparse.Namespace, asked: Asked, prompts: Sequence[str], places: Places) -> None:
     """Paint some prompts; what was written before an interruption is whole, and on record."""
     with following(args.quiet) as follow:
         painting = pipeline.paint(
             prompts,
+            prompt_embeds=args.prompt_embeds,
             init_image=args.init_image and read_picture(args.init_image),
             mask_image=args.mask_image and read_mask(args.mask_image),
             conditions=_conditions(pipeline.bundle, args.condition),
+            references=[read_picture(path) for path in args.reference],
             on_step=follow.step,
-            on_preview=_preview_writer(prompts, options, places) if places.previews else None,
-            **options,
+            on_preview=_preview_writer(prompts, asked, places) if places.previews else None,
+            **asked,
         )
         # Known now: nothing is painted before the first result is asked for.
         follow.request = painting.request
@@ -190,7 +192,7 @@ def _drop(index: int, latent: Floats) -> None:
 
 
 def _noted(picture: Picture, file: Path) -> PictureRecord:
-    return PictureRecord(file=as_text(file.name), prompt=picture.prompt, seed=picture.seed)
+    return PictureRecord(file=as_text(file.name), prompt=picture.prompt, seed=picture.seed, checked=picture.checked)
 
 
 def _preview_writer(prompts: Sequence[str], options: Options, places: Places) -> OnPreview:
@@ -206,17 +208,17 @@ def _preview_writer(prompts: Sequence[str], options: Options, places: Places) ->
 
 
 def paint_file(
-    pipeline: Pipeline, args: argparse.Namespace, words: EngineOptions, options: Options, request: Request
+    pipeline: Pipeline, args: argparse.Namespace, words: EngineOptions, asked: Asked, request: Request
 ) -> None:
     """Paint a prompt file into GenEval's folders, those that are missing."""
     lines, skipped = read_prompt_file(args.prompts, bad_lines=args.bad_lines)
     for message in skipped:
         warnings.warn(f"skipped: {message}", stacklevel=1)
     suffix = f".{args.format or 'png'}"
-    with PromptFolders(pipeline, args.outdir, options, suffix) as folders:
+    with PromptFolders(pipeline, args.outdir, asked, suffix) as folders:
         missing = folders.missing(lines)
         if args.ray:
-            _paint_on_ray(pipeline, args, words, options, missing, suffix)
+            _paint_on_ray(pipeline, args, words, folders.options, missing, suffix)
         else:
             with following(args.quiet, len(missing) * folders.steps_each) as follow:
                 follow.request = request
@@ -249,6 +251,7 @@ def _paint_on_ray(
         folder=args.outdir.resolve(),
         options=options,
         suffix=suffix,
+        hooks=hooks_given(args),
     )
     folders = {line.number: line.folder for line in missing}
     gpus = float(needs_gpu(args.engine))

@@ -14,7 +14,7 @@ from lssgen.commands.flags import add_flags, given
 from lssgen.commands.parser import Parser
 from lssgen.commands.plan_options import add_plan_options, given_plan_options
 from lssgen.errors import PlanError
-from lssgen.measured import all_measured
+from lssgen.measured import all_measured, fault_of
 from lssgen.models.aliases import ALIASES, facts_of_model
 from lssgen.paths import find_bundle
 from lssgen.plan import ModelFacts, Plan, PlanOptions, Stage, make_plan, predicted_speedup, stage_flops
@@ -23,6 +23,9 @@ from lssgen.plan.options import AUTO
 from lssgen.plan.planner import chosen_facts
 from lssgen.plan.sampling import described, sampling_of, solver_names
 from lssgen.plan.timing import predicted_ms, predicted_time_ratio
+
+PUBLISHED_START = 0.75
+"""Start of later stages in every pipeline of LSSGen, as published."""
 
 EXAMPLES = ("--model sd3 --size 1024 --steps 40 --shorten", "--bundle bundles/sd3 --start-sigma 0.5 --json")
 
@@ -91,6 +94,8 @@ def _within(bundle: Bundle | None, place: str | None, asked: dict[str, Any]) -> 
 
 def as_measured(bundle: Bundle, options: PlanOptions, plan: Plan) -> list[str]:
     """What `lssgen bench guarantee` has measured of the bundle, applied to this plan: a line an engine and machine."""
+    if fault := fault_of(bundle):
+        return [f"{fault}: measure again with lssgen bench guarantee {bundle.folder}"]
     facts = bundle.manifest.facts
     single = make_plan(facts, options.in_one_stage())
     lines: list[str] = []
@@ -148,6 +153,7 @@ def as_table(facts: ModelFacts, options: PlanOptions, plan: Plan) -> str:
         f"Predicted speed-up over one stage at full size: {speedup:.2f} (network arithmetic, all guidance branches)",
         *_not_paying(facts, plan),
         *_levels_said(facts, options, plan),
+        *_control_said(facts, options, plan),
         f"Schedule: {described(chosen)}",
         f"Solvers that fit: {', '.join(solver_names(facts))}",
         *plan.notes,
@@ -175,8 +181,20 @@ def _levels_said(facts: ModelFacts, options: PlanOptions, plan: Plan) -> list[st
     space, published = plan.scaling_space, facts.defaults.start_sigma
     known = facts.defaults.covering_sigmas.get(space)
     auto = "not measured (lssgen calibrate sigma)" if known is None else f"{known:.3f}"
-    starts = f"Later stages start at {options.start_sigma:g}; published {published:g}; --start-sigma auto: {auto}"
+    whose = "published" if published == PUBLISHED_START else "this model's own"
+    starts = f"Later stages start at {options.start_sigma:g}; {whose} {published:g}; --start-sigma auto: {auto}"
     return [starts, f"{_left_said(plan)}; {_hand_offs_said(facts, options)}"]
+
+
+def _control_said(facts: ModelFacts, options: PlanOptions, plan: Plan) -> list[str]:
+    """How strongly a control picture acts, and in how many steps of every stage."""
+    if facts.control is None:
+        return []
+    kinds, mode = facts.control.modes, options.control_mode
+    kind = f", kind {'not said' if mode is None else mode} of {kinds}" if kinds else ""
+    on = [sum(step.control[0] != 0 for step in stage.steps) for stage in plan.stages]
+    steps = ", ".join(f"{acts} of {len(stage.steps)}" for acts, stage in zip(on, plan.stages, strict=True))
+    return [f"Control picture: scale {options.controlnet_conditioning_scale:g} in {steps} steps{kind}"]
 
 
 def _left_said(plan: Plan) -> str:

@@ -15,19 +15,23 @@ from lssgen.commands.common import run, warnings_as_lines
 from lssgen.commands.demo import demo_bundle
 from lssgen.commands.engine_options import add_engine_options, engine_words
 from lssgen.commands.flags import add_flags, given
+from lssgen.commands.hook_options import add_hook_options, hooks_given
 from lssgen.commands.paint import paint, paint_file, pictures_given
 from lssgen.commands.parser import Parser
 from lssgen.commands.places import Places
 from lssgen.commands.plan import as_table
 from lssgen.commands.plan_options import add_plan_options, given_plan_options
-from lssgen.commands.values import integer, named_file, one_of, within
+from lssgen.commands.values import control_file, integer, named_file, one_of, within
 from lssgen.commands.verify_option import add_verify_option
 from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import default_engine, open_backend
 from lssgen.errors import BundleError, PromptError
+from lssgen.measured import MEASURED
 from lssgen.paths import find_bundle
 from lssgen.plan.budget import Budget
 from lssgen.runtime.advice import advised
+from lssgen.runtime.checking import Guard
+from lssgen.runtime.embeds import prompts_with, read_embeds
 from lssgen.runtime.options import STRENGTH, Asked, Options, Request, refuse_too_many, request_from_options
 from lssgen.runtime.pictures import FORMATS
 from lssgen.runtime.pipeline import Pipeline
@@ -63,6 +67,7 @@ def build_parser(prog: str = "lssgen-run") -> Parser:
     _add_prompt_files(parser)
     _add_output(parser)
     add_engine_options(parser, default=default_engine(), note="where to run; compiled engines are built on first use")
+    add_hook_options(parser)
     add_verify_option(parser)
     return parser
 
@@ -91,13 +96,39 @@ def _add_input(parser: Parser) -> None:
         "--mask-image", type=Path, metavar="FILE", help="paint only where this picture is white; default: everywhere"
     )
     parser.add_argument(
+        "--prompt-embeds",
+        type=Path,
+        metavar="FILE",
+        help="embeddings of prompts, which lssgen encode writes, in place of what the text encoder makes of PROMPT; "
+        "default: none",
+    )
+    parser.add_argument(
+        "--control",
+        "--control-image",
+        dest="condition",
+        type=control_file,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="picture that steers the run, of the run's shape, for bundles with a ControlNet; --control-scale, "
+        "--control-start and --control-end say how strongly and when; default: none",
+    )
+    parser.add_argument(
         "--condition",
         type=named_file,
         action="append",
         default=[],
         metavar="NAME=FILE",
-        help="a picture that the network takes besides the prompt, such as a control picture, by the name that the "
-        "bundle gives it; may be repeated; default: none",
+        help="another picture that the network takes besides the prompt, by the name that the bundle gives it; may be "
+        "repeated; default: none",
+    )
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture that an editing model (FLUX.2) sees beside the one it paints; may be repeated; default: none",
     )
 
 
@@ -186,13 +217,15 @@ def _run(parser: Parser, args: argparse.Namespace, words: EngineOptions) -> None
     warnings.simplefilter("always", PromptWarning)
     settings = settings_from_file(args.config) if args.config else _NOTHING
     options, prompts = _options(args, settings), args.prompt or list(settings.prompts)
+    if args.prompt_embeds:
+        prompts = prompts_with(read_embeds(args.prompt_embeds), prompts or None)
     if not args.plan_only:
         _refuse_contradictions(parser, args, prompts)
         _see_start(args, settings)
+    guard = Guard(**hooks_given(args))
     bundle = read_bundle(_bundle_folder(parser.prog, args, settings))
-    if wishes := given(args, Budget):
-        options = advised(bundle, open_backend(args.engine, **words), cast(Asked, {**options, **wishes}))
-    request = request_from_options(bundle, options)
+    asked = cast(Asked, {**options, **given(args, Budget)})
+    request = request_from_options(bundle, _advised(args, words, bundle, asked))
     if args.plan_only:
         print(as_table(bundle.manifest.facts, request.plan_options, request.plan))
         return
@@ -206,22 +239,34 @@ def _run(parser: Parser, args: argparse.Namespace, words: EngineOptions) -> None
     # After all that can be refused at once: for the first time, it reads the whole bundle.
     see_whole(bundle, args.verify)
     places = Places.of(args, count)
-    with _pipeline(args, words, bundle) as pipeline:
+    with _pipeline(args, words, bundle, guard) as pipeline:
         if args.prompts:
-            paint_file(pipeline, args, words, options, request)
+            paint_file(pipeline, args, words, asked, request)
         else:
             with places.held():
-                paint(pipeline, args, options, prompts, places)
+                paint(pipeline, args, asked, prompts, places)
+
+
+def _advised(args: argparse.Namespace, words: EngineOptions, bundle: Bundle, asked: Asked) -> Options:
+    """The options of the run as it will be. What there is to say of them, painting says."""
+    if not (given(args, Budget) or bundle.path(MEASURED).is_file()):
+        return asked
+    tell = _LOG.log if args.plan_only else _unheard
+    return advised(bundle, open_backend(args.engine, **words), asked, tell)
+
+
+def _unheard(level: int, note: str) -> None:
+    del level, note
 
 
 @contextmanager
-def _pipeline(args: argparse.Namespace, words: EngineOptions, bundle: Bundle) -> Generator[Pipeline]:
+def _pipeline(args: argparse.Namespace, words: EngineOptions, bundle: Bundle, guard: Guard) -> Generator[Pipeline]:
     """The bundle on the chosen engine, with a recorder in between where its inputs are asked for."""
     with ExitStack() as stack:
         backend = open_backend(args.engine, **words)
         if args.dump_inputs:
             backend = RecordingBackend(backend, stack.enter_context(dumped_inputs(args.dump_inputs, bundle)))
-        yield stack.enter_context(Pipeline(bundle, backend))
+        yield stack.enter_context(Pipeline(bundle, backend, guard=guard))
 
 
 def _options(args: argparse.Namespace, settings: Settings) -> Options:
@@ -252,6 +297,9 @@ def _bundle_folder(prog: str, args: argparse.Namespace, settings: Settings) -> P
     else:
         folder = demo_bundle(prog)
     _tell_differences(args, settings, folder)
+    for file, sha256 in settings.lora_sha256.items():
+        if Path(file).is_file() and sha256_of(Path(file)) != sha256:
+            _LOG.warning("%s has changed since %s was painted with it; pictures will differ", file, args.config)
     return folder
 
 
@@ -278,8 +326,8 @@ def _see_start(args: argparse.Namespace, settings: Settings) -> None:
     now = pictures_given(args)
     if settings.start and not now:
         raise PromptError(
-            f"{args.config} started from {', '.join(settings.start)}: give the same with --init-image, --mask-image "
-            "and --condition"
+            f"{args.config} started from {', '.join(settings.start)}: give the same with --init-image, --mask-image, "
+            "--condition, --reference and --prompt-embeds"
         )
     if settings.start:
         known = set(settings.start.values())
@@ -293,8 +341,10 @@ def _refuse_contradictions(parser: Parser, args: argparse.Namespace, prompts: Se
     if bool(args.prompts) != bool(args.outdir) or (args.prompts and any(alone)):
         parser.error(
             "--prompts FILE.jsonl and --outdir DIR go together, and without PROMPT, --save-latents, --preview, "
-            "--init-image, --mask-image and --condition"
+            "--init-image, --mask-image, --condition, --reference and --prompt-embeds"
         )
+    if args.dump_inputs and args.checker:
+        parser.error("--dump-inputs writes latents that no --checker has seen; leave out one of the two")
     if args.ray and not args.prompts:
         parser.error("--ray is for prompt files; give --prompts FILE.jsonl and --outdir DIR")
     if not (prompts or args.prompts):

@@ -9,6 +9,7 @@ from lssgen.commands.common import run
 from lssgen.commands.demo import demo_bundle
 from lssgen.commands.engine_options import add_engine_options, engine_words
 from lssgen.commands.flags import add_flags, given
+from lssgen.commands.hook_options import add_hook_options, hooks_given
 from lssgen.commands.parser import Parser
 from lssgen.commands.values import named, named_lora
 from lssgen.commands.verify_option import add_verify_option
@@ -49,12 +50,14 @@ def build_parser(prog: str = "lssgen-serve") -> Parser:
         action="append",
         default=[],
         metavar="NAME=FILE[:STRENGTH]",
-        help="a LoRA that requests ask for as MODEL@NAME, merged when it first is; may be repeated; default: none",
+        help="a LoRA that requests ask for as MODEL@NAME: in the model's slots where it has some, else merged when it "
+        "is first asked for; may be repeated; default: none",
     )
     add_flags(parser, HttpSettings)
     add_flags(parser, Limits)
     add_flags(parser, ServerOptions)
     add_engine_options(parser, default=default_engine(), note="where to run; compiled engines are built on first use")
+    add_hook_options(parser)
     add_verify_option(parser)
     return parser
 
@@ -85,6 +88,7 @@ def _serve(prog: str, args: argparse.Namespace, words: EngineOptions) -> None:
         limits=Limits(**given(args, Limits)),
         options=ServerOptions(**given(args, ServerOptions)),
         verify=args.verify,
+        **hooks_given(args),
         **words,
     )
 

@@ -119,6 +119,11 @@ def named_file(text: str) -> tuple[str, Path]:
     return name, Path(file)
 
 
+def control_file(text: str) -> tuple[str, Path]:
+    """Name and file of a control picture: `named_file` for the one name that has a flag of its own."""
+    return "control", Path(text)
+
+
 def named(text: str) -> tuple[str, str]:
     """Both sides of "dall-e-3=painter"."""
     name, equals, value = text.partition("=")

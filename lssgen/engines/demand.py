@@ -11,7 +11,7 @@ from itertools import product
 
 from lssgen.choices import choice, refuse_outside
 from lssgen.errors import BuildError
-from lssgen.manifest import Gates, Graph, Manifest, Quantity, Tokens
+from lssgen.manifest import Gates, Graph, Manifest, Quantity, Reference, Tokens
 from lssgen.plan.options import MOST_SIDE_PX
 from lssgen.ports import Port
 
@@ -196,6 +196,14 @@ def token_axes(manifest: Manifest) -> dict[str, Extent]:
     }
     # A tokenizer's own rule comes last: of an axis that is a range, the usual size is one point.
     return usual | spoken | shortened
+
+
+def open_axes(manifest: Manifest) -> frozenset[str]:
+    """Axes whose size every run decides: of prompts up to the longest, and of reference pictures, which it may have."""
+    ranges = {axis for axis, extent in token_axes(manifest).items() if extent.low != extent.high}
+    step = manifest.graphs.get("step")
+    shown = [port.shape for port in step.inputs if isinstance(step.feeds.get(port.name), Reference)] if step else []
+    return frozenset(ranges | {axis for shape in shown for axis in shape if isinstance(axis, str) and axis != "batch"})
 
 
 def _length(tokens: Tokens) -> Extent:

@@ -31,6 +31,9 @@ from lssgen.models.nets.upsamplers import upsampler_of
 SETTINGS = (".json", ".txt", ".model", ".jinja")
 """Ends of the names of a part's small files: configuration, vocabulary and chat template."""
 
+STATISTICS = ("latents_mean", "latents_std")
+"""Fields of a VAE's configuration that normalise latents, in FLUX.2 those of squares of cells."""
+
 ATTENTION = {"T5EncoderModel": "eager"}
 """Attention implementations other than sdpa: T5's sdpa cannot be exported (its bias breaks the decomposition)."""
 
@@ -114,7 +117,9 @@ class Checkpoint:
             raise ModelError(f"{self.path(name)}/config.json cannot be read as a {cls.__name__}: {error}") from error
         parameters = inspect.signature(cls.__init__).parameters.values()
         defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
-        return {"_class_name": cls.__name__, **defaults, **known}
+        # Of the checkpoint's own, whichever VAE paints: the network learned latents that these normalise.
+        statistics = statistics_of(self.folder / name) if name == "vae" else {}
+        return {"_class_name": cls.__name__, **defaults, **known, **statistics}
 
     def weights(self, names: tuple[str, ...]) -> Weights:
         """The tensors of some parts, changed by `deltas`; files are looked through once.
@@ -241,7 +246,11 @@ class Checkpoint:
                     parsed = cls.config_class.from_dict(settings)
                     module = cls._from_config(parsed, attn_implementation=ATTENTION.get(str(class_name), "sdpa"))
                 else:
-                    module = cls.from_config({key: value for key, value in config.items() if key != "_class_name"})
+                    known = inspect.signature(cls.__init__).parameters
+                    module = cls.from_config({key: value for key, value in config.items() if key in known})
+                    # What its weights say, and no class of diffusers takes: see `statistics_of`.
+                    if said := {key: config[key] for key in STATISTICS if key in config and key not in known}:
+                        module.register_to_config(**said)
         except Exception as error:  # as above; RuntimeError of torch among them
             raise ModelError(f"{name} of {self.folder} cannot be built from its config.json: {error}") from error
         # bfloat16 has the range of float32, so nothing overflows there that would not overflow anyway.
@@ -265,6 +274,8 @@ class Checkpoint:
 
     def _class(self, name: str) -> tuple[str | None, str | None]:
         entry = self.index.get(name)
+        if name in self.extra and entry is None:  # what was put beside the checkpoint says itself what it is
+            return "diffusers", str(read_json(self.extra[name] / "config.json").get("_class_name"))
         if not isinstance(entry, list | tuple) or len(cast("list[object]", entry)) != 2:
             return None, None
         library, class_name = cast("list[str | None]", entry)
@@ -304,3 +315,35 @@ def keep_float32(module: nn.Module, names: tuple[str, ...]) -> None:
     for path, layer in module.named_modules():
         if path.rpartition(".")[2] in names:
             layer.to(torch.float32)
+
+
+def statistics_of(folder: Path) -> Mapping[str, Any]:
+    """How a VAE with a batch norm (FLUX.2) normalises latents, as fields of a configuration; empty: it has none.
+
+    Squares of 2 x 2 cells are normalised together, so there are four times as many numbers as a latent has channels,
+    in the order of `torch.nn.PixelUnshuffle`.
+
+    Args:
+        folder: Folder of the VAE.
+
+    Raises:
+        ModelError: Its weights are not there, or they hold no such statistics.
+    """
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if config.get("_class_name") != "AutoencoderKLFlux2":
+        return {}
+    weights = open_weights({"vae": folder})
+    names = [f"vae.bn.running_{what}" for what in ("mean", "var")]
+    if not all(name in weights for name in names):
+        raise ModelError(
+            f"the weights in {folder} have no bn.running_mean and bn.running_var, by which FLUX.2 normalises latents; "
+            "fetch the VAE again"
+        )
+    mean, variance = (weights.tensor(name, torch.float32) for name in names)
+    spread = torch.sqrt(variance + float(config.get("batch_norm_eps", 1e-4)))
+    if not (bool(torch.isfinite(mean).all()) and bool(torch.isfinite(spread).all()) and bool((spread > 0).all())):
+        raise ModelError(
+            f"bn.running_mean and bn.running_var of the VAE in {folder} are not statistics: some are not finite, or a "
+            "variance is negative; fetch the VAE again"
+        )
+    return {"latents_mean": mean.tolist(), "latents_std": spread.tolist()}

@@ -9,7 +9,7 @@ from typing import Literal
 from lssgen.choices import choice, refuse_outside
 from lssgen.errors import ExportError
 from lssgen.lora.asked import Lora
-from lssgen.manifest import Precision
+from lssgen.manifest import Precision, SlotLayers
 from lssgen.plan.facts import ModelFacts, ScalingSpace
 from lssgen.plan.geometry import nearest_sizes
 from lssgen.plan.options import MOST_SIDE_PX, PlanOptions
@@ -22,6 +22,9 @@ Probing = Literal["auto", "stages", "small", "none"]
 
 PredictionType = Literal["epsilon", "v_prediction"]
 """Kind of prediction of a diffusion network: the noise, or the velocity (v)."""
+
+LORA_RANK = 16
+"""Rank of a slot, unless another one is asked for."""
 
 Resolution = tuple[int, int]
 """(height, width) in pixels."""
@@ -59,10 +62,13 @@ class ExportConfig:
         revision: Branch, tag or commit on the hub; None: its default branch.
         base: Checkpoint that gives a file what it lacks; None: the published one that it descends from.
         vae: Autoencoder in the place of the checkpoint's own: a folder, a file or a hub id; None: its own.
+        controlnet: ControlNet beside the network: a folder in diffusers' layout or a hub id; None: none.
         prediction_type: Kind of prediction of a diffusion network, whatever its files say; None: the one they say.
         scheduler, timestep_spacing, sigma_schedule: Way in which the bundle samples where a run says nothing; graphs
             do not depend on it. None and "own": the checkpoint's.
         resolutions: Stage sizes in pixels. Empty: the stages of the model's default picture.
+        references: Usual sizes in pixels of a run's reference pictures, for models that edit. Empty: the graphs see
+            none.
         precision: Number format of the networks; the state between them is always float32.
         upsampler: Folder of a latent upsampler; None: one that belongs to the checkpoint, is
             installed for its VAE, or is this package's own for its latent space.
@@ -75,10 +81,15 @@ class ExportConfig:
         skip_layers: Give the step graph gates for skip-layer guidance.
         layers_to_skip: Layers that this guidance leaves out; empty: those that the model's authors do.
         t5: Keep the T5 encoder, where the family can do without.
+        text_encoder: Keep what encodes prompts; without it, every run is given their embeddings.
         clip_skip: Layers that CLIP leaves out at its end (SD, SDXL), as diffusers counts them; negative prompts are
             read by the same layers.
         max_sequence_length: Tokens of the long text encoder; None: the model's own.
         loras: Merged into the weights, in order.
+        lora_slots: LoRAs that runs may use together, put in and taken out without another export; 0: none can be.
+        lora_rank: Rank that each of these may have; one of twice the rank takes two slots.
+        lora_layers: Layers that they may change, "linear": matrix products and convolutions of one pixel, or "all":
+            convolutions of more pixels too (LoCon).
         embeddings: Words that the text encoders learn.
         probe: Choice of sizes at which graphs are compared with torch.
         threads: CPU threads for the probes, at most as many as the machine has; 0 leaves it to ONNX Runtime and torch.
@@ -88,7 +99,7 @@ class ExportConfig:
         help="alias (see --list-models), hub id (owner/name, or owner/name/file.safetensors), diffusers folder or "
         "safetensors file"
     )
-    output: Path = choice(help="bundle folder", metavar="DIR", unset="bundles/<model>")
+    output: Path = choice(help="bundle folder", metavar="DIR", unset="bundles/<model>, or bundles/<model>-<ControlNet>")
     revision: str | None = choice(None, help="branch, tag or commit on the hub", unset="its default branch")
     base: str | None = choice(
         None,
@@ -101,6 +112,12 @@ class ExportConfig:
         help="autoencoder to use in the place of the checkpoint's own: folder, safetensors file or hub id",
         metavar="VAE",
         unset="the checkpoint's own",
+    )
+    controlnet: str | None = choice(
+        None,
+        help="ControlNet to put beside the network, for pictures that steer it: folder or hub id",
+        metavar="CONTROLNET",
+        unset="none",
     )
     prediction_type: PredictionType | None = choice(
         None,
@@ -122,6 +139,14 @@ class ExportConfig:
         (),
         help="stage sizes in pixels: 512,1024 or 512x768",
         unset="the stages of the model's usual picture",
+        least=1,
+        most=MOST_SIDE_PX,
+    )
+    references: tuple[Resolution, ...] = choice(
+        (),
+        help="let runs show the model reference pictures (FLUX.2), usually of these sizes in pixels: 1024 or "
+        "1024,512x768 for two; others work, too, but compiled engines are for these",
+        unset="none; the step's graph has no inputs for them",
         least=1,
         most=MOST_SIDE_PX,
     )
@@ -152,6 +177,9 @@ class ExportConfig:
     skip_layers: bool = False
     layers_to_skip: tuple[int, ...] = ()
     t5: bool = choice(True, help="keep the T5 encoder, where the family can do without (SD3)")
+    text_encoder: bool = choice(
+        True, help="keep what encodes prompts; a bundle without it is given their embeddings, see lssgen encode"
+    )
     clip_skip: int = choice(
         0,
         help="layers that CLIP leaves out at its end (SD, SDXL), counted as in diffusers: what other programs call "
@@ -172,6 +200,25 @@ class ExportConfig:
         unset="none; a scale of 1",
         repeated=True,
     )
+    lora_slots: int = choice(
+        0,
+        help="LoRAs that runs may use together, chosen when they run (lssgen run --lora); 0 is none, and no cost",
+        metavar="N",
+        least=0,
+        most=64,
+    )
+    lora_rank: int = choice(
+        LORA_RANK,
+        help="rank that each of these may have; one of twice the rank takes two slots",
+        metavar="R",
+        least=1,
+        most=1024,
+    )
+    lora_layers: SlotLayers = choice(
+        "linear",
+        help="layers that these may change: linear (matrix products and convolutions of one pixel) or all "
+        "(convolutions of more too, LoCon)",
+    )
     embeddings: tuple[Embedding, ...] = choice(
         (),
         name="--embedding",
@@ -190,8 +237,12 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         refuse_outside(self, ExportError)
+        if not self.text_encoder and self.embeddings:
+            raise ExportError("an embedding teaches the text encoder a word, and --no-text-encoder leaves it out")
         if "sr" in self.transitions and self.sr is None:
             raise ExportError("transitions by super-resolution need the network: give its ONNX file with --sr")
+        if not self.lora_slots and (self.lora_rank, self.lora_layers) != (LORA_RANK, "linear"):
+            raise ExportError("--lora-rank and --lora-layers say what slots are like: ask for some, --lora-slots N")
 
     @property
     def spaces(self) -> tuple[ScalingSpace, ...]:

@@ -11,6 +11,7 @@ from lssgen.errors import ExportError
 from lssgen.export.addons import embedding_here, lora_here
 from lssgen.export.checkpoint import Parts
 from lssgen.export.config import ExportConfig, PredictionType, Resolution, checked_resolutions, default_resolutions
+from lssgen.export.controlnet import with_controlnet
 from lssgen.export.hub import Model, find_model, see_prediction
 from lssgen.export.inspection import see_classes, see_weights
 from lssgen.export.store import Store, open_store
@@ -22,14 +23,22 @@ from lssgen.export.workshop import Say, Workshop
 from lssgen.machine import at_most_cpus
 from lssgen.manifest import Graph, Manifest, Source, Tokens
 from lssgen.models.aliases import with_scheduler
-from lssgen.models.families import facts_from_configs
+from lssgen.models.configs import PIPELINE
+from lssgen.models.controlnets import PART, controlled
+from lssgen.models.families import facts_from_configs, text_tokens
 from lssgen.models.nets.recipe import Blueprint, Recipe, Wishes
+from lssgen.models.nets.slots import with_slots
 from lssgen.models.nets.transition import Ways, transition_recipes
 from lssgen.plan.facts import ModelFacts, ScalingSpace
 from lssgen.plan.sampling import described, with_choice
 from lssgen.progress import followed
 
 T5_PARTS = ("text_encoder_3", "tokenizer_3")
+
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+"""Parts that encode prompts, as diffusers calls them."""
+CLIP = "CLIPTextModel"
+"""Beginning of the names of CLIP's classes, with a projection and without."""
 
 LONGEST_TEXT = 4096
 """Tokens; published models were trained with 1024 at most."""
@@ -109,6 +118,7 @@ def export(config: ExportConfig, say: Say = lambda _: None) -> Bundle:
             token_axes=outline.blueprint.token_axes,
             empty_negative=outline.blueprint.empty_negative,
             upsampler=None if outline.upsampler is None else outline.upsampler.record,
+            references=outline.blueprint.references,
             notes=tuple(dict.fromkeys(workshop.notes)),
         )
         return store.finish(manifest)
@@ -140,6 +150,8 @@ def design(config: ExportConfig) -> Design:
         clip_skip=config.clip_skip,
         max_sequence_length=length,
         history=model.family.history,
+        cell_px=facts.cell_px,
+        reference_tokens=_reference_tokens(config.references, facts),
     )
     chosen = choose_upsampler(model, facts.channels, config.upsampler, convert=config.convert_latents)
     facts = _with_spaces(facts, [space for space in config.spaces if space != "resnet" or chosen is not None])
@@ -150,6 +162,10 @@ def design(config: ExportConfig) -> Design:
     model = replace(model, checkpoint=model.checkpoint.with_embeddings(embeddings))
     components = Parts(model.checkpoint, torch.float32)
     blueprint: Blueprint = import_module(model.family.nets).blueprint(components, wishes)
+    if not config.text_encoder:
+        blueprint = _without_text(blueprint)
+    if config.references and blueprint.references is None:
+        raise ExportError(f"{model.family.title} sees no reference pictures; export without --references")
     if config.skip_layers:
         _see_layers(model, wishes.skipped, blueprint.layers)
     # Even where others are asked for: that the scheduler can be planned with is seen before anything is made.
@@ -157,7 +173,9 @@ def design(config: ExportConfig) -> Design:
     parts = dict.fromkeys(part for recipe in blueprint.recipes for part in recipe.components)
     see_weights(model.checkpoint, model.family, parts)
     loras = [replace(lora, path=lora_here(lora.path)) for lora in config.loras]
-    model = replace(model, checkpoint=model.checkpoint.with_loras(loras, parts, model.family.network))
+    # LoRAs are for the checkpoint's own parts: names of a ControlNet's layers may be those of the network's.
+    own_parts = [part for part in parts if part != PART]
+    model = replace(model, checkpoint=model.checkpoint.with_loras(loras, own_parts, model.family.network))
     merged = [f"LoRA {lora.path.name} is merged in with strength {lora.scale:g}." for lora in config.loras]
     return Design(
         model=model,
@@ -165,7 +183,7 @@ def design(config: ExportConfig) -> Design:
         facts=facts,
         blueprint=blueprint,
         recipes=(
-            *blueprint.recipes,
+            *(_slotted(recipe, components, config, model.family.network) for recipe in blueprint.recipes),
             *transition_recipes(
                 components,
                 facts.scaling_spaces,
@@ -187,6 +205,17 @@ def design(config: ExportConfig) -> Design:
     )
 
 
+def _without_text(blueprint: Blueprint) -> Blueprint:
+    """The graphs without the one that encodes prompts. Its tokenizers stay: they know how long a prompt is."""
+    note = "The bundle has no text encoder: every run is given the embeddings of its prompts."
+    return replace(
+        blueprint,
+        recipes=tuple(recipe for recipe in blueprint.recipes if recipe.name != "text"),
+        tokens=tuple(replace(rule, heard=None) for rule in blueprint.tokens),
+        notes=(*blueprint.notes, note),
+    )
+
+
 def _model(config: ExportConfig) -> Model:
     """The checkpoint, with the VAE and the prediction type that were asked for."""
     model = find_model(
@@ -194,12 +223,13 @@ def _model(config: ExportConfig) -> Model:
         config.revision,
         without=() if config.t5 else T5_PARTS,
         base=config.base,
-        lean=() if config.vae is None else ("vae",),
+        lean=(*(("vae",) if config.vae is not None else ()), *(() if config.text_encoder else ENCODERS)),
         prediction=config.prediction_type,
     )
     if config.prediction_type is not None:
         see_prediction(model.family, config.prediction_type)
-    return model if config.vae is None else with_vae(model, config.vae)
+    model = model if config.vae is None else with_vae(model, config.vae)
+    return model if config.controlnet is None else with_controlnet(model, config.controlnet)
 
 
 def _text_length(config: ExportConfig, model: Model) -> int:
@@ -221,14 +251,31 @@ def _text_length(config: ExportConfig, model: Model) -> int:
     return asked
 
 
+def _reference_tokens(sizes: Sequence[Resolution], facts: ModelFacts) -> int:
+    """Tokens of reference pictures of these sizes.
+
+    Raises:
+        ExportError: One has none.
+    """
+    unit = facts.cell_px * facts.patch
+    for height, width in sizes:
+        if min(height, width) < unit:
+            raise ExportError(f"a reference picture of {width} x {height} px has no token of {unit} px; ask for more")
+    return sum((height // unit) * (width // unit) for height, width in sizes)
+
+
 def _facts(model: Model, text_length: int, prediction: PredictionType | None) -> ModelFacts:
     named = ("scheduler", *(part for part in model.family.classes if model.checkpoint.has(part)))
     configs = {name: model.checkpoint.config(name) for name in named if name not in T5_PARTS}
     configs["scheduler"] = {**configs["scheduler"], **model.sampling}
+    configs[PIPELINE] = model.checkpoint.index
     if prediction is not None:
         configs["scheduler"] = {**configs["scheduler"], "prediction_type": prediction}
     amended = with_scheduler(configs, model.scheduler)
-    return facts_from_configs(model.family, amended, model.defaults, name=model.name, max_sequence_length=text_length)
+    facts = facts_from_configs(model.family, amended, model.defaults, name=model.name, max_sequence_length=text_length)
+    if not model.checkpoint.has(PART):
+        return facts
+    return controlled(facts, model.checkpoint.config(PART), text_tokens(model.family, amended, text_length))
 
 
 def _with_spaces(facts: ModelFacts, spaces: Sequence[ScalingSpace]) -> ModelFacts:
@@ -242,6 +289,18 @@ def _with_spaces(facts: ModelFacts, spaces: Sequence[ScalingSpace]) -> ModelFact
     own = facts.defaults.scaling_space
     default = own if own in fitting else fitting[0]
     return replace(facts, scaling_spaces=fitting, defaults=replace(facts.defaults, scaling_space=default))
+
+
+def _slotted(recipe: Recipe, components: Parts, config: ExportConfig, network: str) -> Recipe:
+    """A recipe with room for LoRAs, where that is asked for: the network's, and that of CLIP's encoders, which trainers
+    change too, and T5's and language models' they do not."""
+    parts = {
+        "step": [network],
+        "text": [part for part in recipe.components if components.checkpoint.class_of(part).startswith(CLIP)],
+    }.get(recipe.name, ())
+    if not config.lora_slots or not parts:
+        return recipe
+    return with_slots(recipe, components, config.lora_slots * config.lora_rank, config.lora_layers, parts)
 
 
 def _ways(config: ExportConfig, model: Model, chosen: Chosen | None) -> Ways:

@@ -1,6 +1,7 @@
 """From what a user calls a model - an alias, a hub id, a folder, a file - to a checkpoint on disk."""
 
 import difflib
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,10 +11,11 @@ from typing import Any
 import huggingface_hub as hub
 
 from lssgen.errors import FetchError, ModelError, UnknownModelError
-from lssgen.export.checkpoint import SETTINGS, Checkpoint
+from lssgen.export.checkpoint import SETTINGS, Checkpoint, statistics_of
 from lssgen.export.config import PredictionType
-from lssgen.export.inspection import WITHOUT_T5
-from lssgen.export.remote import REPOSITORY, SITE, ask, file_here, hub_file, near, snapshot
+from lssgen.export.inspection import WITHOUT_T5, see_no_code, see_pipeline
+from lssgen.export.remote import REPOSITORY, ask, file_here, hub_file, near, snapshot
+from lssgen.export.repository import CARD, UNKNOWN, terms_of_folder
 from lssgen.export.single_file import SUFFIXES, SingleFile, convert, found_out, lacking, open_single_file
 from lssgen.export.stored import STEMS
 from lssgen.models.aliases import ALIASES, Alias
@@ -21,6 +23,8 @@ from lssgen.models.configs import INDEX, configs_from_folder, read_json
 from lssgen.models.distilled import distilled_by_name
 from lssgen.models.families import Family, at_size, defaults_from_configs, family_of, with_levels
 from lssgen.plan.facts import Defaults
+
+_LOG = logging.getLogger("lssgen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,9 @@ class Model:
     @property
     def latents(self) -> Mapping[str, Any]:
         """How its latents are normalised: the config.json of the VAE that it was trained with."""
-        return self.checkpoint.config("vae") if self.own_vae is None else read_json(self.own_vae / "config.json")
+        if self.own_vae is None:
+            return self.checkpoint.config("vae")
+        return {**read_json(self.own_vae / "config.json"), **statistics_of(self.own_vae)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +123,7 @@ def find_model(
         _see_revision(model, None if remote else revision)
         file = file_here(model) if remote is None or revision is None else remote.fetched()
         found = _from_file(open_single_file(file), base, need, prediction)
-        return found if remote is None else replace(found, source=model, licence=f"see {SITE}/{remote.repository}")
+        return found if remote is None else replace(found, source=model, licence=str(remote.terms()))
     if base is not None:
         raise UnknownModelError(f"{model} is not a single file, and only these have a base; leave out --base")
     return _found(model, revision, need)
@@ -138,6 +144,8 @@ def _found(model: str, revision: str | None, need: Need) -> Model:
     alias = ALIASES.get(model) or _alias_of(model)
     # By its own name or by the id that it stands for: both have the alias's defaults.
     if alias is not None and not alias.local:
+        access = "; the hub wants it accepted first" if alias.gated else ""
+        _LOG.info("%s is %s: licence %s by lssgen's table%s", alias.name, alias.source, alias.licence, access)
         # The weights of parts that others stand in for stay on the hub.
         swapped = replace(need, lean=(*need.lean, *alias.swaps))
         return _named(alias, _fetched(alias.source, alias.name, revision, swapped), need)
@@ -230,7 +238,7 @@ def _from_file(single: SingleFile, base: str | None, need: Need, prediction: Pre
         checkpoint=checkpoint,
         defaults=defaults,
         sampling=sampling,
-        licence="unknown",
+        licence=UNKNOWN,
         notes=(*origin.notes, *notes),
     )
 
@@ -288,7 +296,9 @@ def _local(folder: Path, name: str) -> Model:
             "give the path of the safetensors file"
         )
     index = read_json(folder / INDEX)
+    see_pipeline(folder, index)
     family = family_of(index)
+    see_no_code(folder, index, (*family.components, *family.optional))
     configs = configs_from_folder(folder)
     defaults, notes = defaults_from_configs(family, configs), ()
     if defaults.num_inference_steps != family.defaults.num_inference_steps:
@@ -304,21 +314,28 @@ def _local(folder: Path, name: str) -> Model:
         family=family,
         defaults=with_levels(defaults, index),
         notes=notes,
-        licence="unknown",
+        licence=str(terms_of_folder(folder)),
         max_sequence_length=family.max_sequence_length,
     )
 
 
 def _fetched(repository: str, name: str, revision: str | None, need: Need) -> Model:
     index = ask(repository, lambda: hub.hf_hub_download(repository, INDEX, revision=revision), wanted=WANTED)
-    family = family_of(read_json(Path(index)))
+    see_pipeline(Path(index).parent, said := read_json(Path(index)))
+    family = family_of(said)
+    # Before the gigabytes of what is then refused.
+    see_no_code(Path(index).parent, said, (*family.components, *family.optional))
     parts = [part for part in (*family.components, *family.optional) if part not in need.without]
-    folder = snapshot(
-        repository, revision, lambda names: needed_files(names, parts, lean=[p for p in parts if not need.reads(p)])
-    )
-    found = _local(folder, name)
-    commit = _commit(folder) or revision
-    return replace(found, source=repository, revision=commit, licence=f"see {SITE}/{repository}")
+    # The commit that the index is of, whatever has been pushed since.
+    commit = _commit(Path(index).parent) or revision
+    lean = [part for part in parts if not (need.reads(part) or _whole(need, family, part))]
+    folder = snapshot(repository, commit, lambda names: needed_files(names, parts, lean=lean))
+    return replace(_local(folder, name), source=repository, revision=_commit(folder) or revision)
+
+
+def _whole(need: Need, family: Family, part: str) -> bool:
+    """Whether a part's weights are wanted although another stands in for it."""
+    return need.weights and part in family.whole
 
 
 WANTED = f"{INDEX}, so it is not a checkpoint in the diffusers layout: look for its diffusers version"
@@ -339,7 +356,7 @@ def fetched_part(repository: str, part: str, revision: str | None, *, weights: b
     def choose(names: list[str]) -> list[str]:
         inside = any(name.startswith(f"{part}/") for name in names)
         found = needed_files(names, [part if inside else ""], lean=[] if weights else [part, ""])
-        return [name for name in found if name != INDEX or inside]
+        return [name for name in found if name not in (INDEX, CARD) or inside]
 
     folder = snapshot(repository, revision, choose)
     return folder / part if (folder / part).is_dir() else folder, _commit(folder)
@@ -356,7 +373,7 @@ def needed_files(names: Iterable[str], parts: Iterable[str], *, lean: Iterable[s
         lean: Those of which the settings are enough.
     """
     names, parts, lean = list(names), set(parts), set(lean)
-    found = [name for name in names if name == INDEX]
+    found = [name for name in names if name in (INDEX, CARD)]
     for part in sorted(parts):
         inside = [name for name in names if name.rpartition("/")[0] == part]
         found += [name for name in inside if name.endswith(SETTINGS) and name not in found]

@@ -1,6 +1,7 @@
 """Everything about a checkpoint that can be seen before anything is made of it."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,6 +13,57 @@ from lssgen.models.configs import read_json
 from lssgen.models.families import Family
 
 WITHOUT_T5 = "--no-t5 does without it"
+
+LIBRARIES = ("diffusers", "transformers")
+"""Libraries that a checkpoint's parts may be of; their names are imported as they stand in its model_index.json."""
+
+
+def see_pipeline(folder: Path, index: Mapping[str, Any]) -> None:
+    """See that a checkpoint's pipeline is a class of diffusers, and not one in a file of the checkpoint.
+
+    Raises:
+        ModelError: It is in a file, which diffusers runs under `trust_remote_code`.
+    """
+    said = index.get("_class_name")
+    if isinstance(said, list):
+        raise ModelError(f"{folder}: the pipeline is of the class {_dotted(said)}, {_CODE}")  # pyright: ignore[reportUnknownArgumentType]
+
+
+def see_no_code(folder: Path, index: Mapping[str, Any], parts: Iterable[str]) -> None:
+    """See that parts of a checkpoint do not ask for code of its own, which the libraries run under `trust_remote_code`.
+
+    Args:
+        folder: The checkpoint, as far as it is here.
+        index: Its model_index.json.
+        parts: Those that are read; others, such as a safety checker, may be what they like.
+
+    Raises:
+        ModelError: Names the part, and the class in a file that it asks for: by its entry in model_index.json, or by
+            the map of classes in its configuration (`auto_map`).
+    """
+    for part in parts:
+        entry = index.get(part)
+        if isinstance(entry, list) and entry and entry[0] not in (*LIBRARIES, None):
+            raise ModelError(f"{folder}: {part} is of the class {_dotted(entry)}, {_CODE}")  # pyright: ignore[reportUnknownArgumentType]
+        files = [folder / part / "config.json"]
+        # A tokenizer in the library's own form is read from there, whatever class its code has.
+        if not (folder / part / "tokenizer.json").is_file():
+            files.append(folder / part / "tokenizer_config.json")
+        for file in files:
+            if file.is_file() and (mapped := read_json(file).get("auto_map")):
+                classes = cast("Mapping[str, object]", mapped).values() if isinstance(mapped, dict) else (mapped,)
+                shown = ", ".join(str(one) for one in classes)[:120]
+                raise ModelError(f"{file} maps its classes to {shown} (auto_map), {_CODE}")
+
+
+def _dotted(names: list[object]) -> str:
+    return ".".join(str(name) for name in names)[:120]
+
+
+_CODE = (
+    "which is code of the checkpoint's own (trust_remote_code) and not of diffusers or transformers: lssgen runs none; "
+    "give a version of the checkpoint in classes of these libraries"
+)
 
 
 def see_classes(checkpoint: Checkpoint, family: Family, parts: Iterable[str]) -> None:

@@ -35,7 +35,7 @@ def open_tokenizer(folder: Path, class_name: str) -> Any:
     Raises:
         ModelError: The folder has no tokenizer of that class.
     """
-    # The processor itself would want torchvision.
+    # The processor itself has something for pictures beside it, which may want further libraries.
     name = "AutoTokenizer" if class_name.endswith("Processor") else class_name
     try:
         return getattr(transformers, name).from_pretrained(folder)
@@ -79,10 +79,13 @@ def convert_tokenizer(
         length=rule.length,
         pad_id=int(original.pad_token_id),
         pad_to=rule.pad_to,
-        pad_side=rule.pad_side,
+        pad_side=original.padding_side if rule.pad_side == "own" else rule.pad_side,
         pad_multiple=rule.pad_multiple,
         prefix=prefix,
         suffix=suffix,
+        # As processors do it: a template that begins with the first special token has them all.
+        special=not (rule.in_pieces and original.bos_token and prefix.startswith(original.bos_token)),
+        removes=rule.removes,
         empty=rule.empty,
         heard=rule.heard,
         drop=rule.drop,
@@ -128,10 +131,13 @@ def chat_affixes(original: Any, rule: TokenRule, folder: Path) -> tuple[str, str
     if not rule.chat:
         prefix, _, suffix = rule.around.partition(PROMPT)
         return prefix, suffix
-    messages = [{"role": role, "content": content} for role, content in rule.chat]
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": content}] if rule.in_pieces else content}
+        for role, content in rule.chat
+    ]
     try:
         text: str = original.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **rule.chat_options
+            messages, **{"tokenize": False, "add_generation_prompt": True, **rule.chat_options}
         )
     except Exception as error:  # templates are programs, with errors of their own
         raise ModelError(

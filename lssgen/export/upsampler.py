@@ -15,7 +15,7 @@ from lssgen.models.families import Family
 from lssgen.models.nets.installed import installed_upsampler, shipped_upsampler, vae_weights_file
 from lssgen.models.nets.upsampler import WEIGHTS_FILE
 from lssgen.models.nets.upsamplers import load_upsampler
-from lssgen.models.nets.vae import latents_said, normalisation, same_latents
+from lssgen.models.nets.vae import joint, latents_said, normalisation, same_latents
 from lssgen.models.published import LICENCE, NORMALISATION, PUBLISHED, PublishedUpsampler
 from lssgen.models.spaces import CELL_PX, SPACES, Space
 
@@ -91,6 +91,7 @@ def _vaes(model: Model) -> Iterator[str]:
 
 def _shipped(model: Model, channels: int, *, convert: bool) -> Iterator[Path]:
     """This package's own upsamplers for latents like the model's."""
+    convert = convert or joint(model.latents)
     for space in spaces_of(model.family, model.latents, channels):
         if convert or same_latents(space.normalisation, model.latents):
             yield shipped_upsampler(space.name)
@@ -117,6 +118,9 @@ def _checked(folder: Path, model: Model, channels: int, *, convert: bool) -> Cho
     published = PUBLISHED.get(sha256)
     vae = model.latents
     trained = _trained_for(folder, info, published, channels)
+    if joint(vae):
+        # Such a normalisation is the network's and not the VAE's, among whose latents upsamplers are trained.
+        trained, convert = trained or {}, True
     other = trained if trained is not None and not same_latents(trained, vae) else None
     # As published: Playground's stages go through the upsampler of SDXL, whose latents are normalised otherwise.
     lent = published is not None and any(same_latents(vae, known) for known in published.lent_to)

@@ -31,7 +31,14 @@ IGNORED = (
 )
 """Keys of published text encoders that the encoder itself does not have."""
 
-WRAPPERS = ("text_model.", "model.", "transformer.", "model.language_model.", "language_model.model.")
+WRAPPERS = (
+    "text_model.",
+    "model.",
+    "transformer.",
+    "model.language_model.",
+    "language_model.model.",
+    "language_model.",
+)
 """Prefixes that checkpoints have and classes lack, or the other way round, depending on the version that saved them."""
 
 OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}

@@ -31,7 +31,7 @@ from lssgen.parity.samples import axis_sizes, used_axes
 DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "diffusers", "transformers")
-WRITER = ("lssgen.export.checkpoint", "lssgen.export.writer")
+WRITER = ("lssgen.export.checkpoint", "lssgen.export.writer", "lssgen.models.nets.slots")
 """Modules that write every graph; what they import counts too."""
 
 ANY_CELLS = (16, 24)

@@ -245,8 +245,13 @@ def _bind(model: ir.Model, free: Sequence[Free]) -> list[ir.Value]:
     return [
         value
         for value in graph.initializers.values()
-        if value.const_value is None or value.const_value.nbytes > INLINE_BYTES
+        if value.const_value is None or (value.const_value.nbytes > INLINE_BYTES and not _are_sizes(value.const_value))
     ]
+
+
+def _are_sizes(constant: ir.TensorProtocol) -> bool:
+    """Whether it may be a list of sizes, which engines read inside the graph alone, to infer its shapes."""
+    return constant.dtype == ir.DataType.INT64 and len(constant.shape) == 1
 
 
 def _name_axes(model: ir.Model, axes: Axes) -> tuple[Port, ...]:

@@ -1,8 +1,10 @@
 """A LoRA as low-rank sums of NumPy: what can be merged without torch. `lssgen export` merges every other kind."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,16 @@ from safetensors import SafetensorError, safe_open
 
 from lssgen.errors import ModelError
 from lssgen.lora.asked import Lora
-from lssgen.lora.names import Pair, Places, Role, Target, component_of, sorted_keys
+from lssgen.lora.layouts import original_names
+from lssgen.lora.names import ENCODERS, Pair, Places, Role, Target, component_of, sorted_keys
 from lssgen.lora.said import Place, Said, adapters_of, places_of
 from lssgen.lora.strengths import Factors, assumed_note, strengths_of
 from lssgen.ports import Array
 
 PLAIN: frozenset[Role] = frozenset(("down", "up", "alpha"))
+
+TEXT_ENCODERS = ("text_encoder", *ENCODERS)
+"""Beginnings of the names of text encoders' layers."""
 
 ELSEWHERE = "export the checkpoint with --lora, which merges it, and serve that bundle"
 
@@ -89,7 +95,7 @@ def _of_file(lora: Lora, place: Place, shapes: Mapping[str, tuple[int, ...]]) ->
     factors = [_factors(layer, keys, tensors) for layer, keys in layers.items()]
     strengths = strengths_of(said, factors)
     network = next((part for part in ("transformer", "unet") if any(name.startswith(part) for name in shapes)), "")
-    target = Target(shapes, network, _unknown, dict.fromkeys(_components(shapes), ""))
+    target = Target(shapes, network, original_names(shapes, network), dict.fromkeys(_components(shapes), ""))
     places = Places(target, _component(said, pairs, target))
     found: dict[str, Delta] = {}
     lost: list[str] = []
@@ -114,15 +120,39 @@ def _tensors(place: Place) -> tuple[Mapping[str, str], Mapping[str, Array]]:
         ModelError: It is not a whole safetensors file, or holds NaN or infinity.
     """
     try:
-        with safe_open(place.path, "np") as file:  # numbers as bfloat16 need ml_dtypes, which comes with onnx
+        with safe_open(place.path, "np") as file:
             header: dict[str, str] = file.metadata() or {}
-            tensors: dict[str, Array] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            halves = _bfloat16s(place.path)  # after safetensors has seen that it is sound
+            tensors: dict[str, Array] = {name: _tensor(file, name, halves) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, TypeError, AttributeError) as error:
         raise ModelError(f"{place.path} cannot be read as a LoRA: {error}") from error
     for name, value in tensors.items():
         if value.dtype.kind not in "fV" or not value.size or not np.isfinite(value.astype(np.float32)).all():
             raise ModelError(f"{place.path} is damaged: {name} is empty, or not made of finite numbers")
     return header, tensors
+
+
+def _tensor(file: Any, name: str, halves: Mapping[str, bytes]) -> Array:
+    if name not in halves:
+        return file.get_tensor(name)
+    # NumPy has no bfloat16 of its own, and the package that brings one is not everywhere: its bits are the upper half
+    # of a float32's.
+    bits = np.frombuffer(halves[name], "<u2").astype(np.uint32) << 16
+    return bits.view(np.float32).reshape(file.get_slice(name).get_shape())
+
+
+def _bfloat16s(path: Path) -> Mapping[str, bytes]:
+    """The bytes of a sound file's tensors of that type, by name."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries: dict[str, Any] = json.loads(file.read(length))
+        found: dict[str, bytes] = {}
+        for name, entry in entries.items():
+            if entry.get("dtype") == "BF16":
+                first, last = entry["data_offsets"]
+                file.seek(8 + length + first)
+                found[name] = file.read(last - first)
+    return found
 
 
 def _see_plain(said: Said, layers: Mapping[str, Mapping[Role, str]], rest: list[str]) -> None:
@@ -166,14 +196,15 @@ def _component(said: Said, pairs: Mapping[str, Pair[Array]], target: Target[Arra
     return component_of({layer: len(up) for layer, (_, up) in pairs.items()}, adapter.model, target)
 
 
-def _unknown(tensors: Mapping[str, Array]) -> Mapping[str, Array]:
-    """Names of other layouts: diffusers knows them, and needs torch."""
-    del tensors
-    return {}
-
-
 def _misfit(place: Place, lost: list[str]) -> ModelError:
-    shown = ", ".join(lost[:SHOWN]) or "it has no LoRA keys at all"
+    if not lost:
+        return ModelError(f"{place.path} has no LoRA keys at all; give the file that the trainer wrote")
+    shown = ", ".join(lost[:SHOWN])
+    if all(layer.startswith(TEXT_ENCODERS) for layer in lost):
+        return ModelError(
+            f"{place.path} changes text encoders too, and there is no weight, or no slot, for {shown}; {ELSEWHERE}"
+        )
     return ModelError(
-        f"{place.path} does not fit this bundle, or has names that only an export knows: {shown}; {ELSEWHERE}"
+        f"{place.path} does not fit this bundle: there is no weight, or no slot, for {shown}, or only an export knows "
+        f"these names; {ELSEWHERE}"
     )

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lssgen.errors import UnknownModelError
-from lssgen.models.configs import INDEX, configs_from_folder, read_json
+from lssgen.models.configs import INDEX, PIPELINE, configs_from_folder, read_json
+from lssgen.models.costs import Config
+from lssgen.models.distilled import distilled_by_configs
 from lssgen.models.families import (
     FAMILIES,
     Configs,
@@ -138,6 +140,7 @@ _VAE_PLAYGROUND = _VAE | {
 }
 _VAE_SD3 = _VAE | {"latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609}
 _VAE_FLUX = _VAE | {"latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+_VAE_FLUX2 = _VAE | {"_class_name": "AutoencoderKLFlux2", "latent_channels": 32}
 _VAE_COGVIEW = _VAE | {"latent_channels": 16, "scaling_factor": 1.0, "shift_factor": 0.0}
 
 _UNET_SD: Mapping[str, Any] = {
@@ -201,6 +204,29 @@ _FLUX_NET: Mapping[str, Any] = {
     "joint_attention_dim": 4096,
     "pooled_projection_dim": 768,
     "guidance_embeds": True,
+}
+_FLUX2_NET: Mapping[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 128,
+    "num_layers": 8,
+    "num_single_layers": 48,
+    "num_attention_heads": 48,
+    "attention_head_dim": 128,
+    "joint_attention_dim": 15360,
+    "guidance_embeds": True,
+}
+_KLEIN_4B = _FLUX2_NET | {
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}
+_KLEIN_9B = _FLUX2_NET | {
+    "num_single_layers": 24,
+    "num_attention_heads": 32,
+    "joint_attention_dim": 12288,
+    "guidance_embeds": False,
 }
 _COGVIEW_NET: Mapping[str, Any] = {
     "sample_size": 128,
@@ -286,11 +312,29 @@ _CHROMA_NET: Mapping[str, Any] = {
 
 _SD3 = FAMILIES["sd3"].defaults
 _FLUX = FAMILIES["flux"].defaults
+_FLUX2 = FAMILIES["flux2"].defaults
 _SDXL = FAMILIES["sdxl"].defaults
 _SD = FAMILIES["sd"].defaults
 _ZIMAGE = FAMILIES["zimage"].defaults
 _STABILITY = "Stability AI Community License"
 _FLUX_DEV = "FLUX.1 [dev] Non-Commercial License"
+
+_FLUX2_DEV = "FLUX Non-Commercial License"
+
+
+def _klein(name: str, source: str, net: Config, *, distilled: bool, licence: str, gated: bool) -> Alias:
+    few = distilled_by_configs("flux2", net, {}, index := {"is_distilled": distilled})
+    return Alias(
+        name=name,
+        family="flux2",
+        source=source,
+        licence=licence,
+        gated=gated,
+        defaults=_FLUX2 if few is None else few.amended(_FLUX2),
+        max_sequence_length=512,
+        published={"transformer": net, "vae": _VAE_FLUX2, "scheduler": _FLOW_TOKENS, PIPELINE: index},
+    )
+
 
 # Where the numbers come from: the JSON files of the hub ids, as published. A download is always read instead.
 _RECORDS = (
@@ -426,6 +470,49 @@ _RECORDS = (
         defaults=_FLUX,
         max_sequence_length=512,
         published={"transformer": _FLUX_NET, "vae": _VAE_FLUX, "scheduler": _FLOW_TOKENS},
+    ),
+    # FLUX.2: from what is known of the published files, which could not be looked at when this was written.
+    _klein(
+        "flux2-klein-4b",
+        "black-forest-labs/FLUX.2-klein-4B",
+        _KLEIN_4B,
+        distilled=True,
+        licence="Apache-2.0",
+        gated=False,
+    ),
+    _klein(
+        "flux2-klein-base-4b",
+        "black-forest-labs/FLUX.2-klein-base-4B",
+        _KLEIN_4B,
+        distilled=False,
+        licence="Apache-2.0",
+        gated=False,
+    ),
+    _klein(
+        "flux2-klein-9b",
+        "black-forest-labs/FLUX.2-klein-9B",
+        _KLEIN_9B,
+        distilled=True,
+        licence=_FLUX2_DEV,
+        gated=True,
+    ),
+    _klein(
+        "flux2-klein-base-9b",
+        "black-forest-labs/FLUX.2-klein-base-9B",
+        _KLEIN_9B,
+        distilled=False,
+        licence=_FLUX2_DEV,
+        gated=True,
+    ),
+    Alias(
+        name="flux2-dev",
+        family="flux2",
+        source="black-forest-labs/FLUX.2-dev",
+        licence=_FLUX2_DEV,
+        gated=True,
+        defaults=_FLUX2,
+        max_sequence_length=512,
+        published={"transformer": _FLUX2_NET, "vae": _VAE_FLUX2, "scheduler": _FLOW_TOKENS},
     ),
     Alias(
         name="cogview4",

@@ -11,6 +11,9 @@ from lssgen.jsons import JsonError, NoFileError, decode_json, read_bytes
 
 INDEX = "model_index.json"
 
+PIPELINE = "model_index"
+"""Name of that file among the configurations of a checkpoint's components."""
+
 NAME = re.compile(r"\w{1,100}")
 """Names of parts: each is that of a folder."""
 
@@ -95,13 +98,15 @@ def configs_from_folder(folder: Path) -> Mapping[str, Mapping[str, Any]]:
     """Configuration of every component that a checkpoint's model_index.json names and that has one.
 
     Returns:
-        By component; schedulers from scheduler_config.json, all others from config.json.
+        By component; schedulers from scheduler_config.json, all others from config.json. model_index.json itself is
+        there by the name `PIPELINE`.
 
     Raises:
         ModelError: No model_index.json, or a file that is not JSON.
     """
-    configs: dict[str, Mapping[str, Any]] = {}
-    for name in read_json(folder / INDEX):
+    index = read_json(folder / INDEX)
+    configs: dict[str, Mapping[str, Any]] = {PIPELINE: index}
+    for name in index:
         if not NAME.fullmatch(name):
             raise ModelError(
                 f"{folder / INDEX} names a part {name[:40]!r}, which is not the name of a folder; download the "

@@ -66,6 +66,32 @@ def flux_cost(net: Config, text_tokens: int) -> NetworkCost:
     )
 
 
+def flux2_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """Flux2Transformer2DModel: as FLUX.1, with gated feed-forwards, and modulations that all blocks of a kind share.
+
+    Args:
+        net: The transformer's config.json.
+        text_tokens: Length of the text stream.
+    """
+    width = net.get("num_attention_heads", 48) * net.get("attention_head_dim", 128)
+    double, single = net.get("num_layers", 8), net.get("num_single_layers", 48)
+    channels, square, text = net.get("in_channels", 128), width * width, text_tokens
+    guided = 2 if net.get("guidance_embeds", True) else 1
+    once = guided * (net.get("timestep_guidance_channels", 256) * width + square)
+    # Modulations: six for each stream of the double blocks, three for the single ones, two at the end.
+    once += (12 + 3 + 2) * square
+    # int, as the layers are made. Gated: two ways in and one out, beside query, key, value and the way out.
+    feed = int(width * net.get("mlp_ratio", 3.0))
+    every = (4 * square + 3 * feed * width) * (double + single)
+    joint = _attention(width) * (double + single)
+    return _cost(
+        once=2 * (once + text * (net.get("joint_attention_dim", 15360) * width + every)) + joint * text * text,
+        token=2 * (every + width * (channels + (net.get("out_channels") or channels))) + 2 * joint * text,
+        pair=joint,
+        cells=4,  # the packing of 2 x 2 cells
+    )
+
+
 def chroma_cost(net: Config, text_tokens: int) -> NetworkCost:
     """ChromaTransformer2DModel: the blocks of `flux_cost`, whose modulations all come from one small network.
 
@@ -89,6 +115,46 @@ def chroma_cost(net: Config, text_tokens: int) -> NetworkCost:
         pair=joint,
         cells=4,  # the packing of 2 x 2 cells
     )
+
+
+def mmdit_control_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """SD3ControlNetModel: blocks of `mmdit_cost`, or of the picture alone, and a product for each.
+
+    Args:
+        net: The ControlNet's config.json.
+        text_tokens: Length of the text stream.
+    """
+    width = net.get("num_attention_heads", 18) * net.get("attention_head_dim", 64)
+    blocks, patch, channels = net.get("num_layers", 18), net.get("patch_size", 2), net.get("in_channels", 16)
+    square = width * width
+    if net.get("joint_attention_dim", 4096) is None:
+        once = 256 * width + net.get("pooled_projection_dim", 2048) * width + (2 + 6 * blocks) * square
+        token = 2 * patch**2 * width * channels + 13 * blocks * square
+        return _cost(once=2 * once, token=2 * token, pair=_attention(width) * blocks, cells=patch**2)
+    # The latent and the control picture come in, nothing goes out.
+    alike = mmdit_cost({**net, "out_channels": channels}, text_tokens)
+    # No modulation at the end, and a last block whose text is written and modulated as in the others.
+    fixed = 2 * (2 * square + text_tokens * 9 * square)
+    return alike + NetworkCost(fixed=fixed, per_cell=2 * blocks * square / patch**2, per_cell_pair=0)
+
+
+def flux_control_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """FluxControlNetModel: blocks of `flux_cost`, and a product for each. Once a picture, also where a negative prompt
+    is evaluated besides; counted for every branch all the same.
+
+    Args:
+        net: The ControlNet's config.json.
+        text_tokens: Length of the text stream.
+    """
+    width = net.get("num_attention_heads", 24) * net.get("attention_head_dim", 128)
+    blocks = net.get("num_layers", 19) + net.get("num_single_layers", 38)
+    square = width * width
+    # The latent and the control picture come in, nothing goes out; the kind of the picture is a token more, of the
+    # width that text is brought to.
+    kind = net.get("num_mode") is not None
+    alike = flux_cost({**net, "out_channels": net.get("in_channels", 64)}, text_tokens + kind)
+    fixed = -4 * square - 2 * kind * net.get("joint_attention_dim", 4096) * width
+    return alike + NetworkCost(fixed=fixed, per_cell=2 * blocks * square / 4, per_cell_pair=0)
 
 
 def cogview_cost(net: Config, text_tokens: int) -> NetworkCost:
@@ -191,11 +257,10 @@ def unet_cost(net: Config, text_tokens: int) -> NetworkCost:
         net: The UNet's config.json.
         text_tokens: Length of the text that every transformer reads.
     """
-    widths: Sequence[int] = net.get("block_out_channels", (320, 640, 1280, 1280))
+    sum_, skips = _way_down(net, text_tokens)
+    widths: Sequence[int] = net.get("block_out_channels", _WIDTHS)
     levels = len(widths)
     layers = _per_level(net.get("layers_per_block", 2), levels)
-    depths = _depths(net.get("transformer_layers_per_block", 1), layers)
-    middle = depths[-1][0] if depths[-1] else 0
     # Where nothing else is said, the way up is the way down; its blocks have a layer more.
     backwards = (
         net.get("reverse_transformer_layers_per_block")
@@ -203,8 +268,64 @@ def unet_cost(net: Config, text_tokens: int) -> NetworkCost:
     )
     depths_up = _depths(backwards, [count + 1 for count in reversed(layers)])
     read = _per_level(net.get("cross_attention_dim", 1280), levels)
-    down = ["CrossAttn" in kind for kind in net.get("down_block_types", _DOWN)]
     up = ["CrossAttn" in kind for kind in net.get("up_block_types", _UP)]
+    width = widths[-1]
+    for step, level in enumerate(reversed(range(levels))):
+        for depth in depths_up[step]:
+            sum_.resnet(width + skips.pop()[0], widths[level], level)
+            width = widths[level]
+            if up[step]:
+                sum_.transformer(width, depth, level, read[level])
+        if level:
+            sum_.convolution(width, width, level - 1)
+    sum_.convolution(widths[0], net.get("out_channels", 4), 0)
+    return sum_.cost
+
+
+def unet_control_cost(net: Config, text_tokens: int) -> NetworkCost:
+    """ControlNetModel and ControlNetUnionModel of SD and SDXL: the way down and the middle of a UNet, a convolution of
+    one tap for each skip connection, and a stack of convolutions that brings the control picture to the latent's size.
+
+    Args:
+        net: The ControlNet's config.json.
+        text_tokens: Length of the text that every transformer reads.
+    """
+    sum_, skips = _way_down(net, text_tokens)
+    for width, level in (*skips, skips[-1]):  # the middle has the size of the last
+        sum_.convolution(width, width, level, taps=1)
+    hint = net.get("conditioning_embedding_out_channels", (16, 32, 96, 256))
+    halvings = len(hint) - 1
+    sum_.convolution(net.get("conditioning_channels", 3), hint[0], -halvings)
+    for step in range(halvings):
+        sum_.convolution(hint[step], hint[step], step - halvings)
+        sum_.convolution(hint[step], hint[step + 1], step + 1 - halvings)
+    sum_.convolution(hint[-1], skips[0][0], 0)
+    if "num_control_type" in net:
+        sum_.once += _task(net, 4 * skips[0][0])
+    return sum_.cost
+
+
+def _task(net: Config, time: int) -> int:
+    """Multiplications of what a union ControlNet does with the kind of its picture, per picture."""
+    told, width = net["addition_time_embed_dim"] * net["num_control_type"], net["num_trans_channel"]
+    # Two tokens, the control picture's and the latent's, through layers of 12 squares. They do not attend to each other
+    # but to the same token of the other guidance branches, so that how many pairs there are depends on these; one here.
+    layers = net["num_trans_layer"] * 2 * (12 * width * width + 2 * width)
+    return told * time + time * time + layers + width * net["num_proj_channel"]
+
+
+_WIDTHS = (320, 640, 1280, 1280)
+
+
+def _way_down(net: Config, text_tokens: int) -> tuple["_Unet", list[tuple[int, int]]]:
+    """A UNet up to its middle; and width and level of every skip connection."""
+    widths: Sequence[int] = net.get("block_out_channels", _WIDTHS)
+    levels = len(widths)
+    layers = _per_level(net.get("layers_per_block", 2), levels)
+    depths = _depths(net.get("transformer_layers_per_block", 1), layers)
+    middle = depths[-1][0] if depths[-1] else 0
+    read = _per_level(net.get("cross_attention_dim", 1280), levels)
+    down = ["CrossAttn" in kind for kind in net.get("down_block_types", _DOWN)]
     first, last = widths[0], widths[-1]
     time = 4 * first
     sum_ = _Unet(time, text_tokens)
@@ -212,33 +333,24 @@ def unet_cost(net: Config, text_tokens: int) -> NetworkCost:
     if net.get("addition_embed_type") == "text_time":
         sum_.once += net["projection_class_embeddings_input_dim"] * time + time * time
     sum_.convolution(net.get("in_channels", 4), first, 0)
-    skips = [first]
+    skips = [(first, 0)]
     width = first
     for level in range(levels):
         for depth in depths[level]:
             sum_.resnet(width, widths[level], level)
             width = widths[level]
-            skips.append(width)
+            skips.append((width, level))
             if down[level]:
                 sum_.transformer(width, depth, level, read[level])
         if level < levels - 1:
             sum_.convolution(width, width, level + 1)
-            skips.append(width)
+            skips.append((width, level + 1))
     if net.get("mid_block_type", _MID) is not None:
         sum_.resnet(last, last, levels - 1)
     if net.get("mid_block_type", _MID) == _MID:
         sum_.transformer(last, middle, levels - 1, read[-1])
         sum_.resnet(last, last, levels - 1)
-    for step, level in enumerate(reversed(range(levels))):
-        for depth in depths_up[step]:
-            sum_.resnet(width + skips.pop(), widths[level], level)
-            width = widths[level]
-            if up[step]:
-                sum_.transformer(width, depth, level, read[level])
-        if level:
-            sum_.convolution(width, width, level - 1)
-    sum_.convolution(first, net.get("out_channels", 4), 0)
-    return NetworkCost(fixed=2 * sum_.once, per_cell=2 * sum_.cell, per_cell_pair=2 * sum_.pair)
+    return sum_, skips
 
 
 _DOWN = (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D")
@@ -252,6 +364,10 @@ class _Unet:
     def __init__(self, time: int, text: int) -> None:
         self.once = self.cell = self.pair = 0.0
         self._time, self._text = time, text
+
+    @property
+    def cost(self) -> NetworkCost:
+        return NetworkCost(fixed=2 * self.once, per_cell=2 * self.cell, per_cell_pair=2 * self.pair)
 
     def convolution(self, of: int, to: int, level: int, taps: int = 9) -> None:
         self.cell += taps * of * to / 4**level

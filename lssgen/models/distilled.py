@@ -22,8 +22,10 @@ class Distilled:
         families: Keys in `FAMILIES`.
         steps: Steps that it was distilled for; 0: the number in its name.
         guidance_scale: Scale that it was distilled with; 1 or less is none.
-        net, scheduler: Values of fields that only this kind has together: each any of several. None stands for a field
-            that is not there.
+        start_sigma: Start of later stages that leaves them about half of the steps; 0: that of the family's defaults.
+        net, scheduler, index: Values of fields of the denoiser's and the scheduler's configuration and of
+            model_index.json that only this kind has together: each any of several. None stands for a field that is not
+            there.
         name: Pattern of a file's name, for files that have no configuration of their own; empty: it is not known so.
         sampling: Fields of the scheduler's configuration that such a file wants, whatever its base has.
     """
@@ -32,14 +34,17 @@ class Distilled:
     families: tuple[str, ...]
     steps: int
     guidance_scale: float
+    start_sigma: float = 0.0
     net: Mapping[str, tuple[object, ...]] = field(default_factory=dict[str, tuple[object, ...]])
     scheduler: Mapping[str, tuple[object, ...]] = field(default_factory=dict[str, tuple[object, ...]])
+    index: Mapping[str, tuple[object, ...]] = field(default_factory=dict[str, tuple[object, ...]])
     name: str = ""
     sampling: Mapping[str, object] = field(default_factory=dict[str, object])
 
     def amended(self, defaults: Defaults) -> Defaults:
         """Defaults of a run of such a checkpoint."""
-        return replace(defaults, num_inference_steps=self.steps, guidance_scale=self.guidance_scale)
+        start = self.start_sigma or defaults.start_sigma
+        return replace(defaults, num_inference_steps=self.steps, guidance_scale=self.guidance_scale, start_sigma=start)
 
 
 _UNETS = ("sd", "sdxl")
@@ -128,21 +133,34 @@ _KINDS = (
         net={"guidance_embeds": (False,)},
         scheduler={"shift": (1.0,), "use_dynamic_shifting": (False, None)},
     ),
+    Distilled(
+        title="FLUX.2 [klein]",
+        families=("flux2",),
+        steps=4,
+        guidance_scale=1.0,
+        # Its shift of few steps is large: 0.75 would leave one of four.
+        start_sigma=0.9,
+        index={"is_distilled": (True,)},
+    ),
 )
 
 
-def distilled_by_configs(family: str, net: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Distilled | None:
+def distilled_by_configs(
+    family: str, net: Mapping[str, Any], scheduler: Mapping[str, Any], index: Mapping[str, Any]
+) -> Distilled | None:
     """The kind that a checkpoint's configurations speak for; None where nothing does.
 
     Args:
         family: Key in `FAMILIES`.
         net: Configuration of the denoiser.
         scheduler: Configuration of the scheduler.
+        index: The checkpoint's model_index.json; empty: there is none.
     """
     # The first that fits: LCM-SDXL has the mark of the second kind too, and wants other guidance.
     for kind in _KINDS:
-        known = kind.net or kind.scheduler
-        if known and family in kind.families and _has(net, kind.net) and _has(scheduler, kind.scheduler):
+        known = kind.net or kind.scheduler or kind.index
+        has = _has(net, kind.net) and _has(scheduler, kind.scheduler) and _has(index, kind.index)
+        if known and family in kind.families and has:
             return kind
     return None
 

@@ -10,10 +10,12 @@ from difflib import get_close_matches
 from typing import Any, Literal, cast
 
 from lssgen.errors import ModelError, UnknownModelError
+from lssgen.models.configs import PIPELINE
 from lssgen.models.costs import (
     Config,
     chroma_cost,
     cogview_cost,
+    flux2_cost,
     flux_cost,
     mmdit_cost,
     qwen21_cost,
@@ -26,7 +28,8 @@ from lssgen.models.positions import FLUX_POSITIONS, QWEN_POSITIONS
 from lssgen.plan.facts import SPACES, Defaults, ModelFacts, NetworkCost, ScalingSpace
 
 Configs = Mapping[str, Config]
-"""JSON of a checkpoint by component: "transformer" or "unet", "vae", "scheduler", "text_encoder", ..."""
+"""JSON of a checkpoint by component: "transformer" or "unet", "vae", "scheduler", "text_encoder", ...; and, where it
+matters, model_index.json by the name `lssgen.models.configs.PIPELINE`."""
 
 Guidance = Literal["branches", "embedded", "none"]
 
@@ -46,13 +49,13 @@ class Family:
         nets: Module with the family's graphs; importing it needs torch.
         latent: (channels, patch) from the denoiser's config: latent channels, and cells along one side of a token.
         cell_px: Pixels along one side of a latent cell, from the VAE's config.
-        guidance: Kind of guidance from the denoiser's config.
+        guidance: Kind of guidance from the denoiser's config and the checkpoint's model_index.json.
         cost: Arithmetic from the denoiser's config and the number of text tokens.
         longest_side: Function from the denoiser's config to `ModelFacts.longest_side`.
         latent_spaces: Keys in `lssgen.models.spaces.SPACES`: latents that published checkpoints of the family paint.
+        whole: Parts whose weights are read even where others stand in for them.
         cells: Number of tokens that a stage's sides are multiples of.
-        cells: Number of tokens that a stage's sides are multiples of.
-        grid, start, oversize, scaling_spaces, clamps: See `ModelFacts`.
+        grid, start, oversize, scaling_spaces, shift_by, noise_patch, clamps: See `ModelFacts`.
         scheduler_fixed: Scheduler fields whose value the published pipeline forces.
         history: Estimates that the step graph must carry for every solver that fits: 3 for UniPC of order 3, 4 for
             PNDM, whose memory spans four steps and one evaluation that it forgets. One is as large as the latent.
@@ -74,13 +77,16 @@ class Family:
     nets: str
     latent: Callable[[Config], tuple[int, int]]
     cell_px: Callable[[Config], int]
-    guidance: Callable[[Config], Guidance]
+    guidance: Callable[[Config, Config], Guidance]
     cost: Callable[[Config, int], NetworkCost]
     longest_side: Callable[[Config], int]
     latent_spaces: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
     grid: Literal["range", "even", "labels"] = "range"
     start: Literal["timestep", "fraction"]
     oversize: Literal["refuse", "floor"] = "refuse"
+    shift_by: Literal["tokens", "steps"] = "tokens"
+    noise_patch: int = 1
     scaling_spaces: tuple[ScalingSpace, ...] = SPACES
     scheduler_fixed: Mapping[str, object] = field(default_factory=dict[str, object])
     history: int
@@ -99,12 +105,18 @@ def _patched(net: Config) -> tuple[int, int]:
 
 
 def _packed(net: Config) -> tuple[int, int]:
-    """FLUX packs 2 x 2 cells into its channels before the network."""
+    """FLUX packs 2 x 2 cells into its channels before the network; what inpaints takes more than it gives."""
+    return int(net.get("out_channels") or net["in_channels"]) // 4, 2
+
+
+def _packed_input(net: Config) -> tuple[int, int]:
+    """As `_packed`, of what comes in: Qwen-Image's `out_channels` are those of a cell."""
     return int(net["in_channels"]) // 4, 2
 
 
 def _unpatched(net: Config) -> tuple[int, int]:
-    return int(net["in_channels"]), 1
+    """Networks that inpaint take more channels than they give."""
+    return int(net.get("out_channels") or net["in_channels"]), 1
 
 
 def _halvings(vae: Config) -> int:
@@ -120,17 +132,27 @@ def _wan_halvings(vae: Config) -> int:
     return 2 ** len(vae["temperal_downsample"])
 
 
-def _branches(net: Config) -> Guidance:
-    del net
+def _branches(net: Config, index: Config) -> Guidance:
+    del net, index
     return "branches"
 
 
-def _flux_guidance(net: Config) -> Guidance:
+def _flux_guidance(net: Config, index: Config) -> Guidance:
+    del index
     return "embedded" if net.get("guidance_embeds") else "none"
 
 
-def _unet_guidance(net: Config) -> Guidance:
+def _flux2_guidance(net: Config, index: Config) -> Guidance:
+    """Dev is told the scale; klein's base models have branches, and those distilled for few steps have none."""
+    # Another default than FLUX.1's: that of the class.
+    if net.get("guidance_embeds", True):
+        return "embedded"
+    return "none" if index.get("is_distilled") else "branches"
+
+
+def _unet_guidance(net: Config, index: Config) -> Guidance:
     """Consistency-distilled UNets (LCM) take the scale as an input."""
+    del index
     return "embedded" if net.get("time_cond_proj_dim") else "branches"
 
 
@@ -176,7 +198,7 @@ _T5 = ("T5EncoderModel",)
 _SD = Family(
     name="sd",
     title="Stable Diffusion 1.x and 2.x",
-    pipelines=("StableDiffusionPipeline", "LatentConsistencyModelPipeline"),
+    pipelines=("StableDiffusionPipeline", "LatentConsistencyModelPipeline", "StableDiffusionInpaintPipeline"),
     network="unet",
     classes={"unet": ("UNet2DConditionModel",), "vae": _VAES, "text_encoder": _CLIP},
     components=("unet", "vae", "scheduler", "text_encoder", "tokenizer"),
@@ -205,7 +227,7 @@ _SD = Family(
 _SDXL = Family(
     name="sdxl",
     title="Stable Diffusion XL, Playground v2.5",
-    pipelines=("StableDiffusionXLPipeline",),
+    pipelines=("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"),
     network="unet",
     classes={
         "unet": ("UNet2DConditionModel",),
@@ -258,7 +280,7 @@ _SD3 = Family(
 _FLUX = Family(
     name="flux",
     title="FLUX.1",
-    pipelines=("FluxPipeline",),
+    pipelines=("FluxPipeline", "FluxFillPipeline", "FluxControlPipeline"),
     network="transformer",
     classes={
         "transformer": ("FluxTransformer2DModel",),
@@ -281,6 +303,37 @@ _FLUX = Family(
     max_sequence_length=512,
     attends_clip=False,
     defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=3.5, shorten=True),
+)
+
+_FLUX2 = Family(
+    name="flux2",
+    title="FLUX.2 dev and klein",
+    pipelines=("Flux2Pipeline", "Flux2KleinPipeline"),
+    network="transformer",
+    classes={
+        "transformer": ("Flux2Transformer2DModel",),
+        "vae": ("AutoencoderKLFlux2", "AutoencoderTiny"),
+        "text_encoder": ("Mistral3ForConditionalGeneration", "Qwen3ForCausalLM"),
+    },
+    components=("transformer", "vae", "scheduler", "text_encoder", "tokenizer"),
+    nets="lssgen.models.nets.flux2",
+    latent_spaces=("flux2",),
+    # Its weights, not its configuration, say how latents are normalised.
+    whole=("vae",),
+    latent=_packed,
+    cell_px=_halvings,
+    guidance=_flux2_guidance,
+    cost=flux2_cost,
+    longest_side=_flux_positions,
+    grid="even",
+    shift_by="steps",
+    noise_patch=2,
+    start="timestep",
+    oversize="floor",
+    history=3,
+    max_sequence_length=512,
+    attends_clip=False,
+    defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=4.0, shorten=True),
 )
 
 _COGVIEW4 = Family(
@@ -369,7 +422,7 @@ _QWEN = Family(
     },
     components=("transformer", "vae", "scheduler", "text_encoder", "tokenizer"),
     nets="lssgen.models.nets.qwen",
-    latent=_packed,
+    latent=_packed_input,
     cell_px=_wan_halvings,
     guidance=_branches,
     cost=qwen_cost,
@@ -407,7 +460,7 @@ _QWEN21 = replace(
 )
 
 FAMILIES: Mapping[str, Family] = {
-    family.name: family for family in (_SD, _SDXL, _SD3, _FLUX, _COGVIEW4, _ZIMAGE, _CHROMA, _QWEN, _QWEN21)
+    family.name: family for family in (_SD, _SDXL, _SD3, _FLUX, _FLUX2, _COGVIEW4, _ZIMAGE, _CHROMA, _QWEN, _QWEN21)
 }
 """Every family, by name."""
 
@@ -442,7 +495,8 @@ def defaults_from_configs(family: Family, configs: Configs) -> Defaults:
     # FLUX's config has no size of a picture, and others may give two sides.
     if family.sized_by_config and isinstance(cells, int):
         defaults = at_size(defaults, cells * cell_px(family, configs))
-    kind = distilled_by_configs(family.name, _config(family, configs, family.network), configs.get("scheduler", {}))
+    net, scheduler = _config(family, configs, family.network), configs.get("scheduler", {})
+    kind = distilled_by_configs(family.name, net, scheduler, configs.get(PIPELINE, {}))
     return defaults if kind is None else kind.amended(defaults)
 
 
@@ -450,7 +504,7 @@ def with_levels(defaults: Defaults, model_index: Mapping[str, object]) -> Defaul
     """Defaults with the noise levels that a model_index.json names as its author's own (Qwen-Image 2.1).
 
     Raises:
-        ModelError: They are no list of numbers.
+        ModelError: They are not a list of numbers.
     """
     levels = model_index.get("sample_sigmas")
     if levels is None:
@@ -458,7 +512,7 @@ def with_levels(defaults: Defaults, model_index: Mapping[str, object]) -> Defaul
     found = cast("list[object]", levels) if isinstance(levels, list) else [None]
     sigmas = tuple(float(level) for level in found if isinstance(level, int | float))
     if len(sigmas) != len(found):
-        raise ModelError(f"model_index.json has sample_sigmas {str(levels)[:80]}, which is no list of numbers")
+        raise ModelError(f"model_index.json has sample_sigmas {str(levels)[:80]}, which is not a list of numbers")
     return replace(defaults, sigmas=sigmas, num_inference_steps=len(sigmas) or defaults.num_inference_steps)
 
 
@@ -493,7 +547,7 @@ def facts_from_configs(
     scheduler = _config(family, configs, "scheduler")
     try:
         channels, patch = family.latent(net)
-        cost = family.cost(net, _text_tokens(family, configs, max_sequence_length))
+        cost = family.cost(net, text_tokens(family, configs, max_sequence_length))
         longest_side = family.longest_side(net)
         scheduler_class = str(scheduler["_class_name"])
     except KeyError as error:
@@ -517,14 +571,24 @@ def facts_from_configs(
         # Last, as the published pipeline's constructor overwrites what the file says.
         scheduler_config={**scheduler, **family.scheduler_fixed},
         start=family.start,
-        guidance=family.guidance(net),
+        guidance=family.guidance(net, configs.get(PIPELINE, {})),
         scaling_spaces=family.scaling_spaces,
         defaults=defaults,
+        shift_by=family.shift_by,
+        noise_patch=family.noise_patch,
         cost=cost,
         longest_side=longest_side,
         unguided_scale=family.unguided_scale,
         clamps=family.clamps,
     )
+
+
+def inpaints(net: Config) -> bool:
+    """Whether a denoiser takes a mask and a masked picture beside the latent: more than as many channels again.
+
+    As many again are a control picture's (FLUX.1 Canny and Depth).
+    """
+    return int(net["in_channels"]) > 2 * int(net.get("out_channels") or net["in_channels"])
 
 
 def cell_px(family: Family, configs: Configs) -> int:
@@ -543,7 +607,7 @@ CLIP_TOKENS = 77
 """Length of every CLIP text encoder of the families."""
 
 
-def _text_tokens(family: Family, configs: Configs, max_sequence_length: int) -> int:
+def text_tokens(family: Family, configs: Configs, max_sequence_length: int) -> int:
     """Tokens that the denoiser attends to."""
     # Published aliases bring no text encoder's JSON: a plan needs nothing else of it.
     clip = int(configs.get("text_encoder", {}).get("max_position_embeddings", CLIP_TOKENS))

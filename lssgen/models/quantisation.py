@@ -41,6 +41,14 @@ _FLUX = Sensitivity(
     ),
 )
 
+# In single blocks one product makes query, key, value and both ways into the feed-forward, another ends both.
+_FLUX2 = Sensitivity(
+    block=re.compile(r"transformer\.(single_)?transformer_blocks\.\d+"),
+    products=re.compile(
+        r"\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out(\.0)?|to_add_out|to_qkv_mlp_proj)|ff(_context)?\.linear_(in|out))\."
+    ),
+)
+
 _COGVIEW = Sensitivity(
     block=re.compile(r"transformer\.transformer_blocks\.\d+"),
     products=re.compile(r"\.(attn1\.(to_[qkv]|to_out\.0)|ff\.net\.\d(\.proj)?)\."),
@@ -83,6 +91,7 @@ SENSITIVITIES: Mapping[str, Sensitivity] = {
     "sdxl": _UNET,
     "sd3": _MMDIT,
     "flux": _FLUX,
+    "flux2": _FLUX2,
     "cogview4": _COGVIEW,
     "zimage": _ZIMAGE,
     "qwen": _QWEN,

@@ -83,6 +83,8 @@ def _sample(
     match port.name, port.dtype:
         case "row", _:
             rows = np.array([[STEP.get(column, 0.0) for column in range(shape[1])]] * shape[0], port.dtype)
+            if choices:
+                rows[:, -len(choices) :] = choices
             rows[:, 0] -= 50 * np.arange(shape[0])  # a graph that mixed the pictures' labels up would show
             return rows
         case "guidance_weights", _:  # they add up to one, as in a run: -1, 2 for two branches
@@ -97,6 +99,14 @@ def _sample(
             gates = np.ones(shape, port.dtype)
             gates[-1, shape[1] // 2] = 0
             return gates
+        case "lora_factors", _:
+            # Of a size that factors have: normal numbers would grow from layer to layer.
+            return rng.integers(-1, 2, shape, np.int8) * np.asarray(0.05, port.dtype)
+        case "lora_weights", _:
+            weights = np.ones(shape, port.dtype)
+            weights[:, ::2] = 0.5
+            weights[0, shape[1] // 2 :] = 0  # the first picture is painted without some: one for all would show
+            return weights
         case name, _ if name in CONSTANTS:
             return np.full(shape, CONSTANTS[name], port.dtype)
         case _, "uint8":

@@ -56,6 +56,25 @@ class NetworkCost:
     def flops(self, cells: int) -> float:
         return self.fixed + self.per_cell * cells + self.per_cell_pair * cells * cells
 
+    def __add__(self, other: "NetworkCost") -> "NetworkCost":
+        """Of both networks, one after the other."""
+        return NetworkCost(
+            fixed=self.fixed + other.fixed,
+            per_cell=self.per_cell + other.per_cell,
+            per_cell_pair=self.per_cell_pair + other.per_cell_pair,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """A ControlNet beside the network, as the plan sees it.
+
+    Attributes:
+        modes: Number of kinds of control picture that a union network tells apart; 0: it knows one, and is told none.
+    """
+
+    modes: int = 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
@@ -77,12 +96,17 @@ class ModelFacts:
         grid: Flow models: the levels before the shift. "range": evenly from the scheduler's largest timestep to its
             smallest (SD3). "even": from 1 to 1 / n (FLUX). "labels": whole timesteps from 1000 to 1, which the network
             is told as they are, without the shift (CogView4).
+        shift_by: Quantity that the dynamic shift depends on: the "tokens" of the picture, by the line in the
+            scheduler's configuration, or the "steps" of the schedule besides (FLUX.2).
+        noise_patch: Cells along one side whose noise is drawn together, as channels: 2 draws (4 C, h / 2, w / 2) for a
+            latent of (C, h, w), as a pipeline does that packs before it draws (FLUX.2).
         cost: Arithmetic of the network.
         longest_side: Largest latent height or width, in cells, that the network knows positions for; 0: any.
         unguided_scale: The `guidance_scale` at which the negative branch has no weight: 1, or 0 where the published
             pipeline counts from the positive branch (Z-Image).
         clamps: False where the shift of the published pipeline grows beyond `max_image_seq_len`, whatever
             `PlanOptions.token_clamp` says.
+        control: ControlNet that a control picture goes through; None: there is none. Its arithmetic is part of `cost`.
     """
 
     name: str
@@ -98,7 +122,10 @@ class ModelFacts:
     guidance: Literal["branches", "embedded", "none"] = "branches"
     scaling_spaces: tuple[ScalingSpace, ...] = SPACES
     defaults: Defaults
+    shift_by: Literal["tokens", "steps"] = "tokens"
+    noise_patch: int = 1
     cost: NetworkCost
     longest_side: int = 0
     unguided_scale: float = 1.0
     clamps: bool = True
+    control: Control | None = None

@@ -107,16 +107,23 @@ def _spread(schedule: FlowSchedule, sigmas: NDArray[np.floating]) -> NDArray[np.
     return spread(schedule.sigma_rule, float(sigmas[0]), float(sigmas[-1]), len(sigmas))
 
 
-def shift_for(schedule: FlowSchedule, tokens: int, *, clamp: bool) -> float:
+ShiftBy = Literal["tokens", "steps"]
+
+
+def shift_for(schedule: FlowSchedule, tokens: int, *, clamp: bool, by: ShiftBy = "tokens", steps: int = 0) -> float:
     """The shift of a picture with so many tokens; for the exponential form its logarithm (mu).
 
     Args:
         schedule: The scheduler's configuration; a static shift is returned as it is.
         tokens: Length of the latent sequence.
-        clamp: Count no more than `schedule.max_tokens`; the linear form knows no clamp.
+        clamp: Count no more than `schedule.max_tokens`; the linear form and that by steps know no clamp.
+        by: What it depends on, see `ModelFacts.shift_by`.
+        steps: Length of the schedule; counts only for "steps".
     """
     if not schedule.dynamic:
         return schedule.shift
+    if by == "steps":
+        return empirical_shift(tokens, steps)
     if schedule.shift_type == "linear":
         return schedule.max_shift * sqrt(tokens / schedule.base_tokens) + schedule.base_shift
     if clamp:
@@ -124,6 +131,29 @@ def shift_for(schedule: FlowSchedule, tokens: int, *, clamp: bool) -> float:
     slope = (schedule.max_shift - schedule.base_shift) / (schedule.max_tokens - schedule.base_tokens)
     # m x + b in the order of diffusers' calculate_shift, so that mu has its last bit.
     return tokens * slope + (schedule.base_shift - slope * schedule.base_tokens)
+
+
+FEW_STEPS, MANY_STEPS = 10, 200
+"""Lengths of the two schedules for which FLUX.2's shift was fitted to the number of tokens."""
+
+_FEW, _MANY = (8.73809524e-05, 1.89833333), (0.00016927, 0.45666666)
+"""Slope by tokens and constant of either."""
+
+_MANY_TOKENS = 4300
+"""Tokens above which the steps do not matter: the line of many steps holds for all."""
+
+
+def empirical_shift(tokens: int, steps: int) -> float:
+    """The logarithm of FLUX.2's shift, from the tokens of the picture and the steps of its schedule.
+
+    Source: compute_empirical_mu of diffusers' Flux2Pipeline, in its order of operations, so that mu has its last bit.
+    """
+    many = _MANY[0] * tokens + _MANY[1]
+    if tokens > _MANY_TOKENS:
+        return many
+    few = _FEW[0] * tokens + _FEW[1]
+    slope = (many - few) / (MANY_STEPS - FEW_STEPS)
+    return slope * steps + (many - MANY_STEPS * slope)
 
 
 def _shifted(levels: NDArray[np.floating], schedule: FlowSchedule, shift: float) -> NDArray[np.floating]:

@@ -38,6 +38,7 @@ LEAST_SIGMA = 1e-6
 
 
 _PICTURE, _STAGES, _SOLVER = "what to paint", "stages", "solver"
+_CONTROL = "control picture"
 _SKIPPING, _REPAIRS = "skip-layer guidance", "repairs of published behaviour"
 _MODEL = "the model's own"
 _SIDE: dict[str, Any] = {"least": 1, "most": MOST_SIDE_PX}
@@ -133,6 +134,12 @@ class PlanOptions:
         sigma_schedule: Spacing of sigmas; "own" for the scheduler's, "default" for that of the timesteps.
         eta: Share of fresh noise in every DDIM step, in [0, 1].
         skip_layers: Skip-layer guidance; None turns it off.
+        controlnet_conditioning_scale: Strength of a control picture: factor on what its ControlNet adds to the network.
+            0 turns it off.
+        control_guidance_start, control_guidance_end: Part of the schedule in which the control picture acts, as shares
+            of the steps. In every stage it is the same part of that stage's full schedule, so that a noise level which
+            two stages have in common is steered in both or in neither.
+        control_mode: Kind of the control picture, counted from 0 as the network's authors do, for union networks.
         cached_steps: Steps whose estimate is extrapolated and not evaluated: "off", a name out of
             `lssgen.plan.caching.MASKS`, or a word of f (evaluated) and c (cached) for every stage, with commas between.
         cache_order: Order of that extrapolation: 1 for the line through the last two estimates, 0 for the last one.
@@ -272,6 +279,42 @@ class PlanOptions:
         group=_SKIPPING,
         unset="off",
     )
+    controlnet_conditioning_scale: float = choice(
+        1.0,
+        name="--control-scale",
+        aliases=("--controlnet-conditioning-scale",),
+        help="strength of the control picture; 0: none",
+        metavar="G",
+        group=_CONTROL,
+        **_STRENGTH,
+    )
+    control_guidance_start: float = choice(
+        0.0,
+        name="--control-start",
+        aliases=("--control-guidance-start",),
+        help="where it begins to act, as a share of every stage's schedule",
+        metavar="SHARE",
+        group=_CONTROL,
+        **_SHARE,
+    )
+    control_guidance_end: float = choice(
+        1.0,
+        name="--control-end",
+        aliases=("--control-guidance-end",),
+        help="where it ends to act, as a share of every stage's schedule",
+        metavar="SHARE",
+        group=_CONTROL,
+        **_SHARE,
+    )
+    control_mode: int | None = choice(
+        None,
+        help="what the picture shows, as the union ControlNet's authors count it; 0 is their first kind",
+        metavar="N",
+        least=0,
+        most=10_000,
+        group=_CONTROL,
+        unset="none, as is right for ControlNets of one kind",
+    )
     cached_steps: str = choice(
         NO_CACHE,
         help=f"steps that extrapolate the network's output and do not call it: {', '.join(MASKS)}, or f (evaluated) "
@@ -353,6 +396,12 @@ class PlanOptions:
             )
         if not 0 < self.strength <= 1:
             raise PlanError(f"strength is {self.strength:g}; it must lie above 0 and be at most 1")
+        if not self.control_guidance_start < self.control_guidance_end:
+            raise PlanError(
+                f"control_guidance_start is {self.control_guidance_start:g} and control_guidance_end "
+                f"{self.control_guidance_end:g}; the start must lie below the end, both in 0 to 1 "
+                "(controlnet_conditioning_scale 0 turns the control picture off)"
+            )
         if not 0 <= self.eta <= 1:
             raise PlanError(f"eta is {self.eta:g}; it must lie in 0 to 1")
         _one_of("scaling_space", self.scaling_space, get_args(ScalingSpace))

@@ -1,6 +1,6 @@
 """From a model's facts and a user's options to the table of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -68,6 +68,7 @@ def make_plan(facts: ModelFacts, options: PlanOptions) -> Plan:
         stages=stages,
         cell_px=facts.cell_px,
         scaling_space=options.scaling_space,
+        noise_patch=facts.noise_patch,
         notes=(*size_notes(facts, options, sizes), *_level_notes(run, stages), *_sampling_notes(run, own, stages)),
         single_stage_passes=sum(len(step.guidance) for step in alone.steps),
     )
@@ -125,10 +126,39 @@ def _check(run: _Run) -> None:
         raise PlanError(
             f"{facts.name} has no guidance branches, so layers cannot be skipped in one; turn skip_layers off"
         )
+    _check_control(facts, options)
     if options.cached_steps != NO_CACHE and run.sampling.solver.evaluations > 1:
         raise PlanError(
             f"cached_steps is {options.cached_steps[:40]}, but {run.solver} evaluates the network twice in a step; "
             "choose another solver, or turn caching off"
+        )
+
+
+_UNSTEERED: Mapping[str, float | None] = {
+    "controlnet_conditioning_scale": 1.0,
+    "control_guidance_start": 0.0,
+    "control_guidance_end": 1.0,
+    "control_mode": None,
+}
+"""Choices about a control picture, where none is made."""
+
+
+def _check_control(facts: ModelFacts, options: PlanOptions) -> None:
+    """Refuse choices about a control picture that the model does not know."""
+    mode, known = options.control_mode, facts.control
+    for name, usual in _UNSTEERED.items():
+        if known is None and (value := getattr(options, name)) != usual:
+            raise PlanError(
+                f"{name} is {value:g}, but {facts.name} has no ControlNet: export it with --controlnet, or leave it out"
+            )
+    if mode is None or known is None:
+        return
+    if not known.modes:
+        raise PlanError(f"control_mode is {mode}, but the ControlNet of {facts.name} knows one kind of picture only")
+    if mode >= known.modes:
+        raise PlanError(
+            f"control_mode is {mode}; the ControlNet of {facts.name} knows the kinds 0 to {known.modes - 1}, which its "
+            "authors list"
         )
 
 
@@ -177,15 +207,23 @@ def _stage(run: _Run, size: StageSize, *, first: bool, leave: float) -> Stage:
         cut, evaluations = evaluations[:start], evaluations[start:]
         mix = _mix(run, evaluations[0], factor=1.0 if first else run.transition.noise_factor)
         image, noise = mix.image, mix.noise
+    expanded = run.sampling.solver.expanded
+    # Indices count rows of the full schedule, those that this stage leaves out among them.
+    length = len(expanded((*cut, *evaluations)))
+    skipped = length - len(expanded(evaluations))
     if run.solver == "pndm" and run.options.pndm == "aligned" and not whole and len(evaluations) > 1:
         # PNDM's warm-up needs its second timestep twice; the full schedule's repetition was cut off with its beginning.
         evaluations = (*evaluations[:2], *evaluations[1:])
-    evaluations = run.sampling.solver.expanded(evaluations)
+    evaluations = expanded(evaluations)
     rows = Rows.of(_rows(run, evaluations, cut), evaluations, cut)
     if leave:
         rows = _left(run, rows, size, leave)
     steps = tuple(
-        replace(step, guidance=_guidance(run, index, step.sigma, size, first=first))
+        replace(
+            step,
+            guidance=_guidance(run, index, step.sigma, size, first=first),
+            control=_control(run, skipped + index, length),
+        )
         # The index counts rows: a solver that evaluates twice in a step has its window in evaluations.
         for index, step in enumerate(rows.steps)
     )
@@ -224,7 +262,8 @@ def _evaluations(run: _Run, size: StageSize) -> tuple[Evaluation, ...]:
         case FlowSchedule() as schedule:
             patch = run.facts.patch
             tokens = (size.height // patch) * (size.width // patch)
-            shift = shift_for(schedule, tokens, clamp=run.options.token_clamp and run.facts.clamps)
+            clamp = run.options.token_clamp and run.facts.clamps
+            shift = shift_for(schedule, tokens, clamp=clamp, by=run.facts.shift_by, steps=size.steps)
             return flow_evaluations(schedule, run.facts.grid, size.steps, shift, run.options.sigmas)
         case BetaSchedule() as schedule:
             return beta_evaluations(schedule, size.steps)
@@ -323,6 +362,23 @@ def _guidance(run: _Run, index: int, sigma: float, size: StageSize, *, first: bo
     if skip is None or not _skips(skip, index, size, options, first=first):
         return (("negative", 1 - scale), ("positive", scale))
     return (("negative", 1 - scale), ("positive", scale + skip.scale), ("skip", -skip.scale))
+
+
+def _control(run: _Run, index: int, length: int) -> tuple[float, ...]:
+    """What a step tells the ControlNet, if there is one: see `Step.control`.
+
+    Args:
+        index: Number of the step in the stage's full schedule.
+        length: Number of steps of that schedule.
+
+    Source: `controlnet_keep` of diffusers' ControlNet pipelines, whose run has one stage.
+    """
+    options, known = run.options, run.facts.control
+    if known is None:
+        return ()
+    off = index / length < options.control_guidance_start or (index + 1) / length > options.control_guidance_end
+    scale = 0.0 if off else options.controlnet_conditioning_scale
+    return (scale, *(float(mode == options.control_mode) for mode in range(known.modes)))
 
 
 def _skips(skip: SkipLayerGuidance, index: int, size: StageSize, options: PlanOptions, *, first: bool) -> bool:

@@ -41,6 +41,8 @@ class Step:
             which still moves the random stream.
         guidance: (branch, weight) of every branch that is evaluated, in batch order. F is the weighted sum.
             Branches are "negative", "positive" and "skip" (the positive prompt with layers left out).
+        control: Scale of what the control picture adds, 0 where it is off; then, for networks that tell kinds of
+            control picture apart, a number for each kind: 1 for the picture's, else 0. Empty: there is no ControlNet.
         cached: Noise levels of the cached steps that the move takes along, in order: steps of the schedule whose
             estimate is extrapolated and not evaluated, see `lssgen.plan.caching`.
 
@@ -58,17 +60,19 @@ class Step:
     h_f: float = 1.0
     noise: float | None = None
     guidance: tuple[tuple[str, float], ...] = (("positive", 1.0),)
+    control: tuple[float, ...] = ()
     cached: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         numbers = (self.label, self.sigma, self.next_sigma, self.c_in, self.h_x, self.h_f, self.keep, *self.blend)
+        numbers += self.control
         if not all(isfinite(number) for number in (*numbers, self.noise or 0.0, *(w for _, w in self.guidance))):
             raise PlanError(f"step at sigma {self.sigma:.6g} holds a number that is not finite: {self}")
         if not self.blend or not self.guidance:
             raise PlanError(f"step at sigma {self.sigma:.6g} evaluates nothing: blend and guidance need an entry each")
 
     def row(self, history: int) -> NDArray[np.float32]:
-        """The step as the engine takes it: (7 + history,) float32, columns as `ROW`."""
+        """The step as the engine takes it: (7 + history + len(control),) float32, columns as `ROW`, then `control`."""
         blend = (*self.blend, *(0.0,) * (1 + history - len(self.blend)))
         if len(blend) != 1 + history:
             raise PlanError(
@@ -76,7 +80,7 @@ class Step:
                 "choose a solver with a shorter memory (docs/schedulers.md), turn cached_steps off, or export again"
             )
         # None and 0 are one to the graph; they differ in whether the runtime draws.
-        numbers = (self.label, self.c_in, self.h_x, self.h_f, self.keep, self.noise or 0.0, *blend)
+        numbers = (self.label, self.c_in, self.h_x, self.h_f, self.keep, self.noise or 0.0, *blend, *self.control)
         return np.asarray(numbers, np.float32)
 
 
@@ -165,6 +169,7 @@ class Plan:
         stages: Stages, smallest first; each is twice as large as the one before in both axes.
         cell_px: Pixels along one side of a latent cell.
         scaling_space: Way of a latent to the next size, a name in `lssgen.plan.transitions.TRANSITIONS`.
+        noise_patch: Cells along one side whose noise is drawn together, see `ModelFacts.noise_patch`.
         notes: Sentences that the user should read (a floored size, a quirk that applies).
         single_stage_passes: Network passes, guidance branches counted, of the same run in one stage at the full size
             with all steps; what `predicted_speedup` compares with.
@@ -173,6 +178,7 @@ class Plan:
     stages: tuple[Stage, ...]
     cell_px: int
     scaling_space: ScalingSpace = "resnet"
+    noise_patch: int = 1
     notes: tuple[str, ...] = field(default=())
     single_stage_passes: int = 0
 

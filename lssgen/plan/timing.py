@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Self
 
 import numpy as np
@@ -19,10 +20,18 @@ class Line:
     Attributes:
         fixed: Part that is always there.
         per: Milliseconds of a unit of each quantity.
+
+    Raises:
+        ValueError: A part is below zero, or not finite: such costs were not measured but damaged.
     """
 
     fixed: float
     per: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for part in (self.fixed, *self.per):
+            if not 0 <= part < inf:
+                raise ValueError(f"a cost is {part:g}")
 
     def at(self, *quantities: float) -> float:
         """Its value."""
@@ -63,6 +72,9 @@ class TimeCosts:
         transition: Time by thousands of cells of the larger latent.
         decode: Time by thousands of cells.
         transitions: The same as `transition`, of every way to the next size that was measured.
+
+    Raises:
+        ValueError: A part has other quantities than these, or is below zero.
     """
 
     run: float
@@ -71,6 +83,13 @@ class TimeCosts:
     transition: Line
     decode: Line
     transitions: Mapping[str, Line] = field(default_factory=dict[str, Line])
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.run < inf:
+            raise ValueError(f"the cost of a run is {self.run:g}")
+        by_cells = (self.stage, self.transition, self.decode, *self.transitions.values())
+        if len(self.step.per) != 2 or any(len(line.per) != 1 for line in by_cells):
+            raise ValueError("costs are those of other quantities")
 
 
 def step_work(facts: ModelFacts, cells: int, passes: int) -> tuple[float, float]:

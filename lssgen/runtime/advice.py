@@ -53,32 +53,46 @@ def advice(bundle: Bundle, measured: Measured | None, options: Options) -> Advic
     return Advice({**options, "start_sigma": 1.0}, (one_stage(known), *notes))
 
 
-def advised(bundle: Bundle, backend: Backend, asked: Asked) -> Options:
-    """The options of a run as `advice` has them, and with the best schedule that fits the time that the caller gives;
-    notes go to the log.
+Tell = Callable[[int, str], object]
+"""Hears what the caller of a run should read: its level, as in `logging`, and a sentence."""
+
+
+def advised(bundle: Bundle, backend: Backend, asked: Asked, tell: Tell = _LOG.log) -> Options:
+    """The options of a run as `advice` has them, and with the best schedule that fits the time that the caller gives.
+
+    Args:
+        bundle: What paints.
+        backend: Where.
+        asked: Words of the caller.
+        tell: Hears notes; the log, unless the caller has said them or will.
 
     Raises:
         PlanError: The run cannot be carried out as asked, or not in that time.
     """
     options, budget = parted(asked)  # first: what cannot be a time is refused before files are looked at
     return _advised(
-        bundle, lambda: place_of(backend.name, backend.describe()), known_of(bundle, backend), options, budget
+        bundle, lambda: place_of(backend.name, backend.describe()), known_of(bundle, backend), options, budget, tell
     )
 
 
 def advised_at(bundle: Bundle, place: str, measured: Measured | None, asked: Asked) -> Options:
     """The same for an engine on a machine, by its words and what was measured there."""
-    return _advised(bundle, lambda: place, measured, *parted(asked))
+    return _advised(bundle, lambda: place, measured, *parted(asked), _LOG.log)
 
 
 def _advised(
-    bundle: Bundle, place: Callable[[], str], measured: Measured | None, options: Options, budget: Budget | None
+    bundle: Bundle,
+    place: Callable[[], str],
+    measured: Measured | None,
+    options: Options,
+    budget: Budget | None,
+    tell: Tell,
 ) -> Options:
     # First: a budget then chooses among schedules that are not slower than they need be.
     found = advice(bundle, measured, options)
     for note in found.notes:
-        _LOG.info("%s", note)
-    return found.options if budget is None else within_budget(bundle, place(), measured, found.options, budget)
+        tell(logging.INFO, note)
+    return found.options if budget is None else within_budget(bundle, place(), measured, found.options, budget, tell)
 
 
 def one_stage(known: Guarantee) -> str:

@@ -31,7 +31,7 @@ def asked_run(
         options = {**options, "strength": STRENGTH}
     request = request_from_options(bundle, options, make)
     start = _start(bundle, request, init_image, mask_image)
-    see_pictures(bundle.manifest, conditions)
+    see_pictures(bundle.manifest, request, conditions, masked=start is not None and mask_image is not None)
     return request, start
 
 

@@ -1,6 +1,7 @@
 """The schedule that a time leaves: the best one that a search has found, or a guess."""
 
 import logging
+from collections.abc import Callable
 from typing import Any, cast
 
 from lssgen.bundle import Bundle
@@ -12,8 +13,6 @@ from lssgen.plan.timing import TimeCosts, predicted_ms
 from lssgen.runtime.candidates import Candidate, best_within, candidates
 from lssgen.runtime.options import Asked, Options, request_from_options
 from lssgen.schedules import search_at
-
-_LOG = logging.getLogger("lssgen")
 
 LEAST_STEPS = 4
 """Steps of the full schedule that a guess leaves, where nobody has searched."""
@@ -30,7 +29,14 @@ def parted(asked: Asked) -> tuple[Options, Budget | None]:
     return cast(Options, words), Budget(**said) if any(value is not None for value in said.values()) else None
 
 
-def within_budget(bundle: Bundle, place: str, measured: Measured | None, options: Options, budget: Budget) -> Options:
+def within_budget(
+    bundle: Bundle,
+    place: str,
+    measured: Measured | None,
+    options: Options,
+    budget: Budget,
+    tell: Callable[[int, str], object],
+) -> Options:
     """The words of the best schedule that a budget leaves; what the caller has said stays.
 
     Args:
@@ -39,6 +45,7 @@ def within_budget(bundle: Bundle, place: str, measured: Measured | None, options
         measured: What was measured there.
         options: Words of the caller.
         budget: Time of a picture.
+        tell: Hears what was chosen: a level of `logging`, and a sentence.
 
     Raises:
         PlanError: Nothing was measured there, or no schedule is so fast; names the fastest.
@@ -63,12 +70,13 @@ def within_budget(bundle: Bundle, place: str, measured: Measured | None, options
             "picture"
         )
     if searched is None and best.words:
-        _LOG.warning(
-            "no schedules of %d x %d px were searched for this bundle, so that this one is a guess of unknown quality; "
-            "run: lssgen calibrate schedule %s --size %dx%d",
-            *(asked.plan.width_px, asked.plan.height_px, bundle.folder, asked.plan.width_px, asked.plan.height_px),
+        width, height = asked.plan.width_px, asked.plan.height_px
+        tell(
+            logging.WARNING,
+            f"no schedules of {width} x {height} px were searched for this bundle, so that this one is a guess of "
+            f"unknown quality; run: lssgen calibrate schedule {bundle.folder} --size {width}x{height}",
         )
-    _LOG.info("%s: %s, predicted %.0f ms%s", budget, _words(best), 1e3 * (best.seconds or 0), _quality(best))
+    tell(logging.INFO, f"{budget}: {_words(best)}, predicted {1e3 * (best.seconds or 0):.0f} ms{_quality(best)}")
     return cast(Options, {**options, **best.words})
 
 

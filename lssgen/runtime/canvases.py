@@ -7,6 +7,7 @@ import numpy as np
 
 from lssgen.errors import PromptError
 from lssgen.plan import Plan
+from lssgen.runtime.conditioning import Conditioning
 from lssgen.runtime.sampler import Floats
 from lssgen.runtime.text import Lengths
 
@@ -20,6 +21,7 @@ class Canvas:
         prompt, seed: Prompt and seed that it is painted from.
         lengths: Numbers of tokens that its prompts take.
         noise: (C, h, w) that its stages begin with; empty: drawn from the seed.
+        heard: Conditioning that its branches hear, where that was given; None: the encoder makes it of the prompt.
     """
 
     number: int
@@ -27,6 +29,7 @@ class Canvas:
     seed: int
     lengths: Lengths
     noise: tuple[Floats, ...] = ()
+    heard: Conditioning | None = None
 
 
 def with_noise(canvases: list[Canvas], noise: Sequence[Floats], plan: Plan, channels: int) -> list[Canvas]:

@@ -7,6 +7,7 @@ import numpy as np
 from lssgen.engines.base import Engine
 from lssgen.manifest import Manifest
 from lssgen.ports import Array
+from lssgen.runtime.loras import NO_LORAS, TextLoras
 from lssgen.runtime.options import Request
 from lssgen.runtime.text import Lengths, TextEncoder
 from lssgen.runtime.weighting import weighted
@@ -62,7 +63,9 @@ class Conditioner:
         rules = request.prompt_weighting
         return [said for text in texts if text for said in self._encoder.losses(weighted(text, rules).text)]
 
-    def heard(self, engine: Engine, request: Request, prompt: str, lengths: Lengths) -> Conditioning:
+    def heard(
+        self, engine: Engine, request: Request, prompt: str, lengths: Lengths, loras: TextLoras = NO_LORAS
+    ) -> Conditioning:
         """What the branches of a picture hear.
 
         Args:
@@ -70,15 +73,16 @@ class Conditioner:
             request: The run.
             prompt: The picture's.
             lengths: At least `self.lengths(request, prompt)`.
+            loras: LoRAs that encode it, where the graph has slots for them.
 
         Raises:
             BundleError: The text graph does not fit the manifest.
             PromptError: Weights leave nothing of a prompt.
         """
         rules, negative = request.prompt_weighting, self.negative(request)
-        text = {"positive": self._encoder.encode(engine, prompt, lengths, rules)}
+        text = {"positive": self._encoder.encode(engine, prompt, lengths, rules, loras)}
         if negative is not None:
-            text["negative"] = self._encoder.encode(engine, negative, lengths, rules)
+            text["negative"] = self._encoder.encode(engine, negative, lengths, rules, loras)
         elif "negative" in request.branches:
             text["negative"] = {port: np.zeros_like(value) for port, value in text["positive"].items()}
         return text

@@ -7,7 +7,13 @@ from lssgen.runtime.options import Request
 
 
 def demand_of(
-    manifest: Manifest, request: Request, *, prompts: int, previews: bool = False, starts: bool = False
+    manifest: Manifest,
+    request: Request,
+    *,
+    prompts: int,
+    previews: bool = False,
+    starts: bool = False,
+    encodes: bool = True,
 ) -> Demand:
     """What a run's graphs must be compiled for.
 
@@ -19,6 +25,7 @@ def demand_of(
         prompts: Number of prompts that are painted one after another, `request.batch` pictures at a time.
         previews: True where the picture of every stage is shown.
         starts: True where the run starts from a picture.
+        encodes: True where prompts are encoded, and not given as embeddings.
     """
     branches = {len(step.guidance) for stage in request.plan.stages for step in stage.steps}
     cell = request.plan.cell_px
@@ -26,7 +33,7 @@ def demand_of(
     double = (2 * sizes[-1][0], 2 * sizes[-1][1])  # where it is usual too, pictures usually do not end here
     usual = set(sizes) <= set(manifest.resolutions) and double not in manifest.resolutions
     return Demand(
-        graphs=graphs_of(manifest, request.plan, starts=starts),
+        graphs=graphs_of(manifest, request.plan, starts=starts, encodes=encodes),
         batches=_batches(manifest, request, prompts),
         branches=() if branches <= set(branch_counts(manifest)) else tuple(sorted(branches)),
         resolutions=() if usual else sizes,
@@ -34,12 +41,14 @@ def demand_of(
     )
 
 
-def graphs_of(manifest: Manifest, plan: Plan, *, starts: bool) -> tuple[str, ...]:
+def graphs_of(manifest: Manifest, plan: Plan, *, starts: bool, encodes: bool = True) -> tuple[str, ...]:
     """Names of the graphs that a run calls, in their order."""
-    reads = starts or any(isinstance(feed, Picture) and feed.read_as == "latent" for feed in manifest.feeds(Picture))
+    pictures = (feed for feed in manifest.feeds(Picture) if isinstance(feed, Picture))
+    reads = starts or any(feed.read_as in ("latent", "kept") for feed in pictures)
     between = (f"transition_{plan.scaling_space}",) if len(plan.stages) > 1 else ()
     steps = dict.fromkeys(manifest.step_at(stage.height, stage.width) for stage in plan.stages)
-    return ("text", *(("encode",) if reads else ()), *steps, *between, "decode")
+    text = ("text",) if encodes else ()
+    return (*text, *(("encode",) if reads else ()), *steps, *between, "decode")
 
 
 def _batches(manifest: Manifest, request: Request, prompts: int) -> tuple[int, ...]:

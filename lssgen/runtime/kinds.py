@@ -37,13 +37,15 @@ def refuse_other_kinds(given: Mapping[str, object], declared: type) -> None:
             raise PlanError(f"{name} is {shown}; it must be {_words(hints[name])}")
 
 
-def see_kinds(init_image: object, mask_image: object, on_step: object, on_preview: object) -> None:
+def see_kinds(
+    init_image: object, mask_image: object, control_image: object, on_step: object, on_preview: object
+) -> None:
     """See that what a run is given beside its options is what it should be.
 
     Raises:
         PromptError: Says what is not.
     """
-    for name, image in (("init_image", init_image), ("mask_image", mask_image)):
+    for name, image in (("init_image", init_image), ("mask_image", mask_image), ("control_image", control_image)):
         if image is not None and not isinstance(image, Image.Image):
             raise PromptError(f"{name} is a {type(image).__name__}; it must be a picture: PIL.Image.open(...)")
     for name, hear in (("on_step", on_step), ("on_preview", on_preview)):

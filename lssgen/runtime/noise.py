@@ -32,6 +32,7 @@ class NoiseStream:
 
     Args:
         seed: In [0, 2^64). Like torch's generator, only its low 32 bits make a difference.
+        patch: Cells along one side whose numbers are drawn together, see `ModelFacts.noise_patch`.
 
     Raises:
         PlanError: The seed lies outside.
@@ -40,12 +41,16 @@ class NoiseStream:
         torch's CPU kernel for `normal_`.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, patch: int = 1) -> None:
         check_seed(seed)
+        self._patch = patch
         self._twister = np.random.RandomState(seed & 0xFFFFFFFF)
 
     def draw(self, shape: Sequence[int]) -> NDArray[np.float32]:
         """The next numbers of the stream, as one array.
+
+        Args:
+            shape: (C, h, w) of a latent, whose sides the patch divides; with a patch of 1 any.
 
         Raises:
             PlanError: Fewer than 16 numbers, for which torch has another algorithm; no latent is that small.
@@ -59,7 +64,7 @@ class NoiseStream:
         out[:whole] = _box_muller(uniform[:whole])
         if whole < size:  # torch overwrites the last 16 with a fresh block
             out[-_BLOCK:] = _box_muller(self._uniform(_BLOCK))
-        return out.reshape(shape)
+        return out.reshape(shape) if self._patch == 1 else _unpacked(out, shape, self._patch)
 
     def _uniform(self, size: int) -> NDArray[np.float32]:
         # Over the whole range of uint32 NumPy rejects nothing and buffers nothing: these are the generator's own words.
@@ -73,6 +78,13 @@ def check_seed(seed: int) -> None:
     """Raise PlanError unless the seed is in [0, 2^64)."""
     if not 0 <= seed < 1 << 64:
         raise PlanError(f"seed {seed} cannot be used; choose a whole number from 0 to 2^64 - 1")
+
+
+def _unpacked(numbers: NDArray[np.float32], shape: Sequence[int], patch: int) -> NDArray[np.float32]:
+    """Numbers that were drawn as (C * patch * patch, h / patch, w / patch), as a latent of (C, h, w)."""
+    channels, height, width = shape
+    packed = numbers.reshape(channels, patch, patch, height // patch, width // patch)
+    return packed.transpose(0, 3, 1, 4, 2).reshape(shape)
 
 
 def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -33,6 +33,7 @@ class Options(TypedDict, total=False):
     num_images: int
     batch: int
     guidance_rescale: float
+    loras: tuple[str, ...]
     original_size: tuple[int, int] | None
     target_size: tuple[int, int] | None
     crops_coords_top_left: tuple[int, int]
@@ -53,6 +54,10 @@ class Options(TypedDict, total=False):
     stage_steps: tuple[int, ...]
     scaling_space: ScalingSpace
     skip_layers: bool | SkipLayerGuidance
+    controlnet_conditioning_scale: float
+    control_guidance_start: float
+    control_guidance_end: float
+    control_mode: int | None
     solver: str
     scheduler: str | SchedulerChoice | None
     timestep_spacing: TimestepSpacing
@@ -104,6 +109,8 @@ class Request:
         num_images: Pictures of every prompt.
         batch: Pictures painted at the same time; changes speed and memory, not the pictures.
         guidance_rescale: Share of rescaled guidance in [0, 1], for models that offer it.
+        loras: LoRAs in the bundle's slots: files, with a strength behind a colon where it is not 1, or one for each
+            stage ("style.safetensors:0.2/1").
         original_size, target_size: (height, width) in pixels that a network conditioned on sizes (SDXL, CogView4) is
             told in every stage. None: each stage's own size, as published, which keeps small stages from looking
             cropped.
@@ -132,6 +139,15 @@ class Request:
         1, help="pictures painted at the same time; does not change them", metavar="N", least=1, most=MOST_BATCH
     )
     guidance_rescale: float = choice(0.0, help="0 to 1, for models that offer it", metavar="PHI")
+    loras: tuple[str, ...] = choice(
+        (),
+        name="--lora",
+        help="paint with a LoRA, in a bundle with slots for them (lssgen export --lora-slots), with a strength, or one "
+        "for each stage, as in 0.2/1; may be repeated",
+        metavar="FILE[:STRENGTH]",
+        unset="none; a strength of 1",
+        repeated=True,
+    )
     original_size: tuple[int, int] | None = choice(
         None, help="size of the picture before it was cropped", group=_TOLD, unset=_OWN, most=MOST_SIDE_PX
     )

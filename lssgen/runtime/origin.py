@@ -107,8 +107,23 @@ def start_from(plan: Plan, picture: Image.Image, mask: Image.Image | None) -> St
     return Start(fitted, repaint)
 
 
+def painted_pixels(start: Start, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """(height, width) of a stage of that (width, height): True where a network that inpaints is told to paint.
+
+    At the run's size that is where the mask is at least half white, as in diffusers. In a smaller stage a pixel is
+    painted if any of those that it stands for is: what is thin does not vanish.
+    """
+    at_full = start.repaint >= 0.5
+    rows, columns = at_full.shape[0] // size[1], at_full.shape[1] // size[0]
+    painted: NDArray[np.bool_] = np.any(at_full.reshape(size[1], rows, size[0], columns), axis=(1, 3))
+    return painted
+
+
 def origin_of(workspace: Workspace, plan: Plan, start: Start) -> Origin:
-    """Encode the picture at every stage's size. A cell stays only if all of its pixels stay."""
+    """Encode the picture at every stage's size. A cell stays only if all of its pixels stay.
+
+    Networks that inpaint see the mask themselves, as in diffusers: nothing is put back into their latents.
+    """
     latents: list[NDArray[np.float32]] = []
     kept: list[NDArray[np.float32]] = []
     for index, stage in enumerate(plan.stages):
@@ -117,7 +132,8 @@ def origin_of(workspace: Workspace, plan: Plan, start: Start) -> Origin:
         latents.append(workspace.encode(index, np.asarray(picture)))
         # Blocks of the mask itself and not a smaller mask, whose averages would round a few painted pixels to 0.
         cells = start.repaint.reshape(stage.height, plan.height_px // stage.height, stage.width, -1)
-        kept.append((cells.max((1, 3)) == 0).astype(np.float32))
+        stays = (cells.max((1, 3)) == 0) & (not workspace.inpaints)
+        kept.append(stays.astype(np.float32))
     return Origin(latents=tuple(latents), kept=tuple(kept))
 
 

@@ -28,8 +28,7 @@ from lssgen.bundle import sha256_of
 from lssgen.durable import clear_folder
 from lssgen.errors import PlanError, PromptError
 from lssgen.jsons import JsonError, NoFileError, convert_json, decode_json, read_bytes, read_json, read_object
-from lssgen.runtime.advice import advised
-from lssgen.runtime.options import Asked, Options, request_from_options
+from lssgen.runtime.options import Asked, request_from_options
 from lssgen.runtime.pictures import LOCK, locked_folder, write_file, write_picture
 from lssgen.runtime.pipeline import Pipeline
 from lssgen.runtime.record import RECORD, RunRecord, parameters_of, read_record, record_of, write_record
@@ -137,21 +136,24 @@ class PromptFolders:
     Args:
         pipeline: Paints.
         folder: Where the folders are, or will be.
-        options: The same for every prompt.
+        asked: The same for every prompt.
         suffix: File format of the pictures, such as ".png".
+
+    Attributes:
+        options: Options of every run, whatever is measured meanwhile.
 
     Raises:
         PlanError: The folder holds pictures that were made with other settings, which the message names.
         PromptError: It holds something else, cannot be written, or another run writes into it.
     """
 
-    def __init__(self, pipeline: Pipeline, folder: Path, options: Options, suffix: str) -> None:
+    def __init__(self, pipeline: Pipeline, folder: Path, asked: Asked, suffix: str) -> None:
         self._pipeline = pipeline
         self._folder = folder
         # Now, and not by every run: what the record says is what is painted, whatever is measured meanwhile.
-        self._options = advised(pipeline.bundle, pipeline.backend, Asked(**options))
+        self.options = pipeline.advised(asked)
         self._suffix = suffix
-        self._request = request_from_options(pipeline.bundle, self._options)
+        self._request = request_from_options(pipeline.bundle, self.options)
         self._lock = locked_folder(folder)
 
     def __enter__(self) -> "PromptFolders":
@@ -201,7 +203,7 @@ class PromptFolders:
             write_file(place / METADATA, json.dumps(line.metadata).encode() + b"\n")
             results: list[Result] = []
             samples: list[SampleRecord] = []
-            for result in self._pipeline.paint(line.prompt, on_step=on_step, **self._options):
+            for result in self._pipeline.paint(line.prompt, on_step=on_step, **self.options):
                 for picture in result.pictures:
                     path = place / self._sample(len(samples))
                     write_picture(picture.image, path, parameters_of(picture, result.request))

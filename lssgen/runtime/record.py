@@ -1,8 +1,9 @@
 """run.json: everything about a run that another run, or a benchmark, may want to know."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +16,10 @@ from lssgen.errors import PromptError
 from lssgen.files import as_text
 from lssgen.images import open_picture
 from lssgen.jsons import JsonError, NoFileError, convert_json, decode_json, read_json, read_object
+from lssgen.lora.asked import RunLora
+from lssgen.lora.said import places_of
 from lssgen.plan import Plan, SchedulerChoice, SkipLayerGuidance
+from lssgen.runtime.checking import Checked
 from lssgen.runtime.options import Options, Request, options_from_request, refuse_unknown
 from lssgen.runtime.pictures import write_file
 from lssgen.runtime.pipeline import Pipeline
@@ -23,13 +27,17 @@ from lssgen.runtime.results import BatchTimes, Picture
 
 RECORD = "run.json"
 
+CHECKED = "checked"
+"""Key of what hooks did with a picture, among what it says about itself."""
+
 
 class PictureRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A picture that was written."""
+    """A picture that was written, and what hooks did with it."""
 
     file: str
     prompt: str
     seed: int
+    checked: Sequence[Checked] = ()
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +52,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         backend: Facts that the backend tells about itself.
         plan: Stages and steps.
         suffix: Format of the pictures, ".png".
+        lora_sha256: Hashes of the LoRAs that it is painted with, by file.
         start: sha256 of the picture that the run starts from, of its mask and of the pictures that condition it, by
             file name.
         prompts: All prompts of the run, in their order; empty where a prompt file has them.
@@ -59,6 +68,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     backend: Mapping[str, object]
     plan: Plan
     suffix: str = ".png"
+    lora_sha256: Mapping[str, str] = {}
     start: Mapping[str, str] = {}
     prompts: Sequence[str] = ()
     pictures: Sequence[PictureRecord] = ()
@@ -88,6 +98,7 @@ def record_of(
         backend=pipeline.backend.describe(),
         plan=request.plan,
         suffix=suffix,
+        lora_sha256=lora_hashes(request.loras),
         start=dict(start),
         prompts=prompts,
         pictures=pictures,
@@ -98,8 +109,25 @@ def record_of(
 def parameters_of(picture: Picture, request: Request) -> dict[str, object]:
     """What a picture says about itself: its prompt and seed, and every choice of the run."""
     choices = msgspec.to_builtins(options_from_request(request))
+    # A picture is handed on to others, whom the folders of this machine do not concern.
+    choices["loras"] = [RunLora.from_text(text).named for text in request.loras]
     # The picture's own seed and one picture, not the run's: with these parameters, this picture is painted again.
-    return {"prompt": picture.prompt, **choices, "seed": picture.seed, "num_images": 1}
+    said: dict[str, object] = {"prompt": picture.prompt, **choices, "seed": picture.seed, "num_images": 1}
+    return {**said, CHECKED: msgspec.to_builtins(picture.checked)} if picture.checked else said
+
+
+def lora_hashes(loras: Sequence[str]) -> dict[str, str]:
+    """sha256 of every file of a run's LoRAs, as far as they are there."""
+    paths = [RunLora.from_text(text).path for text in loras]
+    files = [place.path for path in paths if path.exists() for place in places_of(path)]
+    return {as_text(file): _sha256(file, file.stat().st_mtime_ns) for file in files}
+
+
+@lru_cache(maxsize=64)
+def _sha256(file: Path, changed: int) -> str:
+    """Hash of a file; read once, however often a record is written while a run goes on."""
+    del changed
+    return sha256_of(file)
 
 
 def write_record(record: RunRecord, path: Path) -> None:
@@ -131,6 +159,7 @@ class Settings:
 
     Attributes:
         options: Keywords of the run.
+        lora_sha256: Hashes of the LoRAs that it was painted with, by file.
         prompts: All of its prompts, if the file has any.
         bundle: "folder", and "manifest_sha256", where it is the record of a run; else empty.
         engine: Name of the backend that it ran on; empty if that is not known.
@@ -142,6 +171,7 @@ class Settings:
     bundle: Mapping[str, str]
     engine: str
     start: Mapping[str, str]
+    lora_sha256: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def settings_from_file(path: Path) -> Settings:
@@ -157,6 +187,7 @@ def settings_from_file(path: Path) -> Settings:
         given = _in_picture(path) or read_object(path)
         keywords = convert_json(given.get("configuration", given), dict[str, object])
         prompt = keywords.pop("prompt", [])
+        keywords.pop(CHECKED, None)
         named = convert_json([prompt] if isinstance(prompt, str) else prompt, list[str])
         refuse_unknown(keywords)
         options = convert_json(keywords, Options)
@@ -173,6 +204,7 @@ def settings_from_file(path: Path) -> Settings:
             bundle=convert_json(given.get("bundle", {}), dict[str, str]),
             engine=convert_json(backend.get("backend", ""), str),
             start=convert_json(given.get("start", {}), dict[str, str]),
+            lora_sha256=convert_json(given.get("lora_sha256", {}), dict[str, str]),
         )
     except NoFileError as error:
         raise PromptError(f"{path} {error}") from error

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from lssgen.plan import Plan
+from lssgen.runtime.checking import Checked, Passed
 from lssgen.runtime.options import Request
 from lssgen.runtime.sampler import Floats, StageTimes
 
@@ -94,6 +95,7 @@ class Picture:
         image: RGB.
         latent: (C, h, w) float32, final, in the model's own space.
         prompt, negative_prompt, seed: Words and number that it came from; no negative prompt is None.
+        checked: Actions of the hooks that it has passed. Of one that a checker replaced, the latent is zeros.
     """
 
     image: Image.Image
@@ -101,6 +103,19 @@ class Picture:
     prompt: str
     negative_prompt: str | None
     seed: int
+    checked: tuple[Checked, ...] = ()
+
+    @classmethod
+    def of(cls, passed: Passed, latent: Floats, *, prompt: str, negative_prompt: str | None, seed: int) -> "Picture":
+        """A picture that has passed the hooks. A latent can be decoded: that of a replaced one is not given away."""
+        return cls(
+            image=passed.image,
+            latent=np.zeros_like(latent) if passed.replaced else latent,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            seed=seed,
+            checked=passed.checked,
+        )
 
     def __repr__(self) -> str:
         return f"<Picture {self.image.width} x {self.image.height} px, seed {self.seed}: {self.prompt[:60]!r}>"

@@ -94,9 +94,12 @@ class Batch:
         guidance_scale: Scale for networks that take it as an input.
         guidance_rescale: phi of guidance rescale, in [0, 1]; 0 is off.
         pictures: Values of the step's picture feeds, one a stage.
+        references: Tokens of reference pictures and their places, see `Workspace.write_references`; None: there are
+            none.
         origin: None: from noise alone.
         noise: (batch, C, h, w) that every stage begins with, smallest first; empty: drawn from the seeds.
         field: Source of the noise that stages begin with.
+        loras: (batch, ranks) strengths of what is in the slots for LoRAs, one a stage; empty: there are no slots.
     """
 
     seeds: tuple[int, ...]
@@ -104,9 +107,11 @@ class Batch:
     guidance_scale: float
     guidance_rescale: float = 0.0
     pictures: Mapping[Picture, tuple[Array, ...]] = field(default_factory=dict[Picture, tuple[Array, ...]])
+    references: tuple[Array, Array] | None = None
     origin: Origin | None = None
     noise: tuple[Floats, ...] = ()
     field: Field = "stage"
+    loras: tuple[Floats, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -195,10 +200,13 @@ class _Run:
         self._origin = batch.origin
         self._noise = batch.noise
         # New streams for every run: the second one, that looks for a NaN, must draw the same numbers.
-        self._streams = [NoiseStream(seed) for seed in batch.seeds]
+        self._streams = [NoiseStream(seed, plan.noise_patch) for seed in batch.seeds]
         whole = (workspace.latent(0, 0).shape[1], plan.stages[-1].height, plan.stages[-1].width)
         self._entries = [StageNoise(stream, batch.field, whole) for stream in self._streams]
         self._pictures = batch.pictures
+        if batch.references is not None:
+            workspace.write_references(*batch.references)
+        self._loras = batch.loras
         # Skip-layer guidance changes the branches within a run; each set has its own stacked text, written once.
         for branches in {_branches(step) for stage in plan.stages for step in stage.steps}:
             workspace.write_text(branches, batch.text)
@@ -242,6 +250,8 @@ class _Run:
         self._space.begin_stage(index, _branches(stage.steps[0]))
         for feed, values in self._pictures.items():
             self._space.write_picture(index, feed, values[index])
+        if self._loras:
+            self._space.write_loras(self._loras[index])
         noise = self._noise[index] if self._noise else self._entry(index)
         if index == 0:
             self._space.latent(0, 0).write(first_latent(stage, noise, self._origin))

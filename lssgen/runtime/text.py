@@ -2,7 +2,8 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import count, takewhile
 from math import ceil
 from typing import cast
@@ -13,8 +14,9 @@ from tokenizers import Encoding, Tokenizer
 from lssgen.bundle import Bundle
 from lssgen.engines.base import Backend, Buffer, Engine
 from lssgen.errors import BundleError, PromptError
-from lssgen.manifest import Tokens
-from lssgen.ports import Array
+from lssgen.manifest import LoraFactors, LoraWeights, Tokens
+from lssgen.ports import Array, Port
+from lssgen.runtime.loras import NO_LORAS, TextLoras
 from lssgen.runtime.weighting import Part, Weighted, Weighting, moved, multiplied, token_weights, weighted
 
 Lengths = tuple[int, ...]
@@ -59,7 +61,7 @@ class TextEncoder:
         self._backend = backend
         self._remember = remember
         self._tell = tell or warn
-        self._known: OrderedDict[tuple[str, Lengths, Weighting], Mapping[str, Array]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, Lengths, Weighting, Hashable], Mapping[str, Array]] = OrderedDict()
         self._bytes = 0
 
     def lengths(self, text: str, weighting: Weighting = "none") -> Lengths:
@@ -79,7 +81,14 @@ class TextEncoder:
         """
         return self._tokenizers[0].count(see_prompt(text))
 
-    def encode(self, engine: Engine, text: str, lengths: Lengths, weighting: Weighting = "none") -> Mapping[str, Array]:
+    def encode(
+        self,
+        engine: Engine,
+        text: str,
+        lengths: Lengths,
+        weighting: Weighting = "none",
+        loras: TextLoras = NO_LORAS,
+    ) -> Mapping[str, Array]:
         """The prompt's conditioning, port by port, without a batch axis.
 
         Args:
@@ -87,15 +96,17 @@ class TextEncoder:
             text: Any text; the empty one too.
             lengths: At least `self.lengths(text, weighting)`: what to fill up to.
             weighting: Rules by which marks in the text weigh its words.
+            loras: LoRAs that it is encoded with, where the graph has slots for them.
 
         Raises:
             BundleError: The text graph does not fit the manifest.
             PromptError: Weights leave nothing of the prompt.
         """
-        key = (text, lengths, weighting)
+        key = (text, lengths, weighting, loras.key)
         if key not in self._known:
             plain = weighting == "none"
-            made = self._run(engine, text, lengths) if plain else self._weighed(engine, text, lengths, weighting)
+            run = self._run if plain else partial(self._weighed, weighting=weighting)
+            made = run(engine, text, lengths, loras=loras)
             self._known[key] = made
             self._bytes += _bytes(made)
             self._forget()
@@ -112,12 +123,14 @@ class TextEncoder:
         while len(self._known) > 1 and self._bytes > self._remember:
             self._bytes -= _bytes(self._known.popitem(last=False)[1])
 
-    def _weighed(self, engine: Engine, text: str, lengths: Lengths, weighting: Weighting) -> Mapping[str, Array]:
+    def _weighed(
+        self, engine: Engine, text: str, lengths: Lengths, *, weighting: Weighting, loras: TextLoras
+    ) -> Mapping[str, Array]:
         said = weighted(text, weighting)
-        plain = self.encode(engine, said.text, lengths)
+        plain = self.encode(engine, said.text, lengths, loras=loras)
         if said.is_plain:
             return plain
-        empty = self.encode(engine, "", lengths) if weighting == "comfyui" else {}
+        empty = self.encode(engine, "", lengths, loras=loras) if weighting == "comfyui" else {}
         states = {port: array.copy() for port, array in plain.items()}
         for tokenizer, length in zip(self._tokenizers, lengths, strict=True):
             part = tokenizer.part(said, length)
@@ -130,7 +143,7 @@ class TextEncoder:
                 multiplied(states[output], part)
         return states
 
-    def _run(self, engine: Engine, text: str, lengths: Lengths) -> Mapping[str, Array]:
+    def _run(self, engine: Engine, text: str, lengths: Lengths, *, loras: TextLoras) -> Mapping[str, Array]:
         feed: dict[str, Array] = {}
         axes: dict[str, int] = {}
         for tokenizer, length in zip(self._tokenizers, lengths, strict=True):
@@ -140,7 +153,13 @@ class TextEncoder:
         for said in self.losses(text):
             self._tell(said)
         buffers: dict[str, Buffer] = {}
+        feeds = self._manifest.graphs["text"].feeds
         for port in engine.inputs:
+            if isinstance(feeds.get(port.name), LoraFactors):
+                buffers[port.name] = self._factors(port, loras)
+                continue
+            if isinstance(feeds.get(port.name), LoraWeights):
+                feed[port.name] = self._strengths(port, loras)
             if port.name not in feed:
                 raise BundleError(f"{engine.name} wants {port}, for which the manifest names no tokenizer")
             value = feed[port.name]
@@ -152,6 +171,18 @@ class TextEncoder:
             buffers[port.name] = self._backend.empty(shape, np.dtype(port.dtype))
         engine.bind(buffers)()
         return {port.name: buffers[port.name].read()[0] for port in engine.outputs}
+
+    def _factors(self, port: Port, loras: TextLoras) -> Buffer:
+        """Low-rank pairs on the device; zeros where nobody has a bank of them."""
+        if loras.factors is not None:
+            return loras.factors()
+        buffer = self._backend.empty(_whole(port.shape), np.dtype(port.dtype))
+        buffer.write(np.zeros(buffer.shape, buffer.dtype))
+        return buffer
+
+    def _strengths(self, port: Port, loras: TextLoras) -> Array:
+        """(1, ranks): prompts are encoded one at a time."""
+        return np.zeros(_whole(port.shape), port.dtype) if loras.weights is None else loras.weights[None]
 
     def _size(self, engine: Engine, axis: str, axes: Mapping[str, int]) -> int:
         """Size of an output's axis: an input's, or the usual one when all of the inputs' are as usual."""
@@ -178,6 +209,11 @@ class TextEncoder:
                     f"tokens and does not hear {lost!r}"
                 )
         return said
+
+
+def _whole(shape: Sequence[int | str]) -> tuple[int, ...]:
+    """A shape whose named axes are those of one prompt."""
+    return tuple(size if isinstance(size, int) else 1 for size in shape)
 
 
 def _bytes(encoded: Mapping[str, Array]) -> int:
@@ -267,6 +303,8 @@ class _PortTokenizer:
         if rules.heard is None:
             return None
         own = self.length(said.text)
+        for word in rules.removes:
+            said = said.with_words(word, "")
         for word, words in self._several_in(said.text):
             said = said.with_words(word, words)
         kept = self._encode(said.text)
@@ -287,10 +325,13 @@ class _PortTokenizer:
         return text[max(0, heard) :].strip()
 
     def _with_several(self, text: str) -> str:
-        """A text in which every word that stands for several vectors is followed by those of the others.
+        """A text without the words that are removed, in which every word that stands for several vectors is followed by
+        those of the others.
 
         Equal to diffusers' maybe_convert_prompt; once done, doing it again changes nothing.
         """
+        for word in self.rules.removes:
+            text = text.replace(word, "")
         for word, words in self._several_in(text):
             text = text.replace(word, words)
         return text
@@ -308,7 +349,8 @@ class _PortTokenizer:
 
     def _encode_as_it_is(self, text: str) -> Encoding:
         try:
-            return self._tokenizer.encode(f"{self.rules.prefix}{text or self.rules.empty}{self.rules.suffix}")
+            said = f"{self.rules.prefix}{text or self.rules.empty}{self.rules.suffix}"
+            return self._tokenizer.encode(said, add_special_tokens=self.rules.special)
         except (TypeError, UnicodeError) as error:
             raise PromptError(f"prompt {text!r} cannot be read: {error}") from error
 

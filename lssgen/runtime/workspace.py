@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from types import MappingProxyType
 from typing import assert_never
 
 import numpy as np
@@ -25,11 +26,14 @@ from lssgen.manifest import (
     GuidanceScale,
     GuidanceWeights,
     Latent,
+    LoraFactors,
+    LoraWeights,
     Manifest,
     Mix,
     Noise,
     Picture,
     Precision,
+    Reference,
     Row,
     Sizes,
     SizeValue,
@@ -38,6 +42,9 @@ from lssgen.manifest import (
 )
 from lssgen.plan.table import Stage
 from lssgen.ports import Array, Port
+
+Lent = Mapping[type[Feed], Callable[[], Buffer]]
+"""Buffers that are not a workspace's own, made when they are asked for first."""
 
 Branches = tuple[str, ...]
 """Guidance branches in batch order: "negative", "positive", "skip"."""
@@ -81,6 +88,7 @@ class Geometry:
         text: Shape of every output of the text graph, for one picture and one branch.
         scaling_space: Name of the transition.
         told: Sizes for networks that are conditioned on them.
+        references: Number of tokens of reference pictures.
         apart: Words that keep runs apart that go on at the same time; () where runs take turns.
     """
 
@@ -89,6 +97,7 @@ class Geometry:
     text: tuple[tuple[str, tuple[int, ...]], ...]
     scaling_space: str
     told: ToldSizes = ToldSizes()
+    references: int = 0
     apart: tuple[str, ...] = ()
 
 
@@ -100,16 +109,25 @@ class Workspace:
         backend: Place where the buffers live.
         engines: Engines of the bundle.
         geometry: What to make room for.
+        lent: Buffers that several workspaces share, by the kind of feed that they are for.
     """
 
-    def __init__(self, manifest: Manifest, backend: Backend, engines: Engines, geometry: Geometry) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        backend: Backend,
+        engines: Engines,
+        geometry: Geometry,
+        lent: Lent = MappingProxyType({}),
+    ) -> None:
         self.geometry = geometry
+        self._lent = lent
         self._manifest = manifest
         self._backend = backend
         self._engines = engines
         self._step = manifest.graphs["step"]
         self._transition = manifest.graphs.get(f"transition_{geometry.scaling_space}")
-        self._tokens = _token_sizes(self._step, dict(geometry.text))
+        self._tokens = _token_sizes(self._step, dict(geometry.text)) | _reference_axes(self._step, geometry.references)
         self._buffers: dict[Hashable, Buffer] = {}
         self._bindings: dict[Hashable, tuple[Engine, Binding]] = {}
         (self._latent,) = (port for port in self._step.inputs if _carries_latent(self._step.feeds.get(port.name)))
@@ -123,6 +141,11 @@ class Workspace:
     def picture_feeds(self) -> tuple[Picture, ...]:
         """Pictures that the step takes as inputs, each once."""
         return tuple(dict.fromkeys(feed for feed in self._step.feeds.values() if isinstance(feed, Picture)))
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the step is told what of a picture stays."""
+        return any(feed.read_as == "kept" for feed in self.picture_feeds)
 
     @property
     def precision(self) -> Precision:
@@ -233,6 +256,10 @@ class Workspace:
         self._write(GuidanceScale, scales, ())
         self._write(GuidanceRescale, rescales, ())
 
+    def write_loras(self, weights: Array) -> None:
+        """(batch, ranks) strengths of what is in the slots for LoRAs, for networks that have them."""
+        self._write(LoraWeights, weights, ())
+
     def write_text(self, branches: Branches, text: Mapping[str, Mapping[str, Array]]) -> None:
         """Stack the text conditioning branch by branch; `text` has (batch, ...) arrays by branch and output."""
         for port in self._step.inputs:
@@ -248,6 +275,15 @@ class Workspace:
             if self._step.feeds[port.name] == feed:
                 buffer = self._fed(port, feed, stage, 0, ())
                 buffer.write(np.broadcast_to(value, buffer.shape))
+
+    def write_references(self, tokens: Array, places: Array) -> None:
+        """Reference pictures: (n, C * patch * patch) tokens, the same for the whole batch, and their (n, 3) places."""
+        for port in self._step.inputs:
+            feed = self._step.feeds[port.name]
+            if isinstance(feed, Reference):
+                buffer = self._fed(port, feed, 0, 0, ())
+                value = tokens if feed.what == "tokens" else places
+                buffer.write(np.ascontiguousarray(np.broadcast_to(value, buffer.shape)).astype(buffer.dtype))
 
     def step(self, stage: int, turn: int, branches: Branches) -> Binding:
         """The step graph, from `latent(stage, turn)` to `latent(stage, turn + 1)`."""
@@ -271,14 +307,35 @@ class Workspace:
             lambda: self._transition_buffers(graph, stage, turns),
         )
 
-    def encode(self, stage: int, picture: Array) -> Array:
-        """(height, width, 3) uint8 picture of a stage's size -> (C, h, w) latent, the mean of the VAE's posterior."""
+    def encode(self, stage: int, picture: Array, kept: Array | None = None) -> Array:
+        """(height, width, 3) uint8 picture of a stage's size -> (C, h, w) latent, the mean of the VAE's posterior.
+
+        Args:
+            stage: Index of the stage.
+            picture: Of its size.
+            kept: (height, width) False where the picture is grey instead, for networks that inpaint; None: all stays.
+        """
         buffers = self._alone("encode", stage)
         buffers["picture"].write(picture[None])
+        if "kept" in buffers:
+            every = np.ones(buffers["kept"].shape, np.float32)
+            buffers["kept"].write(every if kept is None else kept[None, :, :, None].astype(np.float32))
         # Zeros make mean + std * noise the mean: a run that starts from a picture does not depend on chance.
         if noise := buffers.get("posterior_noise"):  # tiny autoencoders have no posterior
             noise.write(np.zeros(noise.shape, np.float32))
         self._bound("encode", (stage,), lambda: buffers)()
+        return buffers["latent"].read()[0]
+
+    def encode_alone(self, picture: Array) -> Array:
+        """(height, width, 3) uint8 picture of any size -> (C, h, w) latent, as `encode`; its buffers are not kept."""
+        entry, cell = self._manifest.graphs["encode"], self._manifest.facts.cell_px
+        sizes = stage_quantities(cell, (picture.shape[0] // cell, picture.shape[1] // cell))
+        buffers: dict[str, Buffer] = {}
+        for port in (*entry.inputs, *entry.outputs):
+            shape = tuple(sizes[entry.axes[axis]] if isinstance(axis, str) else axis for axis in port.shape)
+            buffers[port.name] = self._backend.empty(shape, np.dtype(port.dtype))
+            buffers[port.name].write(np.zeros(shape, port.dtype) if port.name != "picture" else picture[None])
+        self._engines["encode"].bind(buffers)()
         return buffers["latent"].read()[0]
 
     def decode(self, stage: int, latent: Array) -> Array:
@@ -341,7 +398,10 @@ class Workspace:
                 return self._made((port.name, branches), port, stage, branches, gates)
             case Text() | GuidanceWeights():
                 return self._made((port.name, branches), port, stage, branches)
-            case Row() | GuidanceScale() | GuidanceRescale():
+            case LoraFactors():
+                lent = self._lent.get(LoraFactors)
+                return lent() if lent is not None else self._made((port.name,), port, stage, branches)
+            case Row() | GuidanceScale() | GuidanceRescale() | Reference() | LoraWeights():
                 return self._made((port.name,), port, stage, branches)
             case Picture():
                 return self._made((port.name, stage), port, stage, branches)
@@ -439,6 +499,12 @@ def _token_sizes(step: Graph, text: Mapping[str, tuple[int, ...]]) -> dict[str, 
             own = port.shape[2:]  # after branches and batch
             found |= {axis: size for axis, size in zip(own, text[feed.output], strict=True) if isinstance(axis, str)}
     return found
+
+
+def _reference_axes(step: Graph, tokens: int) -> dict[str, int]:
+    """Sizes of the axes that count the tokens of reference pictures."""
+    shapes = [port.shape for port in step.inputs if step.feeds.get(port.name) == Reference(what="places")]
+    return {axis: tokens for shape in shapes for axis in shape if isinstance(axis, str)}
 
 
 def _gates(port: Port, skipped: Sequence[int], branches: Branches) -> Array:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from time import monotonic
 
-from lssgen.errors import BackendError, EngineError, LssgenError, RefusedError
+from lssgen.errors import BackendError, EngineError, LssgenError, ModelError, RefusedError
 from lssgen.serving.desk import Desk
 from lssgen.serving.lanes import Lanes
 from lssgen.serving.model import Model
@@ -97,6 +97,10 @@ class Admission:
             job = waiting.first().job
             if not self._make_ready(job):
                 held = held or self._desk.holds(job)
+            elif not self._has_slots(job):
+                # Those who hold the slots end within a stage, if nobody takes their place.
+                held = True
+                waiting.short += 1
             elif joining := self._taken(crowd, waiting, begun_only=held):
                 self._join(crowd, joining)
             elif not self._lanes.pieces(crowd):
@@ -110,6 +114,8 @@ class Admission:
             room = 1
         taken: list[Piece] = []
         while len(taken) < room and len(waiting) and (waiting.first().job.begun or not begun_only):
+            if not self._has_slots(waiting.first().job, taken):
+                break
             piece = self._queues.pop(crowd)
             self._waiting.remove(piece)
             taken.append(piece)
@@ -158,6 +164,22 @@ class Admission:
         seconds = job.note("load", -1, began)
         self._desk.observe(Observation(kind="load", model=model.name, seconds=seconds))
         return True
+
+    def _has_slots(self, job: Job, joining: Sequence[Piece] = ()) -> bool:
+        """Put a job's LoRAs into the slots of its model, besides those of the pictures that have rows, or are to join;
+        False where they do not fit yet. A job whose LoRA cannot be read any more ends here."""
+        if not job.loras:
+            return True
+        model = self._models[job.ticket.model]
+        others = [*self._lanes.everybody, *joining]
+        in_use = {one.stamp for piece in others if piece.job.ticket.model == model.name for one in piece.job.loras}
+        try:
+            return model.loras.place(job.loras, in_use)
+        except (ModelError, EngineError) as error:
+            refusal = RefusedError(f"{job.ticket.name} cannot be painted: {error}", code="broken_model")
+            refusal.__cause__ = error
+            self.end(job, refusal)
+            return False
 
     def _join(self, crowd: Crowd, pieces: list[Piece]) -> None:
         model = self._models[crowd.model]

@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from math import inf, isfinite
@@ -16,6 +16,7 @@ from lssgen.plan import Plan
 from lssgen.runtime.advice import Advice
 from lssgen.runtime.asking import asked_run, unheard
 from lssgen.runtime.candidates import Candidate, best_within, candidates
+from lssgen.runtime.loras import Adapter
 from lssgen.runtime.noise import check_seed
 from lssgen.runtime.options import Options, Request
 from lssgen.runtime.origin import Start
@@ -30,8 +31,12 @@ from lssgen.serving.models import Models
 from lssgen.serving.options import ServerOptions
 from lssgen.serving.work import Job
 
-OURS = ("num_images", "batch")
-"""Words of a run that are not a request's: how many is `n`, and what is painted together is the server's choice."""
+OURS: Mapping[str, str] = {
+    "num_images": "say how many pictures with n",
+    "batch": "the server chooses it",
+    "loras": "ask for a model with one, as in sd3@style; the server's owner names them",
+}
+"""Words of a run that are not a request's, and what to do instead. Files are the server's, and no caller's to name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +45,8 @@ class Order:
 
     Attributes:
         model: Model that paints it.
+        name: Name of the model with its LoRA.
+        loras: LoRAs in its slots.
         request, start: The run, and the picture that it starts from.
         pictures: Their number.
         seconds, alone, fastest: Estimates, as in `lssgen.serving.api.Quote`.
@@ -48,6 +55,8 @@ class Order:
     """
 
     model: Model
+    name: str
+    loras: tuple[Adapter, ...]
     request: Request
     start: Start | None
     pictures: int
@@ -162,7 +171,8 @@ class Clerk:
         raise self._desk.refused(fault)
 
     def _read(self, asked: ImageRequest) -> Order:
-        model = self._models.find(_text(asked.model, "model"))
+        style = self._models.find(_text(asked.model, "model"))
+        model = style.model
         self._see(asked)
         see_prompt(asked.prompt)
         options = self._seeded(asked)
@@ -172,7 +182,8 @@ class Clerk:
 
         def make(words: Options) -> Request:
             pictures = (asked.init_image, asked.mask_image, asked.conditions)
-            request, start = asked_run(model.bundle, words, *pictures, model.plans.make)
+            with_loras = cast(Options, {**words, "loras": style.loras})
+            request, start = asked_run(model.bundle, with_loras, *pictures, model.plans.make)
             starts[id(request)] = start
             return request
 
@@ -184,6 +195,8 @@ class Clerk:
         plan, jobs = _painted(request, asked), self._desk.jobs
         return Order(
             model=model,
+            name=style.name,
+            loras=model.loras.read(request.loras, len(request.plan.stages)),
             request=request,
             start=starts[id(request)],
             pictures=asked.n,
@@ -212,9 +225,8 @@ class Clerk:
         _whole(asked.estimate_every, "estimate_every", 0, self._options.most_steps, "steps")
         for name in ("deadline_ms", "max_latency_ms"):
             self.milliseconds(getattr(asked, name), name)
-        for name in OURS:
+        for name, said in OURS.items():
             if asked.options.get(name) is not None:
-                said = "say how many pictures with n" if name == "num_images" else "the server chooses it"
                 raise _refusal(f"{name} cannot be chosen for a request: {said}", param=name)
 
     def _chosen(
@@ -327,7 +339,7 @@ def next_number() -> int:
 
 SIGNS: Sequence[tuple[str, str]] = (
     (r"belong to a picture to start from", "init_image"),
-    (r"in conditions$", "conditions"),
+    (r"in conditions$|the control picture is|so a control picture", "conditions"),
     (r"\bmask\b", "mask_image"),
     (r"negative prompt", "negative_prompt"),
     (r"needs sides|sides of at least|below min_resolution|knows positions|^a picture of \d", "size"),

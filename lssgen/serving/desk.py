@@ -228,7 +228,7 @@ def answer_of(job: Job) -> Answer:
     return Answer(
         pictures=job.pictures,
         request=job.request,
-        model=job.ticket.model,
+        model=job.ticket.name,
         draft=job.draft,
         timings=Timings(queue=queue, total=total, submitted=time() - total, spans=tuple(job.spans)),
         usage=Usage(

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lssgen.runtime.checking import Guard
 from lssgen.runtime.origin import pasted
 from lssgen.runtime.results import Picture
 from lssgen.runtime.sampler import Floats, nonfinite
@@ -25,11 +26,13 @@ class Finisher:
     Args:
         desk: The books.
         drafts: Where drafts are kept.
+        guard: Hooks that every picture passes before anybody is told of it.
     """
 
-    def __init__(self, desk: Desk, drafts: Drafts) -> None:
+    def __init__(self, desk: Desk, drafts: Drafts, guard: Guard) -> None:
         self._desk = desk
         self._drafts = drafts
+        self._guard = guard
 
     def stage(self, piece: Piece, latent: Floats, shown: Floats, painter: Painter) -> bool:
         """A picture has ended a stage; whether it goes on to the next.
@@ -43,6 +46,7 @@ class Finisher:
         Raises:
             NonFiniteError: The latent holds NaN or infinity.
             EngineError: It cannot be decoded.
+            CheckError: A checker refuses the picture, or a hook failed.
         """
         job, table = piece.job, piece.table
         if not np.isfinite(latent).all():
@@ -71,6 +75,7 @@ class Finisher:
 
         Raises:
             EngineError: It cannot be decoded.
+            CheckError: A checker refuses the picture, or a hook failed.
         """
         piece.wished = False
         latent = lane.estimate(piece)
@@ -97,18 +102,15 @@ class Finisher:
             self._desk.end(job)
 
     def _done(self, piece: Piece, latent: Floats, image: Image.Image) -> None:
-        asked = piece.job.ticket.asked
-        piece.picture = Picture(
-            image=image,
-            latent=latent,
-            prompt=asked.prompt,
-            negative_prompt=piece.job.request.negative_prompt,
-            seed=piece.seed,
-        )
+        prompt = piece.job.ticket.asked.prompt
+        (passed,) = self._guard([image], [prompt])
+        negative = piece.job.request.negative_prompt
+        piece.picture = Picture.of(passed, latent, prompt=prompt, negative_prompt=negative, seed=piece.seed)
         piece.job.ticket.tell(PictureDone(index=piece.index, picture=piece.picture))
 
     def _show(self, piece: Piece, painter: Painter, kind: str, latent: Floats) -> None:
         pixels = self._timed(piece, "preview", lambda: painter.decode(piece, latent))
+        (passed,) = self._guard([Image.fromarray(pixels)], [piece.job.ticket.asked.prompt])
         self._desk.counts.previews += 1
         piece.job.ticket.tell(
             Preview(
@@ -117,7 +119,7 @@ class Finisher:
                 stage=piece.stage,
                 stages=len(piece.job.tables),
                 step=piece.turn - 1,
-                image=Image.fromarray(pixels),
+                image=passed.image,
             )
         )
 

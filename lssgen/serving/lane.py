@@ -27,6 +27,7 @@ class _Device:
         numbers: (batch, 7 + K), the steps of the rows.
         weights: (branches, batch), their guidance.
         scales: (2, batch), their guidance scales and shares of rescaled guidance.
+        loras: (batch, ranks), their strengths of what is in the slots for LoRAs.
         turn: Steps since the buffers were taken.
     """
 
@@ -34,6 +35,7 @@ class _Device:
     numbers: Floats
     weights: Floats
     scales: Floats
+    loras: Floats
     turn: int = 0
 
 
@@ -83,6 +85,7 @@ class Lane:
             self.rows[row] = piece
             piece.states = None
         self._on.space.write_guidance(*self._on.scales)
+        self._on.space.write_loras(self._on.loras)
 
     def leave(self, piece: Piece) -> None:
         """Free a picture's row; nothing of it is kept."""
@@ -90,6 +93,7 @@ class Lane:
         self.rows[row] = None
         self._on.numbers[row] = 0
         self._on.weights[:, row] = 0
+        self._on.loras[row] = 0
 
     def park(self, piece: Piece) -> None:
         """Take a picture off the device, with what it needs to go on."""
@@ -171,6 +175,7 @@ class Lane:
             numbers=np.zeros((batch, pieces[0].table.rows.shape[1]), np.float32),
             weights=np.zeros((len(self.crowd.branches), batch), np.float32),
             scales=np.zeros((2, batch), np.float32),
+            loras=np.zeros((batch, self._model.loras.ranks), np.float32),
         )
         self._make(device)
         for row, piece in enumerate(staying):
@@ -197,8 +202,9 @@ class Lane:
         assert job.text is not None, "a picture is begun before it joins"
         space.put_states(0, device.turn, branches, row, _states_of(piece, space, branches))
         space.put_text(branches, row, job.text)
-        for feed in space.picture_feeds:
-            space.put_picture(0, feed, row, job.values[feed][piece.stage][0])
+        for feed, values in job.values.items():  # a control picture that is off is not among them
+            space.put_picture(0, feed, row, values[piece.stage][0])
+        device.loras[row] = self._model.loras.weights(job.loras, piece.stage)
         device.scales[:, row] = job.request.plan_options.guidance_scale, job.request.guidance_rescale
 
     def _draw(self, row: int, piece: Piece) -> None:

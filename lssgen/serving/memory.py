@@ -10,7 +10,7 @@ import numpy as np
 
 from lssgen.engines.base import Backend
 from lssgen.engines.demand import stage_quantities, token_axes
-from lssgen.manifest import Manifest, State
+from lssgen.manifest import LoraFactors, Manifest, State
 
 _LOG = logging.getLogger("lssgen")
 
@@ -51,6 +51,8 @@ def lane_bytes(manifest: Manifest, size: tuple[int, int], branches: int, batch: 
     longest = {axis: extent.high for axis, extent in token_axes(manifest).items()}
     total = 0
     for port in step.inputs:
+        if isinstance(step.feeds[port.name], LoraFactors):
+            continue  # the model's, for all of its lanes
         shape = [_length(axis, step.axes, counted, longest) for axis in port.shape]
         copies = 2 if isinstance(step.feeds[port.name], State) else 1  # a state is read from one, written to the other
         total += copies * prod(shape) * np.dtype(port.dtype).itemsize

@@ -7,13 +7,15 @@ from time import monotonic
 from lssgen.bundle import MANIFEST, Bundle
 from lssgen.engines.base import Backend, Engines
 from lssgen.engines.demand import Demand
+from lssgen.manifest import LoraFactors
 from lssgen.runtime.advice import Advice, advice, known_of
 from lssgen.runtime.conditioning import Conditioner
 from lssgen.runtime.demand import demand_of
+from lssgen.runtime.loras import LoraBank
 from lssgen.runtime.open_engines import OpenEngines
 from lssgen.runtime.options import Options, Request
 from lssgen.runtime.text import TextEncoder
-from lssgen.runtime.workspace import Geometry, Workspace
+from lssgen.runtime.workspace import Geometry, Lent, Workspace
 from lssgen.runtime.workspaces import Workspaces
 from lssgen.schedules import Search, read_searches
 from lssgen.serving.plans import Plans
@@ -30,7 +32,8 @@ class Model:
         words: Encoder of what its branches hear.
         plans: Plans that were made for it.
         times: Seconds that its engine calls take.
-        bytes: Size of its graphs' files, which is hardly more than that of its weights.
+        bytes: Size of its graphs' files, which is hardly more than that of its weights, and of its slots for LoRAs.
+        loras: LoRAs in its slots.
         used: Moment at which it was last used.
     """
 
@@ -42,6 +45,8 @@ class Model:
         self.times = StepTimes(bundle.manifest.facts.cost)
         self.bytes = sum(bundle.stored_bytes(graph) for graph in bundle.manifest.graphs)
         self.used = 0.0
+        self.loras = LoraBank(bundle, backend)
+        self.bytes += self.loras.bytes
         self._searches = {(one.height, one.width): one for one in read_searches(bundle)}
         self._backend = backend
         self._measured = known_of(bundle, backend)
@@ -103,6 +108,7 @@ class Model:
     def close(self) -> None:
         """Free engines and buffers; it is loaded again when it is asked for."""
         self._workspaces.clear()
+        self.loras.close()
         self._open.close()
 
     def info(self, aliases: Sequence[str]) -> ModelInfo:
@@ -125,7 +131,8 @@ class Model:
         )
 
     def _make(self, geometry: Geometry) -> Workspace:
-        return Workspace(self.bundle.manifest, self._backend, self.engines, geometry)
+        lent: Lent = {LoraFactors: lambda: self.loras.buffer("step")}
+        return Workspace(self.bundle.manifest, self._backend, self.engines, geometry, lent)
 
 
 def _leave(_: str) -> None:

@@ -60,7 +60,8 @@ class Painter:
             return
         began = monotonic()
         model = self._model
-        text = model.words.heard(model.engines["text"], job.request, job.ticket.asked.prompt, job.lengths)
+        loras = model.loras.heard(job.loras)
+        text = model.words.heard(model.engines["text"], job.request, job.ticket.asked.prompt, job.lengths, loras)
         self._note(model, Call("text"), job.note("text", -1, began), 1)
         job.text = text
         if job.start is None and not job.conditions:
@@ -69,7 +70,7 @@ class Painter:
         sizes = tuple((stage.height, stage.width) for stage in job.plan.stages)
         space = self._space(job, sizes, 1)
         job.origin = origin_of(space, job.plan, job.start) if job.start else None
-        job.values = condition_values(space, job.plan, job.conditions)
+        job.values = condition_values(space, job.plan, job.conditions, job.start)
         seconds = job.note("encode", -1, began)
         self._note(model, Call("encode", *sizes[-1]), seconds / len(sizes), 1)
 

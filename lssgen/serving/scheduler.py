@@ -15,6 +15,7 @@ from time import monotonic
 
 from lssgen.engines.base import Backend, Mark
 from lssgen.errors import CancelledError, EngineError, LssgenError, RefusedError
+from lssgen.runtime.checking import Guard
 from lssgen.runtime.sampler import Floats
 from lssgen.serving.admission import Admission
 from lssgen.serving.desk import Desk
@@ -64,6 +65,7 @@ class Scheduler:
         drafts: Where drafts are kept.
         options: Limits and policies.
         budget: Bytes that weights and buffers may take.
+        guard: Hooks that every picture passes.
 
     Attributes:
         lanes: Who is on the device.
@@ -71,7 +73,14 @@ class Scheduler:
     """
 
     def __init__(
-        self, backend: Backend, models: Models, desk: Desk, drafts: Drafts, options: ServerOptions, budget: int
+        self,
+        backend: Backend,
+        models: Models,
+        desk: Desk,
+        drafts: Drafts,
+        options: ServerOptions,
+        budget: int,
+        guard: Guard,
     ) -> None:
         self.busy_since: float | None = None
         self.lanes = Lanes(options, budget)
@@ -80,7 +89,7 @@ class Scheduler:
         self._desk = desk
         self._drafts = drafts
         self._batches = options.batches
-        self._finisher = Finisher(desk, drafts)
+        self._finisher = Finisher(desk, drafts, guard)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="lssgen-noise")
         self._admission = Admission(
             models,

@@ -17,6 +17,7 @@ from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import open_backend
 from lssgen.errors import RefusedError
 from lssgen.lora.asked import Lora
+from lssgen.runtime.checking import Checker, Guard, Watermark
 from lssgen.runtime.options import Options, request_from_options
 from lssgen.serving.api import Answer, Hear, ImageRequest, Queued, Quote
 from lssgen.serving.clerk import Clerk, Order, next_number
@@ -53,6 +54,8 @@ class Server:
         options: Limits and policies.
         verify: When to compare files with their hashes, as for `lssgen.load`.
         observe: Given everything that is measured.
+        checker, watermark: Hooks that every picture passes before it is given away, previews, estimates and drafts too,
+            as for `lssgen.load`. They are called in the thread that has the device.
         engine_options: Options of the engine, as for `lssgen.load`.
 
     Raises:
@@ -60,6 +63,7 @@ class Server:
         ModelError: A LoRA is not there, or its strength is not a number.
         BackendError: The engine is unknown, has no such option, or its library, driver or device is missing.
         PlanError: A size to be ready for that the first model cannot paint.
+        CheckError: A hook is not there.
     """
 
     def __init__(
@@ -72,16 +76,21 @@ class Server:
         options: ServerOptions | None = None,
         verify: Verify = "once",
         observe: Observe | None = None,
+        checker: Checker | str | Sequence[Checker | str] | None = None,
+        watermark: Watermark | str | None = None,
         **engine_options: Unpack[EngineOptions],
     ) -> None:
         self._options = options or ServerOptions()
+        guard = Guard(checker, watermark)
         self._backend = open_backend(engine, **engine_options) if isinstance(engine, str) else engine
         self._models = Models(named(bundles), aliases, _asked(loras), self._backend, verify)
         self._sizes = self._declared()
         self._budget = budget_of(self._backend, self._options.memory_gib)
         self._desk = Desk(self._options, observe)
         self._drafts = Drafts(self._options.draft_seconds, self._options.draft_mib * 2**20)
-        self._scheduler = Scheduler(self._backend, self._models, self._desk, self._drafts, self._options, self._budget)
+        self._scheduler = Scheduler(
+            self._backend, self._models, self._desk, self._drafts, self._options, self._budget, guard
+        )
         self._clerk = Clerk(
             self._models, self._desk, self._drafts, self._scheduler.lanes, self._options, self._budget, self._sizes
         )
@@ -124,7 +133,7 @@ class Server:
         Raises:
             RefusedError: There is none, or it cannot be had.
         """
-        return self._models.info(self._models.find(name))
+        return self._models.described(name)
 
     def quote(self, asked: ImageRequest) -> Quote:
         """What would become of a request; nothing is done.
@@ -279,6 +288,7 @@ class Server:
             request=request,
             model=model.name,
             notes=order.notes,
+            name=order.name,
             position=self._position,
             wish=self._wish,
         )
@@ -293,6 +303,7 @@ class Server:
             conditions=asked.conditions,
             deadline=order.deadline,
             draft=secrets.token_hex(16) if asked.draft else "",
+            loras=order.loras,
         )
 
     def _ticket(self, asked: ImageRequest, like: Ticket) -> Ticket:
@@ -302,6 +313,7 @@ class Server:
             request=like.request,
             model=like.model,
             notes=like.notes,
+            name=like.name,
             position=self._position,
             wish=self._wish,
         )

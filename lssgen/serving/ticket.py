@@ -21,6 +21,7 @@ class Ticket:
         asked: Request as it came, without its pictures.
         request: Run that is carried out, every choice made; its seed is that of the first picture.
         model: Name of the model that paints it.
+        name: Name of the model with the LoRA that the request asks for, "sd3@style"; without one the same.
         notes: Sentences that the caller should read, as far as they are known by now.
     """
 
@@ -32,6 +33,7 @@ class Ticket:
         request: Request,
         model: str,
         notes: tuple[str, ...],
+        name: str = "",
         position: Callable[["Ticket"], Queued],
         wish: Callable[["Ticket", str], None],
     ) -> None:
@@ -39,6 +41,7 @@ class Ticket:
         self.asked = asked
         self.request = request
         self.model = model
+        self.name = name or model
         self.notes = notes
         self._position = position
         self._wish = wish

@@ -139,7 +139,7 @@ def paints(model: Model, size: Size) -> bool:
 def _at(piece: Piece, index: int, latents: Sequence[Floats]) -> Piece:
     """A picture at the beginning of a stage; one that has no latent of the stage before takes another's."""
     if index:
-        piece.stage, piece.stream = index, NoiseStream(piece.seed)
+        piece.stage, piece.stream = index, NoiseStream(piece.seed, piece.job.plan.noise_patch)
         piece.latent = latents[piece.index % len(latents)]
     return piece
 

@@ -19,6 +19,7 @@ from lssgen.manifest import Picture as PictureFeed
 from lssgen.plan import Plan, Stage
 from lssgen.ports import Array
 from lssgen.runtime.conditioning import Conditioning
+from lssgen.runtime.loras import Adapter
 from lssgen.runtime.noise import NoiseStream, StageNoise
 from lssgen.runtime.options import Request
 from lssgen.runtime.origin import Start
@@ -95,6 +96,7 @@ class Job:
         painted: Part of its run that it paints.
         demand: Needs of the engines; None until somebody asks.
         draft: Word for its drafts; "" where it makes none.
+        loras: LoRAs that it is painted with, in its model's slots.
         text: Conditioning that its branches hear; None until it is begun, as the next two.
         origin, values: Start of its pictures, and the pictures that condition them.
     """
@@ -112,6 +114,7 @@ class Job:
         conditions: Mapping[str, Image.Image] = MappingProxyType({}),
         deadline: float = inf,
         draft: str = "",
+        loras: tuple[Adapter, ...] = (),
     ) -> None:
         self.number = number
         self.ticket = ticket
@@ -125,6 +128,7 @@ class Job:
         self.conditions = conditions
         self.deadline = deadline
         self.draft = draft
+        self.loras = loras
         self.text: Conditioning | None = None
         self.origin: Origin | None = None
         self.values: Mapping[PictureFeed, tuple[Array, ...]] = {}
@@ -152,6 +156,7 @@ class Job:
             start=self.start,
             conditions=self.conditions,
             deadline=deadline,
+            loras=self.loras,
         )
         job.text, job.origin, job.values = self.text, self.origin, self.values
         return job
@@ -324,7 +329,7 @@ class Piece:
         return self._entries(shape[0]).draw(shape, self.job.plan.kept_size(self.stage))
 
     def _entries(self, channels: int) -> StageNoise:
-        self.stream = self.stream or NoiseStream(self.seed)
+        self.stream = self.stream or NoiseStream(self.seed, self.job.plan.noise_patch)
         if self.entries is None:
             last = self.job.tables[-1].stage
             whole = (channels, last.height, last.width)

@@ -20,6 +20,7 @@ from lssgen.training.taesd import TaesdAutoencoder, is_taesd_file, load_taesd
 
 CLASSES: Mapping[str, str] = {
     "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl",
+    "AutoencoderKLFlux2": "diffusers.models.autoencoders.autoencoder_kl_flux2",
     "AutoencoderTiny": "diffusers.models.autoencoders.autoencoder_tiny",
 }
 """Classes of diffusers, with their modules, which take seconds to load and are of no use to files in TAESD's naming."""

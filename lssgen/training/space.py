@@ -85,6 +85,11 @@ def _see_known(autoencoder: Autoencoder) -> None:
     Raises:
         ModelError: It does not: diffusers would take it for Stable Diffusion 1's.
     """
+    if type(autoencoder.vae).__name__ == "AutoencoderKLFlux2":
+        raise ModelError(
+            f"the VAE {autoencoder.name} is FLUX.2's, whose network normalises its latents, and with them what a noise "
+            "level means: measure a bundle of the model (lssgen calibrate sigma BUNDLE)"
+        )
     config: Any = autoencoder.vae.config
     # A tiny autoencoder's latents are those of the model: its scaling is 1 whoever made it.
     left_out = config.get("_use_default_values") or ()

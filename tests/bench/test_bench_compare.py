@@ -9,7 +9,7 @@ import pytest
 
 from lssgen.bench import duel
 from lssgen.bench.duel import Duel, Round, Terms, compare, read_duel, rounds_to_go_on, write_duel
-from lssgen.bench.sides import Side, painter, side_from_text
+from lssgen.bench.sides import Side, painter, side_from_text, value_of
 from lssgen.commands.bench import main
 from lssgen.errors import BenchError, MismatchError, PlanError
 
@@ -102,6 +102,7 @@ def test_a_side_that_cannot_be_opened_is_told_in_its_own_words(toy: Path) -> Non
         ("demo,engine", BenchError, "'engine' is not NAME=VALUE"),
         ("demo,stepz=3", PlanError, "unknown option 'stepz'"),
         ("demo,code=/nowhere", BenchError, "/nowhere is not a checkout"),
+        ("demo,seed=1,start_sigma=1,seed=2", BenchError, "says one of its options twice"),
     ],
 )
 def test_a_side_that_makes_no_sense_is_refused(text: str, error: type, said: str) -> None:
@@ -113,6 +114,21 @@ def test_a_side_tells_options_of_the_engine_from_those_of_the_run() -> None:
     found = side_from_text("demo,engine=openvino,threads=2,start-sigma=0.5,scaling_space=latent,shorten=true")
     assert (found.engine, found.words) == ("openvino", {"threads": 2})
     assert found.options == {"start_sigma": 0.5, "scaling_space": "latent", "shorten": True}
+
+
+def test_truth_is_read_as_json_and_as_python_writes_it(toy: Path) -> None:
+    for text, value in (("true", True), ("True", True), ("False", False), ("None", None), ("[1, 2]", [1, 2])):
+        assert value_of(text) == value
+    with pytest.raises(BenchError, match="low_memory is 'no'; it must be True or False"):
+        compare(side_from_text(f"{toy},low_memory=no"), side_from_text(str(toy)), QUICK)
+
+
+def test_a_process_that_is_killed_while_it_answers_is_told(code: Path) -> None:
+    package = code / "lssgen" / "__init__.py"
+    half = """os.write(3, b'{"seconds": 0.0'); os.kill(os.getpid(), 9)"""  # 3: where the worker's answers go
+    package.write_text(package.read_text().replace("os._exit(7)", half))
+    with pytest.raises(BenchError, match="gave half an answer: signal SIGKILL: out of luck; run it again: with -o"):
+        compare(side(code, 1), side(code, 1, seed=2), QUICK)
 
 
 @pytest.mark.parametrize("rounds", [0, 7])
@@ -163,8 +179,11 @@ def test_rounds_of_other_sides_or_of_another_machine_are_refused(code: Path, tmp
         rounds_to_go_on(path, a, b)
 
 
-def test_rounds_of_another_bundle_or_state_of_the_code_are_not_mixed_with_new_ones(code: Path, tmp_path: Path) -> None:
+def test_rounds_of_another_bundle_engine_or_state_of_the_code_are_not_mixed_with_new_ones(
+    code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The sides are written alike; what they name has changed since."""
+    monkeypatch.delenv("LSSGEN_ENGINE", raising=False)
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "manifest.json").write_text("{}")
     a = side_from_text(f"{tmp_path / 'bundle'},code={code}")
@@ -177,6 +196,10 @@ def test_rounds_of_another_bundle_or_state_of_the_code_are_not_mixed_with_new_on
     with pytest.raises(MismatchError, match="before A's bundle and B's bundle changed, and rounds of"):
         rounds_to_go_on(path, a, a)
     (tmp_path / "bundle" / "manifest.json").write_text("{}")
+    monkeypatch.setenv("LSSGEN_ENGINE", "onnxruntime")
+    with pytest.raises(MismatchError, match="before A's engine and B's engine changed"):
+        rounds_to_go_on(path, a, a)
+    monkeypatch.delenv("LSSGEN_ENGINE")
     (code / "lssgen" / "more.py").write_text("import time")
     with pytest.raises(MismatchError, match="before A's code and B's code changed"):
         rounds_to_go_on(path, a, a)
@@ -187,6 +210,20 @@ def test_a_real_bundle_is_painted_by_this_checkout(toy: Path) -> None:
         assert one.paint("a red circle") > 0
         assert one.load_s > 0
         assert one.describe["threads"] == "1"
+
+
+def test_a_file_that_cannot_be_written_is_told_before_a_round_and_rounds_that_count_are_too(
+    toy: Path, code: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["compare", f"{toy},code={code}", "--expect-same", "--rounds", "8", "--blocks", "1"]
+    out = tmp_path / "same.json"
+    assert main([*words, "-o", str(out), "--margin", "9"]) == 0
+    assert "going on" not in capsys.readouterr().err
+    monkeypatch.setattr(duel, "_round", lambda *_, **__: pytest.fail("it was measured"))
+    assert main([*words, "-o", str(out), "--margin", "9"]) == 0
+    assert f"going on with the 8 rounds in {out}" in capsys.readouterr().err
+    assert main([*words, "-o", str(out / "x.json")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["compare", "demo"], ["compare", "demo", "demo", "--expect-same"]])

@@ -102,6 +102,12 @@ def test_a_passed_gate_says_what_it_has_not_compared() -> None:
     assert said.endswith("they are those of python 3.11, and this is python 3.12")
     (said,) = not_compared(msgspec.structs.replace(before, instructions=None), before)
     assert said == "instructions are not compared: this machine does not count them"
+    (said,) = not_compared(before, msgspec.structs.replace(before, instructions=None))
+    assert said == "instructions are not compared: the baseline was made where they are not counted"
+    (said,) = not_compared(msgspec.structs.replace(before, ratios={"host": 1.0}), before)
+    assert said == "host is not compared: the baseline has none"
+    (said,) = changes(before, msgspec.structs.replace(before, ratios={"host": 1.0}))
+    assert said == "host was 1 and is not there"
 
 
 def test_the_baseline_of_another_bundle_is_refused() -> None:

@@ -55,6 +55,8 @@ def test_a_last_line_that_was_cut_off_is_left_out_and_a_damaged_one_named(tmp_pa
     append(points([1.0] * 3), path)
     path.write_bytes(path.read_bytes()[:-20])
     assert len(read_history(path)) == 2
+    append(points([1.0] * 2), path)  # and does not take the next one with it, whoever ends it
+    assert len(read_history(path)) == 4
     path.write_bytes(b"{}\n" + msgspec.json.encode(points([1.0])[0]) + b"\n")
     with pytest.raises(BenchError, match=r"line 1 of .*h.jsonl is damaged"):
         read_history(path)
@@ -76,3 +78,48 @@ def test_the_command_tells_curves_and_ends_as_asked_where_the_last_change_is_a_s
 def test_a_plot_is_made_of_few_points_too(tmp_path: Path) -> None:
     plot_history(points([1.0] * 3), tmp_path / "p.png")
     assert (tmp_path / "p.png").stat().st_size > 1000
+
+
+def test_a_last_line_without_its_end_is_a_point_and_gets_one(tmp_path: Path) -> None:
+    path = tmp_path / "h.jsonl"
+    append(points([1.0] * 3), path)
+    path.write_bytes(path.read_bytes().rstrip())
+    assert len(read_history(path)) == 3
+    append(points([1.0]), path)
+    assert len(read_history(path)) == 4
+
+
+@pytest.mark.parametrize("ms", ["0", "-1", "1e999", "null"])
+def test_a_latency_that_cannot_be_one_is_a_damaged_line(tmp_path: Path, ms: str) -> None:
+    path = tmp_path / "h.jsonl"
+    append(points([1.0] * 9), path)
+    lines = path.read_text().splitlines()
+    lines[4] = lines[4].partition('"image_latency_ms":')[0] + f'"image_latency_ms":{ms},"image_throughput":1}}'
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(BenchError, match=r"line 5 of .*h.jsonl is damaged"):
+        read_history(path)
+
+
+def test_a_history_without_a_point_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "h.jsonl").touch()
+    assert main(["history", str(tmp_path / "h.jsonl")]) == 1
+    assert "h.jsonl has no measurement; add some with lssgen bench BUNDLE --history" in capsys.readouterr().err
+
+
+def test_curves_of_two_machines_have_a_plot_each(tmp_path: Path) -> None:
+    path = tmp_path / "h.jsonl"
+    append(points([1.0] * 3), path)
+    append([msgspec.structs.replace(one, machine="other") for one in points([2.0] * 3)], path)
+    assert main(["history", str(path), "--plots", str(tmp_path / "plots")]) == 0
+    assert len(list((tmp_path / "plots").iterdir())) == 2
+
+
+def test_another_number_of_threads_and_another_engine_of_a_grid_are_other_curves(toy: Path, tmp_path: Path) -> None:
+    path = tmp_path / "h.jsonl"
+    words = [str(toy), "--runs", "3", "--warmup", "1", "--set", "scaling_space=latent", "--history", str(path)]
+    words += ["--prompt", "a red circle"]
+    assert main([*words, "--quiet", "--engine", "onnxruntime", "--threads", "1"]) == 0
+    assert main([*words, "--quiet", "--on", "onnxruntime,auto", "--engine", "onnxruntime", "--low-memory"]) == 0
+    assert [one.engine for one in read_history(path)] == [
+        "onnxruntime, threads 1", "onnxruntime, low_memory True", "auto, low_memory True",
+    ]  # fmt: skip

@@ -1,14 +1,19 @@
 """MLPerf's LoadGen in front of whatever paints: a function, a server in this process, a server that answers HTTP."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread, Timer
+from signal import SIGINT, SIGTERM, pthread_kill
+from threading import Thread, Timer, main_thread
+from time import sleep
 from typing import Any
 
 import pytest
+from toy_bundle import toy_in_stages
 
 from lssgen.bench.loadgen import LEAST_QUERIES, Answered, Load, Scenario, at_once, run_loadgen, summary_of
 from lssgen.bench.remote import Site, fields_of
@@ -84,6 +89,64 @@ def test_a_run_in_which_some_queries_fail_is_no_result(tmp_path: Path) -> None:
 
     with pytest.raises(BenchError, match=r"2 of 64 queries went wrong, so the times say nothing; .* queue is full"):
         run_loadgen(at_once(fail_sometimes), Load(), tmp_path)
+
+
+def test_ctrl_c_stops_a_test_without_ending_the_process(tmp_path: Path) -> None:
+    """LoadGen cannot be told to stop; what it still asks is answered at once and painted by nobody."""
+    painted: list[int] = []
+
+    def paint(index: int) -> None:
+        painted.append(index)
+        if len(painted) == 3:
+            pthread_kill(main_thread().ident or 0, SIGINT)
+            sleep(0.5)  # until the main thread has heard it
+
+    with pytest.raises(KeyboardInterrupt):
+        run_loadgen(at_once(paint), Load(), tmp_path)
+    assert len(painted) == 3
+    assert summary_of(tmp_path / "mlperf_log_summary.txt")  # LoadGen has come to its end
+
+
+STOPPED = """
+import sys
+import lssgen.bench.loadgen
+from lssgen.cli import main
+lssgen.bench.loadgen.ENDS_S = 0.2
+sys.exit(main())
+"""
+
+
+def test_a_slow_servers_test_that_goes_on_when_it_is_stopped_does_not_abort_the_process(
+    toy: Path, tmp_path: Path
+) -> None:
+    """A query a second, 459 of them: LoadGen would take eight minutes to its end."""
+    bundle, logs = toy_in_stages(toy, tmp_path / "staged").folder, tmp_path / "logs"
+    words = [sys.executable, "-c", STOPPED, "bench", "loadgen", str(bundle), "--scenario", "Server", "--threads", "1"]
+    words += ["--engine", "onnxruntime", "--prompt", "a red circle", "--outdir", str(logs)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        while not (logs / "mlperf_log_detail.txt").exists() and process.poll() is None:
+            sleep(0.05)
+        sleep(0.3)
+        process.send_signal(SIGTERM)
+        assert process.communicate()[1] == "lssgen bench loadgen: stopped\n"
+    assert process.returncode == 128 + SIGTERM
+
+
+def test_every_answer_is_told_of(tmp_path: Path) -> None:
+    heard: list[int] = []
+    run_loadgen(at_once(lambda _: None), Load(), tmp_path, heard.append)
+    assert heard == list(range(1, len(heard) + 1))
+    assert len(heard) >= 64
+
+
+def test_the_command_refuses_what_it_cannot_do_before_it_opens_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["loadgen", "none", "--set", "num_images=2", "--outdir", str(tmp_path)]) == 1
+    assert "a query of LoadGen is one picture; leave out --set num_images" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["loadgen", "none", "--outdir", str(tmp_path / "file")]) == 1
+    assert "file cannot be written: File exists; choose another place" in capsys.readouterr().err
 
 
 def test_a_summary_that_is_not_there_is_told(tmp_path: Path) -> None:

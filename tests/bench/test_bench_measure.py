@@ -11,7 +11,7 @@ from lssgen.bench import plots
 from lssgen.bench.cases import Case, Effort, Grid, cases_of, wordings
 from lssgen.bench.clocks import Pace
 from lssgen.bench.environment import Environment, differences, environment
-from lssgen.bench.idle import IdleBackend
+from lssgen.bench.idle import IdleBackend, IdleEngines
 from lssgen.bench.measure import measure, measure_all
 from lssgen.bench.meter import Call, Meter, MeteredBackend
 from lssgen.bench.results import BenchResult, CaseResult, read_result, write_result
@@ -19,6 +19,7 @@ from lssgen.bench.summary import summarised
 from lssgen.bench.tables import as_table, conditions
 from lssgen.bundle import Bundle, read_bundle
 from lssgen.engines.base import Binding, Buffer
+from lssgen.engines.demand import Demand
 from lssgen.errors import BenchError
 from lssgen.runtime import Pipeline
 
@@ -39,8 +40,9 @@ def result(bundle: Bundle) -> CaseResult:
 
 def whole(case: CaseResult) -> BenchResult:
     return BenchResult(
-        bundle={"name": "toy", "manifest_sha256": "0"}, engine="idle", environment=environment({}), cases=(case,)
-    )
+        bundle={"name": "toy", "manifest_sha256": "0"}, engine="idle", prompt="a red circle",
+        environment=environment({}), cases=(case,),
+    )  # fmt: skip
 
 
 class Clock:
@@ -184,7 +186,7 @@ def test_too_few_runs_are_refused(runs: int) -> None:
 def test_a_grid_is_every_combination_in_words() -> None:
     cases = cases_of(Grid(sizes=((64, 128),), steps=(4, 8), batches=(1, 2), single=True), {"guidance_scale": 2.0})
     assert len(cases) == 8
-    assert cases[0].name == "128x64, 4 steps, batch 1, staged"
+    assert cases[0].name == "128x64, 4 steps, batch 1, staged, guidance_scale 2.0"
     assert cases[1].options["start_sigma"] == 1.0
     assert all(case.options["guidance_scale"] == 2.0 for case in cases)
 
@@ -192,8 +194,26 @@ def test_a_grid_is_every_combination_in_words() -> None:
 def test_prompts_are_the_same_words_in_another_order() -> None:
     found = wordings("a b c", 8)
     assert len(set(found[:6])) == 6
-    assert found[6:] == found[:2]
-    assert {"".join(sorted(one)) for one in found} == {"  abc"}
+    assert found[6:] == [f"{order} " for order in found[:2]]  # few words have few orders; a blank more is another text
+    assert {"".join(sorted(one.rstrip())) for one in found} == {"  abc"}
+
+
+@pytest.mark.parametrize("prompt", ["", "lighthouse", "red red", "a b a c"])
+def test_no_two_prompts_are_alike(prompt: str) -> None:
+    assert len(set(wordings(prompt, 40))) == 40
+
+
+def test_a_prompt_of_one_word_is_encoded_in_every_timed_run(bundle: Bundle) -> None:
+    calls: list[int] = []
+
+    class Counting(IdleBackend):
+        def open(self, bundle: Bundle, demand: Demand) -> IdleEngines:
+            engines = super().open(bundle, demand)
+            engines["text"].bind = lambda _: lambda: calls.append(1)  # type: ignore[method-assign]
+            return engines
+
+    measure(bundle, Counting, Case(name="toy", options=LATENT), Effort(runs=3, warmup=1), prompt="lighthouse")
+    assert len(calls) == 1 + 1 + 1 + 3  # no words, which guidance hears; the first picture, warm-up and timed runs
 
 
 def test_a_result_comes_back_as_it_was(result: CaseResult, tmp_path: Path) -> None:
@@ -206,10 +226,16 @@ def test_a_result_comes_back_as_it_was(result: CaseResult, tmp_path: Path) -> No
     assert "12 runs a case" in conditions(made)
 
 
+def test_a_case_that_is_called_staged_and_has_one_stage_is_told(result: CaseResult) -> None:
+    small = msgspec.structs.replace(result, name="32x32, batch 1, staged", stages=result.stages[:1])
+    said = as_table(msgspec.structs.replace(whole(small), cases=(small, result))).splitlines()
+    assert said[-1] == f"32x32, batch 1, staged: its plan has one stage anyway, of {result.stages[0].steps} steps"
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [(lambda text: text[:-40], "is damaged"), (lambda text: text[:0], "is damaged"),
-     (lambda text: text.replace('"format": 2', '"format": 7'), "has format 7"),
+     (lambda text: text.replace('"format": 3', '"format": 7'), "has format 7"),
      (lambda text: text.replace('"cases"', '"casse"').replace('"batch": 1', '"batch": "x"'), "")],
 )  # fmt: skip
 def test_a_damaged_result_is_told_by_name(result: CaseResult, tmp_path: Path, damage: Any, said: str) -> None:
@@ -230,6 +256,16 @@ def test_the_plot_of_costs_shows_measured_arithmetic_and_prediction(
     monkeypatch.setattr(plots, "_save", lambda figure, _: drawn.extend(figure.axes[0].get_legend_handles_labels()[1]))
     plots.plot_cost(whole(result), tmp_path / "cost.png", {stage.tokens: 1.0 for stage in result.stages})
     assert drawn == ["measured", "arithmetic alone", "plan's prediction"]
+
+
+def test_engines_and_batches_are_curves_of_their_own_in_the_plot_of_costs(
+    result: CaseResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(plots, "_save", lambda figure, _: drawn.extend(figure.axes[0].get_legend_handles_labels()[1]))
+    other = msgspec.structs.replace(result, name="other", backend={"backend": "slow"}, batch=2)
+    plots.plot_cost(msgspec.structs.replace(whole(result), cases=(result, other)), tmp_path / "cost.png")
+    assert drawn == ["measured, idle, batch 1", "measured, slow, batch 2", "arithmetic alone"]
 
 
 def test_a_result_that_is_not_there_is_told_with_how_to_make_it(tmp_path: Path) -> None:

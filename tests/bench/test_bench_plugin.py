@@ -31,6 +31,8 @@ def ran(folder: Path, bundle: Path, budget: str, *flags: str, runs: int = 12) ->
         ("p50_ms=0.001,", (), 1, "over its budget of 0.001 ms; where it goes: text"),
         ("p90_ms=60_000,", ("--lssgen-runs", "9"), 1, "9 runs are too few for p90; it needs 10"),
         ("", (), 1, "no budget was given"),
+        ("p50_ms=float('nan'),", (), 1, "p50_ms is nan; it must be a number of milliseconds above 0"),
+        ("p50_ms='900',", (), 1, "p50_ms is '900'; it must be a number of milliseconds above 0"),
     ],
 )
 def test_a_bundle_is_held_to_its_budget(

@@ -1,5 +1,6 @@
 """Another tool's graph, taken as it is."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
 from lssgen.bundle import Bundle, read_bundle, verify
+from lssgen.calibration import adopt as module
 from lssgen.calibration.adopt import adopt
+from lssgen.calibration.gates import Gate
 from lssgen.calibration.products import products_of
 from lssgen.calibration.quality import Bound
-from lssgen.calibration.quantise import Gate
 from lssgen.errors import CalibrationError
 from lssgen.models.quantisation import sensitivity_of
 from lssgen.parity.samples import sample_inputs
@@ -81,6 +83,128 @@ def test_a_graph_with_other_ports_is_refused(demo: Bundle, foreign: Path, tmp_pa
     assert not (tmp_path / "adopted").exists()
 
 
+def changed(foreign: Path, folder: Path, change: Callable[[onnx.ModelProto], object]) -> Path:
+    model = onnx.load(foreign)
+    change(model)
+    path = folder / "changed.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_a_graph_whose_sizes_a_tool_has_fixed_is_refused(demo: Bundle, foreign: Path, tmp_path: Path) -> None:
+    def fix(model: onnx.ModelProto) -> None:
+        model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 16
+
+    said = (
+        r"takes latent as \(batch, 6, 16, width\), and the step of .* takes latent: float32\[batch, 6, height, width\]"
+    )
+    with pytest.raises(CalibrationError, match=said):
+        adopt(demo, changed(foreign, tmp_path, fix), tmp_path / "a", engine="onnxruntime", by=None, gate=Gate())
+    assert not (tmp_path / "a").exists()
+
+
+def test_codes_that_no_format_has_are_refused(demo: Bundle, foreign: Path, tmp_path: Path) -> None:
+    def narrow(model: onnx.ModelProto) -> None:
+        found = next(node for node in model.graph.node if node.op_type == "DequantizeLinear")
+        codes = next(value for value in model.graph.initializer if value.name == found.input[0])
+        four = onnx.helper.make_tensor(codes.name, onnx.TensorProto.INT4, codes.dims, np.zeros(codes.dims, np.int8))
+        codes.CopyFrom(four)
+
+    with pytest.raises(CalibrationError, match=r"has codes of INT4, of which no format is made; .*one of int8, fp8"):
+        adopt(demo, changed(foreign, tmp_path, narrow), tmp_path / "a", engine="onnxruntime", by=None, gate=Gate())
+
+
+def _first(model: onnx.ModelProto, operator: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if node.op_type == operator and len(node.input) > 1)
+
+
+def _without_weight(model: onnx.ModelProto) -> None:
+    name = _first(model, "DequantizeLinear").input[0]
+    model.graph.initializer.remove(next(value for value in model.graph.initializer if value.name == name))
+
+
+def _without_opset(model: onnx.ModelProto) -> None:
+    del model.opset_import[:]
+
+
+def _scale_of_zero(model: onnx.ModelProto) -> None:
+    name = _first(model, "QuantizeLinear").input[1]
+    scale = next(value for value in model.graph.initializer if value.name == name)
+    scale.CopyFrom(onnx.numpy_helper.from_array(np.zeros((), np.float32), name))
+
+
+def _axis_of_a_square_weight(model: onnx.ModelProto) -> None:
+    """Where ONNX Runtime's fused product goes on as if nothing had been changed."""
+    shapes = {value.name: tuple(value.dims) for value in model.graph.initializer}
+    node = next(
+        node
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and shapes.get(node.input[0]) == (160, 160)
+    )
+    next(one for one in node.attribute if one.name == "axis").i = 0
+
+
+def _other_axis(model: onnx.ModelProto) -> None:
+    node = next(node for node in model.graph.node if any(one.name == "axis" and one.i == 1 for one in node.attribute)
+                and node.op_type == "DequantizeLinear")  # fmt: skip
+    next(one for one in node.attribute if one.name == "axis").i = 5
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_without_weight, "is not a sound ONNX graph .Nodes in a graph must be topologically sorted"),
+        (_without_opset, "is not a sound ONNX graph .model with IR version >= 3 must specify opset_import"),
+        (_scale_of_zero, "has scales of zero, NaN or infinity in .*; let the tool write it again"),
+        (_axis_of_a_square_weight, "has scales along axis 0 of the weight of .*, which is summed over; let the tool"),
+        (_other_axis, r"has \d+ scales along an axis of another length in .*; let the tool write it again"),
+    ],
+)
+def test_an_unsound_graph_is_refused_where_nothing_is_compared(
+    demo: Bundle, foreign: Path, tmp_path: Path, change: Callable[[onnx.ModelProto], object], said: str
+) -> None:
+    graph = changed(foreign, tmp_path, change)
+    with pytest.raises(CalibrationError, match=said):
+        adopt(demo, graph, tmp_path / "a", engine="tensorrt", by=None, gate=Gate())
+    assert [path.name for path in tmp_path.iterdir()] == [graph.name]
+
+
+def test_a_format_that_the_engine_lacks_is_refused(
+    demo: Bundle, foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_format_of", lambda _: "fp8")
+    with pytest.raises(CalibrationError, match="engine onnxruntime does not compute in fp8; it takes int8"):
+        adopt(demo, foreign, tmp_path / "a", engine="onnxruntime", by=None, gate=Gate())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("../weights.data", "weights are in ../weights.data, which is not in its own folder; put them there"),
+        ("short.data", r"ends within the weight .*: 100 of its \d+ bytes are there; copy or make that file again"),
+    ],
+)
+def test_weights_that_lie_elsewhere_or_end_early_are_refused(
+    demo: Bundle, foreign: Path, tmp_path: Path, location: str, said: str
+) -> None:
+    def move(model: onnx.ModelProto) -> None:
+        weight = max(model.graph.initializer, key=lambda value: value.ByteSize())
+        weight.data_location = onnx.TensorProto.EXTERNAL
+        for key, text in (("location", location), ("offset", "0"), ("length", str(len(weight.raw_data)))):
+            weight.external_data.add(key=key, value=text)
+        weight.ClearField("raw_data")
+
+    graph = tmp_path / "changed.onnx"
+    model = onnx.load(foreign)
+    move(model)
+    graph.write_bytes(model.SerializeToString())
+    (tmp_path / "short.data").write_bytes(bytes(100))
+    with pytest.raises(CalibrationError, match=said):
+        adopt(demo, graph, tmp_path / "a", engine="onnxruntime", by=None, gate=Gate())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["changed.onnx", "short.data"]
+
+
 def test_what_is_no_graph_is_one_line(demo: Bundle, tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"no graph")
     for name in ("x.onnx", "none.onnx"):
@@ -91,7 +215,6 @@ def test_what_is_no_graph_is_one_line(demo: Bundle, tmp_path: Path) -> None:
 def test_what_does_not_reach_the_bound_is_refused(
     demo: Bundle, foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lssgen.calibration import adopt as module
     from lssgen.calibration.quality import Quality, Runs
     from lssgen.engines.registry import open_backend
 

@@ -49,6 +49,14 @@ def test_nvfp4_is_at_most_a_sixth_of_its_blocks_peak_off(weight: np.ndarray) -> 
     assert (np.abs(decoded(fp4_blocks(weight)) - weight) <= peaks * (1 / 6 + 1 / 12) + FP4_MOST * least + 1e-3).all()
 
 
+@pytest.mark.parametrize("size", [1e-4, 1e-2, 1.0, 100.0])
+def test_nvfp4_rounds_small_weights_as_it_rounds_large_ones(size: float) -> None:
+    weight = size * np.random.default_rng(0).standard_normal((4096, 64)).astype(np.float32)
+    found = np.square(decoded(fp4_blocks(weight)) - weight).mean() / np.square(weight).mean()
+    # The scale of scales has a least value, so that those of weights of 1e-4 have fewer steps.
+    assert found == pytest.approx(FP4_NOISE, rel=0.2)
+
+
 def test_columns_of_zeros_and_of_tiny_numbers_stay_finite() -> None:
     weight = np.zeros((16, 3), np.float32)
     weight[0, 1], weight[:, 2] = 1e-30, 1.0

@@ -1,5 +1,7 @@
 """Ranges: an ordinary run, listened to."""
 
+import errno
+import logging
 import os
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from lssgen.calibration import ranges as module
 from lssgen.calibration.products import products_of
 from lssgen.calibration.ranges import measure_ranges
 from lssgen.calibration.statistics import Statistics, read_statistics
+from lssgen.calibration.taps import borrow
 from lssgen.engines.registry import open_backend
 from lssgen.errors import CalibrationError
 from lssgen.manifest import Quantisation
@@ -112,6 +115,20 @@ def test_a_file_of_another_calibration_is_left_as_it_is(demo: Bundle, ranges: Pa
     assert ranges.read_bytes() == before
 
 
+def test_a_file_of_something_else_is_left_as_it_is(demo: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"weights")
+    with pytest.raises(CalibrationError, match=r"is there and holds no statistics to go on with; choose another"):
+        measure_ranges(ranges_job(demo, path))
+    assert path.read_bytes() == b"weights"
+
+
+def test_a_name_that_the_plot_would_have_is_refused(demo: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"written to a .safetensors file, and .*x.png is none"):
+        measure_ranges(ranges_job(demo, tmp_path / "x.png"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_killed_calibration_left_is_removed(demo: Bundle, tmp_path: Path) -> None:
     """Killed behind the first prompt, by a signal that nothing can be done about."""
     path = tmp_path / "demo.ranges.safetensors"
@@ -133,6 +150,29 @@ ranges.measure_ranges(ranges_job(read_bundle(Path({str(demo.folder)!r})), Path({
     assert measure_ranges(ranges_job(demo, path)).about.finished
     assert set(demo.folder.parent.iterdir()) == before
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_weights_that_cannot_be_linked_are_copied_a_piece_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To another disk: they may be larger than memory."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refused)
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    (tmp_path / "weights").write_bytes(b"numbers")
+    borrow(tmp_path / "weights", tmp_path / "copy")
+    with (tmp_path / "copy").open("rb") as file:
+        assert file.read() == b"numbers"
+
+
+def test_few_prompts_are_said(demo: Bundle, ranges: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "lssgen"):
+        measure_ranges(ranges_job(demo, ranges))
+    said = "ranges of 2 prompts: other texts may leave them, and are cut off there; 32 to 64 are usual"
+    assert [record.getMessage() for record in caplog.records] == [said]
 
 
 def test_a_bundle_that_is_quantised_already_is_refused(demo: Bundle, tmp_path: Path) -> None:

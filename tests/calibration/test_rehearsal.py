@@ -10,12 +10,16 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from lssgen.bundle import Bundle
 from lssgen.calibration.insertion import Recipe, write_quantised
 from lssgen.calibration.numbers import BLOCK, FP4_MOST, FP8_MOST, decoded, fp4_blocks
 from lssgen.calibration.observe import Seen
 from lssgen.calibration.products import products_of
-from lssgen.calibration.rehearsal import rehearse
+from lssgen.calibration.quantise import QuantiseJob, quantise
+from lssgen.calibration.rehearsal import rehearse, rehearsed
+from lssgen.calibration.statistics import Statistics
 from lssgen.calibration.storage import DataFile
+from lssgen.engines.registry import open_backend
 from lssgen.models.quantisation import sensitivity_of
 from lssgen.ports import Array
 
@@ -77,3 +81,15 @@ def test_it_rounds_as_nvfp4_does_in_the_graphs_own_type(word: str, kind: Any, bo
     wanted = rounded(x, whole) @ decoded(fp4_blocks(weight.astype(np.float32))) + bias.astype(np.float32)
     assert np.asarray(found).dtype == kind
     assert np.linalg.norm(np.asarray(found, np.float32) - wanted) / np.linalg.norm(wanted) < bound
+
+
+def test_it_lies_within_the_bundle_that_it_is_of(demo: Bundle, statistics: Statistics, tmp_path: Path) -> None:
+    """A bundle that is compared is a draft, and what a kill leaves of it is removed with the draft."""
+    job = QuantiseJob(
+        bundle=demo, output=tmp_path / "made", format="nvfp4", engine="tensorrt-rtx", statistics=statistics, text=False
+    )
+    made = quantise(job)
+    with rehearsed(made, open_backend("onnxruntime", threads=1)) as copy:
+        assert copy.folder.parent == made.folder
+        assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert not any(path.is_dir() for path in made.folder.iterdir())

@@ -77,6 +77,30 @@ def test_ranges_with_nan_are_refused(demo: Bundle, statistics: Statistics) -> No
         see_fits(statistics, demo)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("low", np.nan), ("high", np.inf), ("high", -1e9), ("squares", -1.0), ("power", np.nan)]
+)
+def test_numbers_that_no_run_can_have_said_are_refused(
+    statistics: Statistics, tmp_path: Path, name: str, value: float
+) -> None:
+    place, seen = next((place, seen) for place, seen in statistics.seen.items() if seen.calls)
+    getattr(seen, name)[0] = value
+    write_statistics(statistics, tmp_path / "odd.safetensors")
+    with pytest.raises(CalibrationError, match=f"is not a statistics file .what it says of {place[0]} was never seen"):
+        read_statistics(tmp_path / "odd.safetensors")
+
+
+def test_stages_without_steps_are_no_statistics(statistics: Statistics, tmp_path: Path) -> None:
+    write_statistics(about(statistics, steps=(16,)), tmp_path / "odd.safetensors")
+    with pytest.raises(CalibrationError, match=r"is not a statistics file .it has 2 stages, and steps of 1"):
+        read_statistics(tmp_path / "odd.safetensors")
+
+
+def test_a_product_that_was_not_listened_to_is_one_line(statistics: Statistics) -> None:
+    with pytest.raises(CalibrationError, match=r"know nothing of 'other'; run lssgen calibrate ranges again"):
+        Ranges(statistics).power("other")
+
+
 def test_ranges_of_zeros_are_refused(demo: Bundle, statistics: Statistics) -> None:
     tap = statistics.about.taps[3]
     for (tensor, _, _), seen in statistics.seen.items():

@@ -110,7 +110,7 @@ def test_the_face_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize(
-    ("word", "advice"), [("exprot", "did you mean export? see lssgen --help"), ("?", "there are run, plan, export,")]
+    ("word", "advice"), [("exprot", "did you mean export? see lssgen --help"), ("?", "there are run, encode, plan,")]
 )
 def test_an_unknown_command_is_one_line(word: str, advice: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([word, "--steps", "3"]) == 2

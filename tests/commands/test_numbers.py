@@ -73,6 +73,7 @@ def lines(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(measuring_module, "measure_all", lambda *_, **__: iter(()))
     return {
         "run": ["a", "--bundle", str(toy), "--scaling-space", "latent", "--quiet"],
+        "encode": ["a", "--bundle", str(toy), "-o", str(tmp_path / "a.safetensors")],
         "plan": [],
         "build": [str(toy)],
         "calibrate": ["quantise", str(toy), "--verify=never"],
@@ -128,7 +129,7 @@ def test_any_number_ends_soon_and_in_one_line(
     line = lines[command]
     if command in ("build", "export") and flag not in ("--prune", "--threads"):
         line = [*line, "--engine", "tensorrt-rtx"]
-    if command == "run" and flag not in ("--threads",) and "only with" in help_of(command, flag):
+    if command in ("run", "encode") and flag not in ("--threads",) and "only with" in help_of(command, flag):
         line = [*line, "--engine", "tensorrt-rtx" if "tensorrt-rtx" in help_of(command, flag) else "onnxruntime-cuda"]
     request.getfixturevalue("bounds")
     for value in NASTY:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from hub_fakes import says_it_has
 from huggingface_hub import errors
 
 from lssgen.errors import FetchError, UnknownModelError
@@ -30,8 +31,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Asked]
             (cache / name).touch()
             return cache / name
 
-        def listed(repository: str, revision: str | None = None) -> list[str]:
-            del repository, revision
+        def listed(repository: str) -> list[str]:
+            del repository
             if not online:
                 raise TimeoutError
             return list(names)
@@ -42,6 +43,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Asked]
             allow_patterns: list[str] | None = None,
             *,
             local_files_only: bool = False,
+            **_: object,
         ) -> str:
             assert repository
             assert local_files_only is not online
@@ -51,13 +53,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Asked]
                     put(name, revision)
             return str(cache)
 
-        def download(repository: str, name: str, revision: str | None = None) -> str:
-            assert repository
-            return str(put(name, revision))
-
-        monkeypatch.setattr(huggingface_hub, "list_repo_files", listed)
+        says_it_has(monkeypatch, listed)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
         return asked
 
     return with_files
@@ -93,13 +90,11 @@ def test_embedding_of_diffusers_is_meant(hub: Callable[..., Asked]) -> None:
 @pytest.mark.parametrize(
     ("name", "file", "revision"),
     [
-        ("owner/name/style.safetensors", "style.safetensors", None),
+        ("owner/name/style.safetensors", "style.safetensors", "main"),
         ("owner/name/sub/style.safetensors@v2", "sub/style.safetensors", "v2"),
     ],
 )
-def test_named_file_is_fetched_at_its_revision(
-    hub: Callable[..., Asked], name: str, file: str, revision: str | None
-) -> None:
+def test_named_file_is_fetched_at_its_revision(hub: Callable[..., Asked], name: str, file: str, revision: str) -> None:
     asked = hub("style.safetensors", "sub/style.safetensors")
     assert lora_here(Path(name)).exists()
     assert asked == [(file, revision)]

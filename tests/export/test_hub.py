@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from factory_families import tiny_sdxl
+from hub_fakes import says_it_has
 from huggingface_hub import errors
 from original_layout import part
 from safetensors.torch import save_file
@@ -33,6 +34,7 @@ REPOSITORY = [
 def test_only_what_an_export_reads_is_fetched() -> None:
     parts = ["transformer", "text_encoder", "tokenizer", "tokenizer_3", "scheduler"]
     assert set(hub.needed_files(REPOSITORY, parts)) == {
+        "README.md",
         "model_index.json",
         "scheduler/scheduler_config.json",
         "transformer/config.json",
@@ -77,6 +79,7 @@ def test_refusal_of_the_hub_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, refusal: type[Exception], becomes: type[LssgenError], words: str
 ) -> None:
     monkeypatch.setattr(hub.hub, "hf_hub_download", _raise(refusal))
+    monkeypatch.setattr(remote, "look", _raise(refusal))  # of a gated one it would tell the licence
     with pytest.raises(becomes, match=words):
         hub.find_model("a/b")
 
@@ -90,17 +93,15 @@ def _raise(kind: type[Exception]) -> Callable[..., Any]:
     return download
 
 
-def test_fetched_model_knows_its_commit_and_its_page(
-    monkeypatch: pytest.MonkeyPatch, sd3: Path, tmp_path: Path
-) -> None:
+def test_fetched_model_knows_its_commit(monkeypatch: pytest.MonkeyPatch, sd3: Path, tmp_path: Path) -> None:
     snapshot = tmp_path / ("c0ffee" + "0" * 34)
     snapshot.symlink_to(sd3)
     monkeypatch.setattr(hub.hub, "hf_hub_download", lambda *_, **__: str(sd3 / "model_index.json"))
-    monkeypatch.setattr(hub.hub, "list_repo_files", lambda *_, **__: REPOSITORY)
+    says_it_has(monkeypatch, REPOSITORY)
     monkeypatch.setattr(hub.hub, "snapshot_download", lambda *_, **__: str(snapshot))
     model = hub.find_model("somebody/model")
     assert (model.name, model.source, model.revision) == ("model", "somebody/model", snapshot.name)
-    assert model.licence == "see https://huggingface.co/somebody/model"
+    assert model.licence == "unknown"
 
 
 def test_hub_id_of_an_alias_has_the_alias_defaults(monkeypatch: pytest.MonkeyPatch, sd3: Path) -> None:
@@ -108,6 +109,16 @@ def test_hub_id_of_an_alias_has_the_alias_defaults(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(hub, "snapshot", lambda *_: sd3)
     model = hub.find_model("stabilityai/stable-diffusion-3.5-medium")
     assert (model.name, model.defaults.num_inference_steps, model.skip_layers) == ("sd3.5-medium", 40, (7, 8, 9))
+
+
+def test_licence_of_an_alias_is_said_before_the_hub_is_asked(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hub.hub, "hf_hub_download", _raise(TimeoutError))
+    with caplog.at_level("INFO", "lssgen"), pytest.raises(FetchError):
+        hub.find_model("sd3")
+    alias = ALIASES["sd3"]
+    assert f"sd3 is {alias.source}: licence {alias.licence} by lssgen's table; the hub wants it accepted" in caplog.text
 
 
 def test_offline_the_cache_is_asked(monkeypatch: pytest.MonkeyPatch, sd3: Path) -> None:
@@ -118,7 +129,7 @@ def test_offline_the_cache_is_asked(monkeypatch: pytest.MonkeyPatch, sd3: Path) 
         return str(sd3)
 
     monkeypatch.setattr(hub.hub, "hf_hub_download", lambda *_, **__: str(sd3 / "model_index.json"))
-    monkeypatch.setattr(hub.hub, "list_repo_files", _raise(errors.OfflineModeIsEnabled))
+    monkeypatch.setattr(remote, "look", _raise(errors.OfflineModeIsEnabled))
     monkeypatch.setattr(hub.hub, "snapshot_download", snapshot)
     hub.find_model("somebody/model")
     assert asked == [True]
@@ -165,15 +176,16 @@ def test_single_file_on_the_hub_is_fetched(monkeypatch: pytest.MonkeyPatch, sd3:
     file = tmp_path / "sd3.safetensors"
     save_file(part(sd3, "transformer"), file)
 
-    def download(*names: object, revision: str | None = None) -> str:
-        asked.append((*names, revision))
-        return str(file)
+    def download(repository: str, revision: str, allow_patterns: list[str], **_: object) -> str:
+        asked.append((repository, *allow_patterns, revision))
+        return str(tmp_path)
 
-    monkeypatch.setattr(remote.hub, "hf_hub_download", download)
-    for name, revision in (("a/b/c.safetensors@x", None), ("a/b/c.safetensors", "y")):
+    monkeypatch.setattr(remote.hub, "snapshot_download", download)
+    says_it_has(monkeypatch, [file.name])
+    for name, revision in (("a/b/sd3.safetensors@x", None), ("a/b/sd3.safetensors", "y")):
         model = hub.find_model(name, revision, base=str(sd3))
-        assert (model.source, model.licence) == (name, "see https://huggingface.co/a/b")
-    assert asked == [("a/b", "c.safetensors", "x"), ("a/b", "c.safetensors", "y")]
+        assert (model.source, model.licence) == (name, "unknown")
+    assert asked == [("a/b", "sd3.safetensors", "x"), ("a/b", "sd3.safetensors", "y")]
 
 
 def test_file_that_the_hub_does_not_have_is_looked_for_here_in_words(
@@ -182,7 +194,7 @@ def test_file_that_the_hub_does_not_have_is_looked_for_here_in_words(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "sd").mkdir(parents=True)
     (tmp_path / "models" / "sd" / "dreams.safetensors").touch()
-    monkeypatch.setattr(remote.hub, "hf_hub_download", _raise(errors.RemoteEntryNotFoundError))
+    says_it_has(monkeypatch, [])
     words = (
         r"no file models/sd/dream.safetensors here \(did you mean models/sd/dreams.safetensors\?\), and models/sd has"
     )

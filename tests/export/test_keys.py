@@ -10,6 +10,7 @@ from typing import Any
 import factory
 import factory_chroma
 import factory_families
+import factory_flux2
 import factory_qwen
 import factory_zimage
 import pytest
@@ -28,6 +29,7 @@ TINY = {
     "sdxl": factory_families.tiny_sdxl,
     "sd3": factory.tiny_sd3,
     "flux": factory_families.tiny_flux,
+    "flux2": factory_flux2.tiny_klein,
     "cogview4": factory_families.tiny_cogview4,
     "zimage": factory_zimage.tiny_zimage,
     "qwen": factory_qwen.tiny_qwen,

@@ -10,6 +10,7 @@ import pytest
 from factory import tiny_sd3, tiny_upsampler, tiny_vae
 from factory_chroma import tiny_chroma
 from factory_families import PLAYGROUND, tiny_cogview4, tiny_flux, tiny_sd, tiny_sdxl
+from factory_flux2 import tiny_klein, tiny_vae_flux2
 from factory_zimage import tiny_zimage
 from safetensors import safe_open
 
@@ -27,7 +28,12 @@ from lssgen.models.spaces import SPACES
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PUBLISHED = [alias for alias in ALIASES.values() if not alias.local]
-NONE = {"cogview4": "no small autoencoder of its space is known", "playground": "its latents are normalised otherwise"}
+NONE = {
+    "playground": "its latents are normalised otherwise",
+    **dict.fromkeys(
+        ("cogview4", "qwen-image", "qwen-image-2512", "qwen-image-2.1"), "no small autoencoder of its space is known"
+    ),
+}
 """Published checkpoints for which none is shipped, and why."""
 
 SPACE_OF = {"zimage": "flux", "chroma": "flux"}
@@ -102,6 +108,7 @@ def in_the_real_layout(family: str, folder: Path) -> Path:
         "sdxl": tiny_sdxl,
         "sd3": lambda to: tiny_sd3(to, channels=16, t5=False),
         "flux": lambda to: tiny_flux(to, in_channels=64),
+        "flux2": lambda to: tiny_klein(to, in_channels=128),
         "cogview4": lambda to: tiny_cogview4(to, in_channels=16, out_channels=16),
         "playground": lambda to: tiny_sdxl(to, vae=PLAYGROUND),
         "zimage": lambda to: tiny_zimage(to, channels=16),
@@ -109,6 +116,9 @@ def in_the_real_layout(family: str, folder: Path) -> Path:
     }
     makers[family](folder)
     config = json.loads((folder / "vae" / "config.json").read_text())
+    if family == "flux2":
+        tiny_vae_flux2(32, **EIGHT_PX).save_pretrained(folder / "vae")
+        return folder
     shutil.rmtree(folder / "vae")
     channels = 4 if family in ("sd", "sdxl", "playground") else 16
     tiny_vae(channels, **{"shift_factor": None, **normalisation(config), **EIGHT_PX}).save_pretrained(folder / "vae")
@@ -128,7 +138,7 @@ def designed(checkpoint: Path, **choices: Any) -> Design:
     return design(replace(order, **choices))
 
 
-@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux", "zimage", "chroma"])
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux", "flux2", "zimage", "chroma"])
 def test_an_export_finds_the_one_of_its_space_and_says_how_it_was_made(family: str, home: Path) -> None:
     outline = designed(in_the_real_layout(family, home / family))
     assert outline.upsampler is not None
@@ -154,6 +164,15 @@ def test_latents_that_are_normalised_otherwise_are_converted_on_request(home: Pa
     assert outline.upsampler is not None
     assert outline.upsampler.folder == shipped_upsampler("sdxl")
     assert outline.upsampler.record.converted_to == SPACES["sdxl"].normalisation
+
+
+def test_latents_that_are_normalised_in_squares_are_converted_without_being_asked_to(home: Path) -> None:
+    """FLUX.2's network normalises what its VAE makes; upsamplers are for what VAEs make."""
+    outline = designed(in_the_real_layout("flux2", home / "flux2"))
+    assert outline.upsampler is not None
+    assert outline.upsampler.record.converted_to == {}
+    (note,) = [note for note in outline.notes if "Latent upsampler" in note]
+    assert "those of this model are converted for it, and back" in note
 
 
 def test_cells_of_another_size_are_another_space(home: Path) -> None:

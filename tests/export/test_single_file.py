@@ -14,6 +14,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from factory import liven, tiny_clip, write_json
 from factory_families import tiny_flux, tiny_sd, tiny_sdxl
+from hub_fakes import says_it_has
 from huggingface_hub.errors import OfflineModeIsEnabled
 from original_layout import Tensors, clip, inverse, open_clip, part, prefixed, unet, vae
 from safetensors.torch import save_file
@@ -252,7 +253,7 @@ def test_of_a_base_on_the_hub_only_lacking_weights_are_fetched(
 
     names = [path.relative_to(sd).as_posix() for path in sd.rglob("*.*")]
     monkeypatch.setattr(hub.hub, "hf_hub_download", lambda *_, **__: str(sd / "model_index.json"))
-    monkeypatch.setattr(hub.hub, "list_repo_files", lambda *_, **__: names)
+    says_it_has(monkeypatch, names)
     monkeypatch.setattr(hub.hub, "snapshot_download", snapshot)
     file = saved(tmp_path / "model.safetensors", {**unet(part(sd, "unet")), **vae(part(sd, "vae"))})
     find_model(str(file), base="somebody/sd")

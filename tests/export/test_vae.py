@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 from factory import liven, tiny_upsampler, tiny_vae, write_json
+from hub_fakes import says_it_has
 from original_layout import part, vae
 from safetensors.torch import load_file, save_file
 
@@ -247,12 +248,12 @@ def test_on_the_hub_only_the_vae_that_is_used_is_fetched(
         fetched[repository] = allow_patterns
         return str(folders[repository])
 
-    def names(repository: str, **_: object) -> list[str]:
+    def names(repository: str) -> list[str]:
         found = [path.relative_to(folders[repository]).as_posix() for path in folders[repository].rglob("*.*")]
         return [*found, "sdxl_vae.safetensors", "diffusion_pytorch_model.fp16.safetensors"]
 
     monkeypatch.setattr(hub.hub, "hf_hub_download", lambda *_, **__: str(sd3 / "model_index.json"))
-    monkeypatch.setattr(hub.hub, "list_repo_files", names)
+    says_it_has(monkeypatch, names)
     monkeypatch.setattr(hub.hub, "snapshot_download", snapshot)
     model = with_vae(find_model("somebody/sd3", lean=("vae",)), "madebyollin/fix")
     assert "vae/config.json" in fetched["somebody/sd3"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import (
     CogView4Transformer2DModel,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
@@ -14,7 +15,7 @@ from diffusers import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from lssgen.models.costs import cogview_cost, flux_cost, mmdit_cost, unet_cost, zimage_cost
+from lssgen.models.costs import cogview_cost, flux2_cost, flux_cost, mmdit_cost, unet_cost, zimage_cost
 from lssgen.models.nets.zimage import ZImageStep
 
 TEXT = 13  # tokens, a number that is no other size here
@@ -42,6 +43,16 @@ FLUX = {
     "joint_attention_dim": 24,
     "pooled_projection_dim": 20,
     "axes_dims_rope": (4, 6, 6),
+}
+FLUX2 = {
+    "in_channels": 16,
+    "num_layers": 2,
+    "num_single_layers": 3,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 24,
+    "axes_dims_rope": (4, 4, 4, 4),
+    "guidance_embeds": False,
 }
 COGVIEW = {
     "in_channels": 4,
@@ -101,6 +112,16 @@ def guided_inputs(height: int, width: int) -> dict[str, Any]:
     return {**flux_inputs(height, width), "guidance": _()}
 
 
+def flux2_inputs(height: int, width: int) -> dict[str, Any]:
+    tokens = height * width // 4
+    text = {"encoder_hidden_states": _(TEXT, 24), "txt_ids": torch.empty(TEXT, 4)}
+    return {"hidden_states": _(tokens, 16), "img_ids": torch.empty(tokens, 4), **text}
+
+
+def flux2_dev_inputs(height: int, width: int) -> dict[str, Any]:
+    return {**flux2_inputs(height, width), "guidance": _()}
+
+
 def cogview_inputs(height: int, width: int) -> dict[str, Any]:
     sizes = {name: _(2) for name in ("original_size", "target_size", "crop_coords")}
     return {"hidden_states": _(4, height, width), "encoder_hidden_states": _(TEXT, 24), **sizes}
@@ -124,6 +145,9 @@ CASES: list[tuple[str, Any, dict[str, Any], Any, Inputs]] = [
     ("sd3.5", SD3Transformer2DModel, SD3 | {"dual_attention_layers": (0, 1)}, mmdit_cost, sd3_inputs),
     ("flux-schnell", FluxTransformer2DModel, FLUX, flux_cost, flux_inputs),
     ("flux-dev", FluxTransformer2DModel, FLUX | {"guidance_embeds": True}, flux_cost, guided_inputs),
+    ("flux2-klein", Flux2Transformer2DModel, FLUX2, flux2_cost, flux2_inputs),
+    ("flux2-dev", Flux2Transformer2DModel, FLUX2 | {"guidance_embeds": True}, flux2_cost, flux2_dev_inputs),
+    ("flux2, odd", Flux2Transformer2DModel, FLUX2 | {"mlp_ratio": 2.7}, flux2_cost, flux2_inputs),
     ("cogview4", CogView4Transformer2DModel, COGVIEW, cogview_cost, cogview_inputs),
     ("sd", UNet2DConditionModel, SD, unet_cost, sd_inputs),
     ("sd without a middle", UNet2DConditionModel, SD | {"mid_block_type": None}, unet_cost, sd_inputs),

@@ -46,7 +46,9 @@ def test_other_names_tell_nothing(family: str, name: str) -> None:
 def test_published_checkpoints_are_known_for_what_they_are(alias: str) -> None:
     record = ALIASES[alias]
     configs = record.configs()
-    kind = distilled_by_configs(record.family, configs[record.record.network], configs["scheduler"])
-    assert (kind is not None) == (alias in ("lcm-sdxl", "flux-schnell", "z-image-turbo"))
+    index = configs.get("model_index", {})
+    kind = distilled_by_configs(record.family, configs[record.record.network], configs["scheduler"], index)
+    known = ("lcm-sdxl", "flux-schnell", "flux2-klein-4b", "flux2-klein-9b", "z-image-turbo")
+    assert (kind is not None) == (alias in known)
     if kind is not None:
         assert kind.amended(record.defaults) == record.defaults

@@ -40,7 +40,11 @@ def test_an_unknown_pipeline_is_refused_with_those_that_are_known() -> None:
 
 @pytest.mark.parametrize(
     ("variant", "known"),
-    [("ZImageOmniPipeline", "ZImagePipeline"), ("FluxFillPipeline", "FluxPipeline"), ("SanaSprintPipeline", "")],
+    [
+        ("ZImageOmniPipeline", "ZImagePipeline"),
+        ("QwenImageLayeredPipeline", "QwenImagePipeline"),
+        ("SanaSprintPipeline", ""),
+    ],
 )
 def test_an_unknown_variant_of_a_known_pipeline_is_refused_by_its_name(variant: str, known: str) -> None:
     with pytest.raises(UnknownModelError) as told:
@@ -48,6 +52,23 @@ def test_an_unknown_variant_of_a_known_pipeline_is_refused_by_its_name(variant: 
     assert f"names the pipeline '{variant}', which no record knows" in str(told.value)
     assert (f"a variant of {known}, whose graphs do not fit" in str(told.value)) == bool(known)
     assert "\n" not in str(told.value)
+
+
+def test_klein_is_known_for_distilled_by_its_index() -> None:
+    configs = dict(ALIASES["flux2-klein-base-4b"].published)
+    found = {
+        said: defaults_from_configs(FAMILIES["flux2"], {**configs, "model_index": {"is_distilled": said}})
+        for said in (True, False)
+    }
+    assert (found[True].num_inference_steps, found[True].guidance_scale, found[True].start_sigma) == (4, 1.0, 0.9)
+    assert (found[False].num_inference_steps, found[False].guidance_scale, found[False].start_sigma) == (50, 4.0, 0.75)
+
+
+def test_klein_in_four_steps_takes_two_of_them_at_full_size() -> None:
+    facts = ALIASES["flux2-klein-4b"].facts()
+    plan = make_plan(facts, PlanOptions.from_defaults(facts.defaults))
+    assert [len(stage.steps) for stage in plan.stages] == [2, 2]
+    assert predicted_speedup(plan, facts) > 1.5
 
 
 @aliases
@@ -80,6 +101,7 @@ def test_defaults_are_those_of_the_published_pipelines(family: Family) -> None:
         "sdxl": (50, 5.0, 1024, False, 1024),
         "sd3": (28, 7.0, 512, False, 1024),
         "flux": (50, 3.5, 512, True, 1024),
+        "flux2": (50, 4.0, 512, True, 1024),
         "cogview4": (50, 5.0, 512, False, 1024),
         "zimage": (50, 5.0, 512, False, 1024),
         "qwen": (50, 4.0, 512, False, 1024),
@@ -104,25 +126,37 @@ def test_sd_forces_the_scheduler_fields_that_its_pipeline_forces() -> None:
 
 def test_guidance_is_read_from_the_network() -> None:
     assert {
-        name: ALIASES[name].facts().guidance for name in ("sd15", "lcm-sdxl", "sd3", "flux-dev", "flux-schnell")
+        name: ALIASES[name].facts().guidance
+        for name in (
+            "sd15",
+            "lcm-sdxl",
+            "sd3",
+            "flux-dev",
+            "flux-schnell",
+            "flux2-dev",
+            "flux2-klein-4b",
+            "flux2-klein-base-4b",
+        )
     } == {
         "sd15": "branches",
         "lcm-sdxl": "embedded",
         "sd3": "branches",
         "flux-dev": "embedded",
         "flux-schnell": "none",
+        "flux2-dev": "embedded",
+        "flux2-klein-4b": "none",
+        "flux2-klein-base-4b": "branches",
     }
 
 
 def test_channels_and_patches_are_counted_in_unpacked_latents() -> None:
-    found = {
-        name: ALIASES[name].facts()
-        for name in ("sdxl", "sd3", "flux-dev", "cogview4", "z-image", "qwen-image", "qwen-image-2.1")
-    }
+    names = ("sdxl", "sd3", "flux-dev", "flux2-dev", "cogview4", "z-image", "qwen-image", "qwen-image-2.1")
+    found = {name: ALIASES[name].facts() for name in names}
     assert {name: (f.channels, f.align, f.patch, f.cell_px) for name, f in found.items()} == {
         "sdxl": (4, 1, 1, 8),
         "sd3": (16, 2, 2, 8),
         "flux-dev": (16, 2, 2, 8),
+        "flux2-dev": (32, 2, 2, 8),
         "cogview4": (16, 2, 2, 8),
         "z-image": (16, 2, 2, 8),
         "qwen-image": (16, 2, 2, 8),
@@ -225,6 +259,7 @@ def test_a_family_says_where_its_graphs_are(family: Family) -> None:
         ("sd3", 3072),
         ("sd3.5-medium", 6144),
         ("flux-dev", 8192),
+        ("flux2-dev", 8192),
         ("cogview4", 0),
         ("z-image", 8192),
         ("qwen-image", 8192),

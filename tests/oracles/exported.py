@@ -82,9 +82,14 @@ class Exported:
 
 
 def exported(
-    make: Callable[[Path], Path], root: Path, *, precision: Precision = "fp32", with_upsampler: bool = True
+    make: Callable[[Path], Path],
+    root: Path,
+    *,
+    precision: Precision = "fp32",
+    with_upsampler: bool = True,
+    **wishes: Any,
 ) -> Exported:
-    """Make a checkpoint with `make`, and its bundle, below `root`."""
+    """Make a checkpoint with `make`, and its bundle, below `root`; `wishes` as of `ExportConfig`."""
     folder, upsampler = make(root / "checkpoint"), tiny_upsampler(root / "upsampler")
     config = ExportConfig(
         model=str(folder),
@@ -93,6 +98,7 @@ def exported(
         precision=precision,
         upsampler=upsampler if with_upsampler else None,
         threads=1,
+        **wishes,
     )
     return Exported(folder=folder, upsampler=upsampler, bundle=export(config))
 

@@ -31,6 +31,9 @@ class Case:
         channels, cell, align: Latent channels, pixels a cell, and cells that a side is a multiple of.
         patch: Cells along one side of a token.
         grid: "diffusion", or how a flow model's levels are made: "range", "even" or "labels".
+        mu: Function of tokens and steps to the shift; None: the line in the scheduler's configuration.
+        noise_patch: Cells along one side whose noise is drawn together, as channels.
+        to_vae, from_vae: Functions between the network's latents and the VAE's; None: by scaling and shift.
         embedded: The guidance scale is not applied to the branches.
         upsampler: Folder of the upsampler.
         clamped: The shift of "even" levels grows no more above the scheduler's longest sequence.
@@ -44,6 +47,10 @@ class Case:
     align: int = 1
     patch: int = 2
     grid: str = "diffusion"
+    mu: Callable[[int, int], float] | None = None
+    noise_patch: int = 1
+    to_vae: Callable[[Tensor], Tensor] | None = None
+    from_vae: Callable[[Tensor], Tensor] | None = None
     embedded: bool = False
     upsampler: Path | None = None
     clamped: bool = True
@@ -77,7 +84,8 @@ def staged(
         h, w = rows // 2**stage, columns // 2**stage
         ratio = log2(max(2, base_width / (case.cell * w) * (base_height / (case.cell * h))))
         steps = int(num_inference_steps // ratio) if shorten else num_inference_steps
-        noise = draw(generators, (1, case.channels, h, w))
+        patch = case.noise_patch
+        noise = F.pixel_shuffle(draw(generators, (1, case.channels * patch**2, h // patch, w // patch)), patch)
         times = timesteps(case, steps, h, w)
         if stage == last:
             x = noise * getattr(case.pipe.scheduler, "init_noise_sigma", 1.0)
@@ -100,7 +108,9 @@ def draw(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
 def timesteps(case: Case, steps: int, h: int, w: int) -> Tensor:
     """Set the scheduler up for a stage."""
     scheduler = case.pipe.scheduler
-    if case.grid == "even":
+    if case.mu is not None:
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=case.mu(h // 2 * (w // 2), steps))
+    elif case.grid == "even":
         config = scheduler.config
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
         tokens = h // case.patch * (w // case.patch)
@@ -118,17 +128,31 @@ def timesteps(case: Case, steps: int, h: int, w: int) -> Tensor:
 
 
 def enlarged(case: Case, x: Tensor, scaling_space: str, generators: list[torch.Generator]) -> Tensor:
+    to_vae, from_vae = case.to_vae or _to_vae(case.pipe.vae), case.from_vae or _from_vae(case.pipe.vae)
+    # Where squares are normalised together, only the VAE's own latents have neighbours that are alike.
+    own, back = (case.to_vae, case.from_vae) if case.to_vae and case.from_vae else (_same, _same)
     if scaling_space == "resnet":
         assert case.upsampler is not None
-        return LatentUpSampler.from_pretrained(case.upsampler)(x)
+        return back(LatentUpSampler.from_pretrained(case.upsampler)(own(x)))
     if scaling_space == "latent":
-        return F.interpolate(x, scale_factor=2, mode="bicubic")
-    vae = case.pipe.vae
-    scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
-    picture = F.interpolate(vae.decode(x / scale + shift).sample, scale_factor=2, mode="bicubic")
-    posterior = vae.encode(picture).latent_dist
-    sample = posterior.mean + posterior.std * draw(generators, (1, *posterior.mean.shape[1:]))
-    return (sample - shift) * scale
+        return back(F.interpolate(own(x), scale_factor=2, mode="bicubic"))
+    picture = F.interpolate(case.pipe.vae.decode(to_vae(x)).sample, scale_factor=2, mode="bicubic")
+    posterior = case.pipe.vae.encode(picture).latent_dist
+    patch, (_, channels, h, w) = case.noise_patch, posterior.mean.shape
+    drawn = draw(generators, (1, channels * patch**2, h // patch, w // patch))
+    return from_vae(posterior.mean + posterior.std * F.pixel_shuffle(drawn, patch))
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _to_vae(vae: Any) -> Callable[[Tensor], Tensor]:
+    return lambda x: x / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+
+
+def _from_vae(vae: Any) -> Callable[[Tensor], Tensor]:
+    return lambda x: (x - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
 
 def entered(

@@ -9,6 +9,7 @@ from exported import GUIDED, SINGLE, Exported, exported, latents, painted
 from factory import tiny_sd3
 from factory_chroma import tiny_chroma
 from factory_families import tiny_cogview4, tiny_flux, tiny_sd, tiny_sdxl
+from factory_flux2 import tiny_dev
 from factory_qwen import tiny_qwen, tiny_qwen21
 from factory_zimage import tiny_zimage
 from loop import relative
@@ -20,6 +21,7 @@ CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "sd": tiny_sd,
     "sdxl": tiny_sdxl,
     "flux": tiny_flux,
+    "flux2": tiny_dev,
     "cogview4": tiny_cogview4,
     "zimage": tiny_zimage,
     "qwen": tiny_qwen,
@@ -46,7 +48,7 @@ def test_every_graph_holds_up_or_says_why_not(
     graphs = half.bundle.manifest.graphs
     assert graphs["step"].precision == precision
     for name, graph in graphs.items():
-        precise = name in ("transition_resnet", "transition_latent")
+        precise = name in ("transition_resnet", "transition_latent", "transition_dct")
         said = any(note.startswith(f"{name} is kept in fp32") for note in half.bundle.manifest.notes)
         assert graph.precision == ("fp32" if precise or said else precision)
         assert all(probe.finite and probe.error <= probe.bound for probe in graph.probes)

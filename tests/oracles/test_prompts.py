@@ -12,6 +12,7 @@ import diffusers
 import factory
 import factory_chroma
 import factory_families as families
+import factory_flux2
 import factory_qwen
 import factory_zimage
 import numpy as np
@@ -44,6 +45,7 @@ FAMILIES: Mapping[str, Callable[[Path], Path]] = {
     "sdxl": families.tiny_sdxl,
     "sd3": factory.tiny_sd3,
     "flux": families.tiny_flux,
+    "flux2": factory_flux2.tiny_klein,
     "cogview4": families.tiny_cogview4,
     "zimage": factory_zimage.tiny_zimage,
     "qwen": factory_qwen.tiny_qwen,
@@ -134,6 +136,7 @@ def test_clip_skip_is_that_of_diffusers(tmp_path: Path, name: str, skip: int) ->
         ("sdxl", 3, "--clip-skip 3 leaves nothing of a text encoder with 4 layers; give 2 at most"),
         ("sd3", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; Stable Diffusion 3 is exported without it"),
         ("flux", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; FLUX.1 is exported without it"),
+        ("flux2", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; FLUX.2 is exported without it"),
         ("cogview4", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; CogView4 is exported without it"),
         ("zimage", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; Z-Image is exported without it"),
         ("qwen", 1, "--clip-skip is for SD 1.x, 2.x and SDXL; Qwen-Image is exported without it"),

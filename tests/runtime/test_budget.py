@@ -20,6 +20,7 @@ from lssgen.plan import Plan
 from lssgen.plan.budget import Budget
 from lssgen.plan.timing import Line, TimeCosts, predicted_ms
 from lssgen.runtime import Pipeline
+from lssgen.runtime.pipeline import MOST_NOTES
 from lssgen.schedules import SCHEDULES, Search, Tried, read_searches, write_search
 
 FREE = Line(fixed=0.0, per=(0.0,))
@@ -196,7 +197,58 @@ def test_the_run_command_paints_the_schedule_that_fits_and_records_it(
     output = tmp_path / "a.png"
     flags = ["--scaling-space", "latent", "--engine", "onnxruntime", "--threads", "1", "-o", str(output)]
     assert run_main(["a", "--bundle", str(bundle.folder), "--budget-ms", "500", *flags]) == 0
-    assert "quality 0.95" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("quality 0.95") == 1
     said = json.loads((tmp_path / "a.run.json").read_text())
     assert said["configuration"]["num_inference_steps"] == 4
     assert [len(stage["steps"]) for stage in said["plan"]["stages"]] == [4, 2]
+
+
+def test_a_pipeline_forgets_what_it_has_said_before_that_fills_the_memory(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_search(bundle, SEARCH)
+    with Pipeline(bundle, IdleBackend()) as pipeline, caplog.at_level(logging.INFO, "lssgen"):
+        for _ in range(2):
+            pipeline.plan(budget_ms=500, **RUN)
+        assert caplog.text.count("budget_ms 500: ") == 1
+        for index in range(MOST_NOTES):
+            pipeline._tell(logging.DEBUG, f"note {index}")
+        pipeline.plan(budget_ms=500, **RUN)
+        assert caplog.text.count("budget_ms 500: ") == 2
+
+
+def outrun_at_64(bundle: Bundle, engine: str = "onnxruntime") -> None:
+    """The engine of this machine, slower than its reference and in stages slower than in one."""
+    slower = Ratio(ratio=1.3, lower=1.2, upper=1.4, pairs=12)
+    known = Guarantee(
+        width=64, height=64, staged_over_single=slower, engine_over_reference=slower, reference="another"
+    )  # fmt: skip
+    here = place_of(engine, open_backend(engine, threads=1).describe())
+    write_measured(bundle, here, Measured(written="now", costs=COSTS, guarantees=(known,)))
+
+
+@pytest.mark.parametrize("words", [[], ["--budget-ms", "600"], ["--plan-only"], ["--budget-ms", "600", "--plan-only"]])
+def test_the_run_command_says_a_note_once_and_plans_what_it_paints(
+    bundle: Bundle, tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    outrun_at_64(bundle)
+    write_search(bundle, SEARCH)
+    flags = ["--bundle", str(bundle.folder), "--scaling-space", "latent", "--engine", "onnxruntime", "--threads", "1"]
+    assert run_main(["a", *flags, "-o", str(tmp_path / "a.png"), *words]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("this engine was measured to be slower") == 1
+    assert said.err.count("one stage: at 64 x 64 px it was measured to be faster") == 1
+    if "--plan-only" in words:
+        assert "start_sigma 1, " in said.out
+    else:
+        assert len(json.loads((tmp_path / "a.run.json").read_text())["plan"]["stages"]) == 1
+
+
+def test_a_prompt_file_says_a_note_once_and_not_for_every_prompt(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outrun_at_64(bundle)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    flags = ["--bundle", str(bundle.folder), "--scaling-space", "latent", "--engine", "onnxruntime", "--threads", "1"]
+    assert run_main(["--prompts", str(tmp_path / "p.jsonl"), "--outdir", str(tmp_path / "out"), *flags]) == 0
+    assert capsys.readouterr().err.count("this engine was measured to be slower") == 1

@@ -41,3 +41,11 @@ def test_fewer_numbers_than_torch_draws_in_a_block_are_refused() -> None:
 def test_noise_is_standard_normal() -> None:
     noise = NoiseStream(1).draw((1 << 18,))
     assert (noise.mean(), noise.std(), (noise**4).mean()) == pytest.approx((0, 1, 3), abs=0.03)
+
+
+def test_noise_that_is_drawn_in_squares_is_that_of_a_packed_latent() -> None:
+    """As FLUX.2's pipeline draws it: channels of 2 x 2 cells, which become cells of a latent."""
+    packed = NoiseStream(3).draw((8, 3, 5))
+    latent = NoiseStream(3, patch=2).draw((2, 6, 10))
+    for channel, down, across in np.ndindex(2, 2, 2):
+        assert np.array_equal(latent[channel, down::2, across::2], packed[4 * channel + 2 * down + across])

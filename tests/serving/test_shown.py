@@ -13,6 +13,7 @@ from toy_bundle import FACTS
 
 from lssgen.errors import CancelledError
 from lssgen.manifest import Gates, Picture
+from lssgen.plan.facts import Control
 from lssgen.ports import Array, Port
 from lssgen.runtime import Pipeline
 from lssgen.serving import Server, ServerOptions
@@ -128,6 +129,32 @@ def test_a_network_that_takes_a_picture_gets_everybodys_own(tmp_path: Path) -> N
     for seed, answer in zip((1, 2, 3), answers, strict=True):
         expected = pipeline("a red circle", conditions={"control": photo(seed)}, **words)
         assert answer.pictures[0].latent.tobytes() == expected.pictures[0].latent.tobytes()
+
+
+def test_control_pictures_at_unlike_scales_and_none_share_steps(tmp_path: Path) -> None:
+    control = (Port("control", "float32", ("batch", 192, "height", "width")), Picture(name="control", read_as="cells"))
+
+    def steered(given: Ask) -> Array:
+        return 0.5 * given.u + given.extra["told"][:, :, None, None] * given.extra["control"].mean(1, keepdims=True)
+
+    graphs = networks(steered, extra=[control], columns=1)
+    facts = replace(FACTS, control=Control())
+    bundle = fake_bundle(tmp_path / "toy", FakeModel(facts=facts, networks=graphs))
+    words: dict[str, Any] = {"num_inference_steps": 4, "scaling_space": "latent", "seed": 4}
+    asked: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"controlnet_conditioning_scale": 0.0}, {}),
+        ({"controlnet_conditioning_scale": 0.5, "control_guidance_end": 0.5}, {"control": photo(1)}),
+        ({}, {"control": photo(2)}),
+    ]
+    options = ServerOptions(batches=(1, 2, 4))
+    with Server(bundle.folder, engine=FakeBackend(graphs), verify="never", options=options) as server:
+        tickets = [server.submit(ask(conditions=pictures, **words, **more)) for more, pictures in asked]
+        answers = [ticket.result(10) for ticket in tickets]
+    pipeline = Pipeline(bundle, FakeBackend(graphs))
+    for (more, pictures), answer in zip(asked, answers, strict=True):
+        expected = pipeline("a red circle", conditions=pictures, **words, **more)
+        assert answer.pictures[0].latent.tobytes() == expected.pictures[0].latent.tobytes()
+    assert len({answer.pictures[0].latent.tobytes() for answer in answers}) == 3
 
 
 def test_a_picture_whose_branches_change_in_the_middle_of_a_stage_changes_its_company(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ import logging
 from pathlib import Path
 
 from lssgen.bench.cases import PROMPT
-from lssgen.bench.duel import Duel, Terms, compare, rounds_to_go_on, write_duel
+from lssgen.bench.duel import Duel, Round, Terms, compare, rounds_to_go_on, write_duel
+from lssgen.bench.records import see_place
 from lssgen.bench.sides import side_from_text
 from lssgen.commands.bench.shared import bundle_of, exit_status, watched
 from lssgen.commands.flags import add_flags, given
@@ -57,7 +58,12 @@ def work(args: argparse.Namespace) -> int:
     b = a if args.expect_same else side_from_text(args.b)
     for side in (a, b):
         bundle_of(argparse.Namespace(bundle=side.bundle), "lssgen bench")  # says what is wrong before any process does
-    known = rounds_to_go_on(args.output, a, b, args.prompt) if args.output else ()
+    known: tuple[Round, ...] = ()
+    if args.output:
+        see_place(args.output)
+        known = rounds_to_go_on(args.output, a, b, args.prompt)
+    if known:
+        _LOG.info("going on with the %d rounds in %s", len(known), args.output)
     with watched(args, _LOG.info) as watch:
 
         def hear(duel: Duel) -> None:

@@ -19,7 +19,7 @@ from lssgen.models.aliases import facts_of_model
 from lssgen.plan import PlanOptions, make_plan
 
 EXAMPLES = (
-    "demo --baseline benchmarks/baselines/demo.json",
+    "demo --baseline benchmarks/baselines/demo/staged.json",
     "--model sd3 --set height=1024 --baseline sd3.json --update",
 )
 
@@ -45,7 +45,7 @@ def work(args: argparse.Namespace) -> int:
     """Count, compare and tell.
 
     Raises:
-        BenchError: Nothing to update, or a baseline that cannot be read.
+        BenchError: Nothing to update, a baseline that cannot be read, or a plan's option that is none.
         MismatchError: The baseline is of something else.
     """
     if args.update and args.baseline is None:
@@ -72,7 +72,8 @@ def work(args: argparse.Namespace) -> int:
     )
     if found:
         print(
-            f"FAIL: {len(found)} lines differ from {args.baseline}; if that is meant, make them the baseline: --update"
+            f"FAIL: lines that differ from {args.baseline}: {len(found)}; if that is meant, make them the baseline: "
+            "--update"
         )
     return args.status if found else 0
 
@@ -80,6 +81,10 @@ def work(args: argparse.Namespace) -> int:
 def _now(args: argparse.Namespace) -> Baseline:
     options = run_options(args)
     if args.model:
+        if words := [name for name in options if name not in PlanOptions.__dataclass_fields__]:
+            raise BenchError(
+                f"{words[0]} changes pictures and not the plan, which is all that --model has; leave it out"
+            )
         facts = facts_of_model(args.model)
         return baseline_of_plan(make_plan(facts, PlanOptions.from_defaults(facts.defaults, **options)), facts)
     bundle = bundle_of(argparse.Namespace(bundle=args.bundle or "demo"), "lssgen bench exact")

@@ -9,7 +9,7 @@ from lssgen.commands.values import integer, within
 from lssgen.engines.cpu.choice import Choice
 from lssgen.engines.options import MOST_THREADS, THREADS, OrtOptions
 from lssgen.engines.registry import open_backend
-from lssgen.measured import Guarantee
+from lssgen.measured import Guarantee, fault_of
 from lssgen.runtime.advice import known_of
 
 EXAMPLES = ("demo", "bundles/sd3 --threads 8")
@@ -43,6 +43,8 @@ def work(args: argparse.Namespace) -> int:
         print("\n".join(told(backend.choice(bundle, graph))))
     if len(candidates()) == 1:
         print('only ONNX Runtime is installed; pip install "lssgen[openvino]" adds another engine')
+    if fault := fault_of(bundle):
+        print(f"{fault}: measure again with lssgen bench guarantee {bundle.folder}")
     for engine in ("auto", *candidates()):
         known = known_of(bundle, open_backend(engine, threads=args.threads))
         if known:

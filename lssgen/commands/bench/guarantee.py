@@ -5,11 +5,12 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from lssgen.bench.cases import Case, Effort
 from lssgen.bench.guarantee import costs_of, guarantee, measured_now
 from lssgen.bench.measure import OnRun, measure
+from lssgen.bench.records import see_place
 from lssgen.bench.results import CaseResult
 from lssgen.bundle import Bundle
 from lssgen.commands.bench.explain import guarantees
@@ -21,8 +22,9 @@ from lssgen.engines.demand import Size, branch_counts
 from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import ENGINES, open_backend, words_of
 from lssgen.errors import BenchError, EngineError
-from lssgen.measured import MEASURED, Guarantee, Measured, place_of, read_measured, write_measured
-from lssgen.runtime import Pipeline
+from lssgen.measured import MEASURED, Guarantee, Measured, fault_of, place_of, read_measured, write_measured
+from lssgen.plan.timing import TimeCosts
+from lssgen.runtime import Options, Pipeline
 from lssgen.runtime.options import request_from_options
 
 EXAMPLES = ("demo --engine openvino", "bundles/sd3 --sizes 512,1024 --pairs 20")
@@ -72,6 +74,10 @@ def work(args: argparse.Namespace) -> int:
     if args.forget:
         bundle.path(MEASURED).unlink(missing_ok=True)
         return 0
+    _refuse_fixed(options)
+    see_place(bundle.path(MEASURED))
+    if fault := fault_of(bundle):
+        _LOG.warning("%s; what is measured now takes its place", fault)
     words = engine_words(build_parser("lssgen bench guarantee"), args)
     backend = open_backend(args.engine, **words)
     # Its own name: "auto" is ONNX Runtime where that is alone, and runs ask by what they find.
@@ -81,16 +87,52 @@ def work(args: argparse.Namespace) -> int:
     options.setdefault("start_sigma", bundle.manifest.facts.defaults.start_sigma)
     known = read_measured(bundle, place)
     found: list[Guarantee] = list(known.guarantees) if known else []
+    sizes = tuple(dict.fromkeys(args.sizes)) or bundle.manifest.resolutions
+    for size in sizes:  # all before the first is measured
+        request_from_options(bundle, cast(Options, {**options, "height": size[0], "width": size[1]}))
     cases: list[CaseResult] = []
     with watched(args, _LOG.info) as watch:
-        for size in args.sizes or bundle.manifest.resolutions:
+        for done, size in enumerate(sizes, start=1):
             now, made = job.measured(size, options, watch.at)
             cases += now
             found = [one for one in found if (one.height, one.width) != size] + ([made] if made else [])
-            _write(bundle, place, measured_now(costs_of(cases, bundle.manifest.facts, passes), found))
+            costs = costs_of(cases, bundle.manifest.facts, passes)
+            _write(bundle, place, measured_now(*better_costs(known, costs, done), found))
             said = guarantees(job.engine, (made,)) if made else [f"{now[0].name}: one stage anyway"]
-            print("\n".join(said), flush=True)
+            print("\n".join((*said, *(complaint for case in now for complaint in case.complaints))), flush=True)
+    if known and known.costs and known.sizes > len(sizes):
+        _LOG.info(
+            "costs stay those of %d sizes, measured earlier; measure as many sizes in one call for new ones",
+            known.sizes,
+        )
     return 0
+
+
+_FIXED = {
+    "stage_steps": "it fixes the number of stages, and stages are compared with one",
+    "start_sigma": "at 1 there is one stage, and nothing to compare it with",
+    "height": "sizes are named with --sizes",
+    "width": "sizes are named with --sizes",
+    "batch": "costs are those of one picture at a time",
+    "num_images": "costs are those of one picture at a time",
+}
+"""Options of runs that leave nothing to compare, and why."""
+
+
+def _refuse_fixed(options: Mapping[str, Any]) -> None:
+    for name, why in _FIXED.items():
+        if name in options and (name != "start_sigma" or options[name] == 1):
+            raise BenchError(f"leave out --set {name}=...: {why}")
+    if "," in str(options.get("cached_steps") or ""):
+        raise BenchError("leave out --set cached_steps=...,...: with a part for every stage it fixes their number")
+
+
+def better_costs(known: Measured | None, now: TimeCosts, sizes: int) -> tuple[TimeCosts, int]:
+    """The costs to keep, and the number of sizes that they were measured at: those of now, unless earlier ones are of
+    more sizes, which say more of all others."""
+    if known and known.costs and known.sizes > sizes:
+        return known.costs, known.sizes
+    return now, sizes
 
 
 @dataclass(frozen=True, slots=True)

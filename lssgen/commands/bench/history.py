@@ -1,12 +1,14 @@
 """lssgen bench history: curves of a JSONL file, and where they changed."""
 
 import argparse
-import re
 from pathlib import Path
 
-from lssgen.bench.history import LEAST_POINTS, changes, curves, plot_history, read_history
+from lssgen.bench.history import LEAST_POINTS, changes, curves, plot_history, plot_name, read_history, see_ruptures
+from lssgen.bench.plots import see_plotting
+from lssgen.bench.records import see_place
 from lssgen.commands.bench.shared import exit_status
 from lssgen.commands.parser import Parser
+from lssgen.errors import BenchError
 
 EXAMPLES = ("latency.jsonl", "latency.jsonl --plots plots --status 1")
 
@@ -23,14 +25,23 @@ def build_parser(prog: str) -> Parser:
 
 
 def work(args: argparse.Namespace) -> int:
-    """Tell; the exit status."""
+    """Tell; the exit status.
+
+    Raises:
+        BenchError: The file is damaged or empty, or something is not installed or cannot be written.
+    """
+    if not (known := curves(read_history(args.file))):
+        raise BenchError(f"{args.file} has no measurement; add some with lssgen bench BUNDLE --history {args.file}")
+    if any(len(points) >= LEAST_POINTS for points in known.values()):
+        see_ruptures()
+    if args.plots:
+        see_plotting()
+        see_place(args.plots, folder=True)
     slower = False
-    for curve, points in curves(read_history(args.file)).items():
+    for curve, points in known.items():
         print(f"{', '.join(curve)}: {len(points)} points, the last {points[-1].image_latency_ms:.3g} ms")
         if args.plots:
-            name = re.sub(r"[^\w.-]+", "-", "-".join(curve[:3]))
-            args.plots.mkdir(parents=True, exist_ok=True)
-            plot_history(points, args.plots / f"{name}.png")
+            plot_history(points, args.plots / plot_name(points[0]))
         if len(points) < LEAST_POINTS:
             print(f"    too few to look for changes; {LEAST_POINTS} are needed")
             continue

@@ -1,17 +1,20 @@
 """lssgen bench loadgen: MLPerf's LoadGen in front of a bundle, a server in this process, or one that answers HTTP."""
 
 import argparse
+import logging
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
 from lssgen.bench.cases import wordings
-from lssgen.bench.loadgen import Answered, Load, Send, at_once, run_loadgen
+from lssgen.bench.loadgen import Answered, Load, Send, StillRunningError, at_once, run_loadgen
+from lssgen.bench.records import see_place
 from lssgen.bench.remote import Site, fields_of
-from lssgen.commands.bench.shared import add_bundle, bundle_of, opener, run_options
+from lssgen.commands.bench.shared import add_bundle, bundle_of, opener, run_options, watched
 from lssgen.commands.flags import add_flags, given
 from lssgen.commands.parser import Parser
+from lssgen.commands.process import end_at_once
 from lssgen.engines.demand import Size
 from lssgen.errors import BenchError, LssgenError
 from lssgen.runtime import Options, Pipeline
@@ -20,9 +23,11 @@ from lssgen.serving.options import ServerOptions
 from lssgen.serving.server import Server
 
 EXAMPLES = (
-    "demo --set height=64 --set width=64",
+    "demo --set height=128 --set width=128",
     "--url http://127.0.0.1:8000 --scenario Server --qps 2 --latency-ms 3000",
 )
+
+_LOG = logging.getLogger("lssgen")
 
 SHOWN = (
     "Result is", "90.0th percentile latency (ns)", "90.00 percentile latency (ns)", "99.00 percentile latency (ns)",
@@ -59,8 +64,15 @@ def work(args: argparse.Namespace) -> int:
     if args.url and args.bundle:
         raise BenchError(f"give a bundle or --url, not both; {args.bundle} as a model of the server is --model")
     args.bundle = args.bundle or "demo"
-    with _sender(args, load, wordings(args.prompt, load.count)) as send:
-        said = run_loadgen(send, load, args.outdir)
+    if run_options(args).get("num_images", 1) != 1:
+        raise BenchError("a query of LoadGen is one picture; leave out --set num_images")
+    see_place(args.outdir, folder=True)
+    with _sender(args, load, wordings(args.prompt, load.count)) as send, watched(args, _LOG.info) as watch:
+        try:
+            said = run_loadgen(send, load, args.outdir, lambda done: watch.at(load.scenario, done, load.count))
+        except StillRunningError:
+            end_at_once()
+            raise
     print("\n".join(f"{name}: {said[name]}" for name in SHOWN if name in said))
     return 0 if said.get("Result is") == "VALID" else 1
 

@@ -16,6 +16,7 @@ from lssgen.commands.parser import Parser
 from lssgen.commands.values import integer, within
 from lssgen.engines.base import Backend
 from lssgen.engines.registry import default_engine, open_backend
+from lssgen.errors import BenchError
 from lssgen.paths import find_bundle
 from lssgen.progress import followed
 from lssgen.runtime.options import Options, refuse_unknown
@@ -69,9 +70,12 @@ def run_options(args: argparse.Namespace) -> dict[str, Any]:
     """Options that `--set` has given.
 
     Raises:
+        BenchError: One of them is said twice.
         PlanError: One of them does not exist.
     """
     found = dict(args.set)
+    if len(found) < len(args.set):
+        raise BenchError("--set says one of its options twice; say each once")
     refuse_unknown(found, Options.__annotations__)
     return found
 

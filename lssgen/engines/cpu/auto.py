@@ -6,7 +6,7 @@ memory, so that components of one run may be computed by different ones.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +27,7 @@ from lssgen.engines.base import (
     check_buffers,
     see_graph,
 )
-from lssgen.engines.cpu.choice import LARGE_BYTES, Choice, chosen, forgotten, recalled, remembered
+from lssgen.engines.cpu.choice import LARGE_BYTES, Choice, chosen, forgotten, measuring, recalled, remembered
 from lssgen.engines.cpu.trial import trials_of
 from lssgen.engines.demand import Demand, size_in_cells
 from lssgen.engines.onnxruntime import OrtBuffer
@@ -136,6 +136,7 @@ class AutoBackend:
         self._options = options
         self._backends: dict[str, Backend] = {}
         self._chosen: dict[Path, dict[str, Choice]] = {}
+        self._told = False
 
     @property
     def name(self) -> str:
@@ -171,7 +172,7 @@ class AutoBackend:
         inner = {name: dict(backend.describe()) for name, backend in self._backends.items()}
         last = next(reversed(self._chosen.values()), {})  # a run has one bundle
         components = {graph: str(choice) for graph, choice in last.items()}
-        return {"backend": self.name, "threads": self._options.threads, "engines": inner, "components": components}
+        return {"backend": self.name, **asdict(self._options), "engines": inner, "components": components}
 
     def chosen(self, bundle: Bundle) -> dict[str, Choice]:
         """Choice for every graph of a bundle that was asked for."""
@@ -198,12 +199,19 @@ class AutoBackend:
             BackendError: No engine runs it.
         """
         names, threads = candidates(), self._options.threads
-        known = recalled(bundle, graph, threads, names)
-        if known is not None:
+        if (known := recalled(bundle, graph, threads, names)) is not None:
             return known
-        _LOG.info("measuring %s on %s, once on this machine", graph, " and ".join(names))
-        trials = trials_of(bundle, graph, {name: self.backend(name) for name in names})
-        return remembered(bundle, threads, names, chosen(graph, trials))
+        with measuring(_LOG.info):
+            if (known := recalled(bundle, graph, threads, names)) is not None:  # another process has measured it
+                return known
+            _LOG.info("measuring %s on %s, once on this machine", graph, " and ".join(names))
+            trials = trials_of(bundle, graph, {name: self.backend(name) for name in names})
+            return remembered(bundle, threads, names, chosen(graph, trials), self._tell_once)
+
+    def _tell_once(self, said: str) -> None:
+        if not self._told:
+            _LOG.warning("%s", said)
+        self._told = True
 
 
 def candidates() -> tuple[str, ...]:

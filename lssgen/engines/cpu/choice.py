@@ -1,8 +1,8 @@
 """Which engine was chosen for a component at each size, why, and where that is remembered."""
 
 import hashlib
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from math import log, prod
 from pathlib import Path
@@ -11,7 +11,7 @@ import msgspec
 
 from lssgen import paths
 from lssgen.bundle import Bundle
-from lssgen.durable import write_whole
+from lssgen.durable import locked, write_whole
 from lssgen.engines.cpu.probe import BOUNDS
 from lssgen.engines.demand import Size
 from lssgen.errors import BackendError
@@ -152,17 +152,42 @@ def _at_size(graph: str, size: Size, trials: Sequence[Trial], preferred: str) ->
     return SizeChoice(size_px=size, engine=best.engine, trials=tuple(trials))
 
 
+@contextmanager
+def measuring(say: Callable[[str], object]) -> Generator[None]:
+    """Alone on this machine: processes that measure at once disturb each other, and what they find stays for long.
+    Where no lock can be made, nobody waits."""
+    place = paths.engines() / "auto" / ".lock"
+    with ExitStack() as stack:
+        with suppress(OSError):
+            try:
+                stack.enter_context(locked(place, wait=False))
+            except TimeoutError:  # filelock's is one
+                say("another process measures engines; waiting for it")
+                stack.enter_context(locked(place))
+        yield
+
+
 def recalled(bundle: Bundle, graph: str, threads: int, names: Sequence[str]) -> Choice | None:
-    """What was chosen on an earlier day; None if nothing was, or if it cannot be read."""
+    """What was chosen on an earlier day; None if nothing was, or if it cannot be read or be true."""
     with suppress(JsonError):
-        return read_json(_note(bundle, graph, threads, names), Choice)
+        found = read_json(_note(bundle, graph, threads, names), Choice)
+        if found.graph == graph and found.sizes and set(found.engines) <= set(names):
+            return found
     return None
 
 
-def remembered(bundle: Bundle, threads: int, names: Sequence[str], made: Choice) -> Choice:
-    """Write a choice down, and give it back."""
-    with suppress(OSError):  # a home that one may only read: measured again at the next start
-        write_whole(_note(bundle, made.graph, threads, names), msgspec.json.encode(made))
+def remembered(
+    bundle: Bundle, threads: int, names: Sequence[str], made: Choice, tell: Callable[[str], object]
+) -> Choice:
+    """Write a choice down, and give it back; tells where that cannot be done."""
+    note = _note(bundle, made.graph, threads, names)
+    try:
+        write_whole(note, msgspec.json.encode(made))
+    except OSError as error:
+        tell(
+            f"what was measured cannot be kept in {note.parent} ({error.strerror}), so every start measures again; let "
+            "LSSGEN_HOME name a folder that can be written, or name an engine"
+        )
     return made
 
 

@@ -21,8 +21,9 @@ from lssgen import paths
 from lssgen.bundle import Bundle
 from lssgen.engines.base import Binding, Buffer, GraphEngine, HostBuffer, HostMark, check_buffers, see_graph
 from lssgen.engines.cpu.choice import LARGE_BYTES
-from lssgen.engines.cpu.probe import CANDIDATES, Candidate, Finding, Probing, finding_of
-from lssgen.engines.demand import Demand, token_axes
+from lssgen.engines.cpu.kept import kept
+from lssgen.engines.cpu.probe import ASKED_FOR, BOUNDS, CANDIDATES, Candidate, Finding, Probing, finding_of
+from lssgen.engines.demand import Demand, open_axes
 from lssgen.engines.memory import stays
 from lssgen.engines.options import OvOptions
 from lssgen.errors import BackendError, BuildError, EngineError, ShapeError
@@ -159,9 +160,7 @@ class OvEngines:
         self._backend = backend
         self._bundle = bundle
         self._engines: dict[str, OvEngine] = {}
-        self._ranged = frozenset(
-            axis for axis, extent in token_axes(bundle.manifest).items() if extent.low != extent.high
-        )
+        self._ranged = open_axes(bundle.manifest)
         self.require(demand)
 
     def __getitem__(self, graph: str) -> OvEngine:
@@ -217,6 +216,7 @@ class OvBackend:
             )
         self._awake: weakref.ref[OvEngine] | None = None
         self._chosen: dict[str, Candidate] = {}
+        self._told = False
         self.findings: dict[str, Finding] = {}
 
     @property
@@ -260,7 +260,8 @@ class OvBackend:
             run = self._tried(bundle, graph)
             found = finding_of(bundle, graph, Probing(ov.get_version(), self.processor, self._candidates, run))
             self.findings[graph] = found
-            self._chosen[graph] = found.best(self._candidates)
+            bounds = BOUNDS if self._options.inference_precision == "auto" else ASKED_FOR
+            self._chosen[graph] = found.best(self._candidates, bounds)
         return self._chosen[graph]
 
     @property
@@ -279,9 +280,26 @@ class OvBackend:
         try:
             model = self._core.read_model(source)
             model.reshape({port: ov.PartialShape(list(shape)) for port, shape in shapes})
-            return self._core.compile_model(model, "CPU", self._settings(source, shapes, how))
+            return self._compiled(model, self._settings(how), self._folder(source, shapes, how))
         except Exception as error:
             raise BuildError(f"OpenVINO cannot compile {name} from {source}: {_reason(error)}") from error
+
+    def _compiled(self, model: ov.Model, settings: dict[str, Any], folder: Path | None) -> ov.CompiledModel:
+        """A model, from its folder where it is kept there, or compiled into it."""
+        if folder is None:
+            return self._core.compile_model(model, "CPU", settings)
+        with kept(folder, self._tell_once) as place:
+            if place is not None:
+                try:
+                    return self._core.compile_model(model, "CPU", {**settings, "CACHE_DIR": str(place)})
+                except Exception as error:  # a full disk, perhaps: if the model is to blame, it is refused below too
+                    self._tell_once(f"a compiled model cannot be kept in {place}: {_reason(error)}")
+            return self._core.compile_model(model, "CPU", settings)
+
+    def _tell_once(self, said: str) -> None:
+        if not self._told:
+            _LOG.warning("%s", said)
+        self._told = True
 
     def make_way(self, engine: OvEngine) -> None:
         """In low-memory mode: a large engine is compiled now, so the last one that was frees its own."""
@@ -291,7 +309,7 @@ class OvBackend:
                 awake.sleep()
             self._awake = weakref.ref(engine)
 
-    def _settings(self, source: str, shapes: Shapes, how: Candidate) -> dict[str, Any]:
+    def _settings(self, how: Candidate) -> dict[str, Any]:
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": how.format,
             "PERFORMANCE_HINT": "LATENCY",
@@ -299,11 +317,16 @@ class OvBackend:
         }
         if self._options.threads:
             settings["INFERENCE_NUM_THREADS"] = self._options.threads
-        if how.kept:
-            # A folder for each: models that share one can spoil each other, see `lssgen.engines.cpu.probe`.
-            said = repr((source, Path(source).stat().st_mtime_ns, shapes, sorted(settings.items()), ov.get_version()))
-            settings["CACHE_DIR"] = str(paths.engines() / "openvino" / sha256(said.encode()).hexdigest()[:32])
         return settings
+
+    def _folder(self, source: str, shapes: Shapes, how: Candidate) -> Path | None:
+        """Where the compiled model is kept; None where it is not."""
+        if not how.kept:
+            return None
+        # A folder for each: models that share one can spoil each other, see `lssgen.engines.cpu.probe`.
+        settings = sorted(self._settings(how).items())
+        said = repr((source, Path(source).stat().st_mtime_ns, shapes, settings, ov.get_version()))
+        return paths.engines() / "openvino" / sha256(said.encode()).hexdigest()[:32]
 
     def _tried(self, bundle: Bundle, graph: str) -> Any:
         """A function that computes a graph as a candidate says, for the probe."""

@@ -1,18 +1,44 @@
 """FLUX.1 dev, schnell and Krea: double and single stream transformer over packed latents, CLIP's summary, T5."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lssgen.errors import ExportError
+from lssgen.errors import ExportError, ModelError
 from lssgen.manifest import Heard
+from lssgen.models.controlnets import PART
+from lssgen.models.families import inpaints
 from lssgen.models.nets.clip import refuse_skip
+from lssgen.models.nets.control import (
+    CONTROL,
+    KEPT,
+    MASK,
+    Seen,
+    Told,
+    beside,
+    cell_px,
+    control_of,
+    picture_fed,
+    pictures_by_name,
+    split_row,
+)
+from lssgen.models.nets.flux_control import FluxControl, Residuals, spread
 from lssgen.models.nets.packing import on_grid, pack, unpack
 from lssgen.models.nets.recipe import Blueprint, Components, Recipe, TokenRule, Wishes
-from lssgen.models.nets.step import GUIDANCE, Step, flatten_branches, per_picture, step_recipe, text
+from lssgen.models.nets.step import (
+    GUIDANCE,
+    NOTHING,
+    Beside,
+    Fed,
+    Step,
+    flatten_branches,
+    per_picture,
+    step_recipe,
+    text,
+)
 from lssgen.models.nets.vae import vae_recipes
 from lssgen.models.positions import FLUX_POSITIONS
 from lssgen.ports import Port
@@ -35,8 +61,8 @@ def blueprint(components: Components, wishes: Wishes) -> Blueprint:
     return Blueprint(
         recipes=(
             text_recipe(components, net, clip_tokens),
-            flux_step_recipe(net, wishes),
-            *vae_recipes(components, wishes.channels),
+            flux_step_recipe(components, net, wishes),
+            *vae_recipes(components, wishes.channels, inpaints=inpaints(net)),
         ),
         tokens=(
             TokenRule(component="tokenizer", port="input_ids", length=clip_tokens),
@@ -67,17 +93,51 @@ def text_recipe(components: Components, net: Mapping[str, Any], clip_tokens: int
     )
 
 
-def flux_step_recipe(net: Mapping[str, Any], wishes: Wishes) -> Recipe:
+def flux_step_recipe(components: Components, net: Mapping[str, Any], wishes: Wishes) -> Recipe:
+    more = beside(components, seen_pictures(components, net, wishes.channels), "latent", wishes.channels)
     return step_recipe(
         "transformer",
-        lambda parts: FluxStep(parts.module("transformer")),
+        lambda parts: FluxStep(parts.module("transformer"), control_of(parts), more),
         wishes=wishes,
         fed=(
             text("prompt_embeds", "tokens", int(net["joint_attention_dim"])),
             text("pooled_prompt_embeds", int(net["pooled_projection_dim"])),
-            *([GUIDANCE] if net.get("guidance_embeds") else []),
+            # Always there where the ControlNet takes it, or pictures of a network without would not follow it.
+            *([GUIDANCE] if takes_guidance(components, net) else []),
         ),
+        beside=more,
     )
+
+
+def seen_pictures(components: Components, net: Mapping[str, Any], channels: int) -> Sequence[Fed]:
+    """Pictures whose channels stand beside the latent's, in their order: FLUX Fill's two, the one of Canny and Depth.
+
+    Raises:
+        ModelError: The transformer takes other channels, or a control picture of its own and a ControlNet's.
+    """
+    cell = cell_px(components)
+    masked = (picture_fed(KEPT, channels, "kept"), picture_fed(MASK, cell * cell, "cell_mask"))
+    depths: Mapping[int, Sequence[Fed]] = {
+        channels: (),
+        2 * channels: (picture_fed(CONTROL, channels, "latent"),),
+        2 * channels + cell * cell: masked,
+    }
+    taken = int(net["in_channels"]) // PATCH**2
+    if taken not in depths or int(net["in_channels"]) % PATCH**2:
+        raise ModelError(
+            f"the transformer takes {net['in_channels']} channels; export knows "
+            f"{', '.join(str(PATCH**2 * depth) for depth in depths)} (FLUX.1; Canny and Depth; Fill): choose such a "
+            "checkpoint"
+        )
+    if taken == 2 * channels and components.has(PART):
+        raise ModelError("the transformer takes a control picture itself; export it without --controlnet")
+    return depths[taken]
+
+
+def takes_guidance(components: Components, net: Mapping[str, Any]) -> bool:
+    """Whether the network or its ControlNet takes the guidance scale."""
+    own = components.config(PART) if components.has(PART) else {}
+    return bool(net.get("guidance_embeds") or own.get("guidance_embeds"))
 
 
 class PackedStep(Step):
@@ -91,8 +151,7 @@ class PackedStep(Step):
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
         self.transformer: Any = transformer
-        for block in (*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks):
-            block.attn.set_processor(JointAttention())
+        turn(self.transformer)
         still, rows, columns = (
             angles(width, FLUX_POSITIONS, self.transformer.pos_embed.theta)
             for width in self.transformer.config.axes_dims_rope
@@ -117,6 +176,14 @@ class FluxStep(PackedStep):
     """One step of a FLUX network: docs/bundle.md, with T5's text, CLIP's summary and, in dev and Krea, the guidance
     scale as conditioning."""
 
+    def __init__(self, transformer: nn.Module, controlnet: nn.Module | None = None, beside: Beside = NOTHING) -> None:
+        super().__init__(transformer)
+        self.controlnet: Any = controlnet
+        if controlnet is not None:
+            turn(controlnet)
+        self.told_columns = beside.columns
+        self.pictures = tuple(port.name for port, _ in beside.fed)
+
     def forward(
         self,
         latent: Tensor,
@@ -126,19 +193,73 @@ class FluxStep(PackedStep):
         guidance_weights: Tensor,
         prompt_embeds: Tensor,
         pooled_prompt_embeds: Tensor,
-        guidance: Tensor | None = None,
+        first: Tensor | None = None,
+        second: Tensor | None = None,
+        third: Tensor | None = None,
+        fourth: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        """After the text come the guidance scale, for networks that take it, and the pictures, if any."""
         words, pooled = flatten_branches(prompt_embeds), flatten_branches(pooled_prompt_embeds)
+        more = [one for one in (first, second, third, fourth) if one is not None]
+        branches = guidance_weights.shape[0]
         scale = None
-        if guidance is not None:
-            scale = per_picture(guidance, guidance_weights.shape[0])
+        if len(more) > len(self.pictures):
+            scale = per_picture(more.pop(0), branches)
+        row, told = split_row(row, self.told_columns)
+        seen = pictures_by_name(self.pictures, more, branches)
 
         def velocity(x: Tensor, label: Tensor) -> Tensor:
-            return self.velocity(x, label, words, pooled, scale)
+            residuals = self.residuals(x, label, words, pooled, scale, seen, told, branches)
+            # The ControlNet's picture does not go to the transformer.
+            own = [value for name, value in seen.items() if told is None or name != CONTROL]
+            return self.velocity(with_pictures(x, own), label, words, pooled, scale, residuals)
 
         return self.advance(velocity, latent, history, noise, row, guidance_weights)
 
-    def velocity(self, x: Tensor, label: Tensor, text: Tensor, pooled: Tensor, scale: Tensor | None) -> Tensor:
+    def residuals(
+        self,
+        x: Tensor,
+        label: Tensor,
+        text: Tensor,
+        pooled: Tensor,
+        scale: Tensor | None,
+        seen: Seen,
+        told: Told | None,
+        branches: int,
+    ) -> Residuals | None:
+        """What the ControlNet adds, if there is one: that of the positive branch, the last, for every branch.
+
+        Source: diffusers' FluxControlNetPipeline, which evaluates it once, with the prompt.
+        """
+        if told is None:
+            return None
+        control = FluxControl(self.controlnet)
+        rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH
+        positive = [value.unflatten(0, (branches, -1))[-1] for value in (x, label, text, pooled, seen[CONTROL])]
+        seen_by, told_by, text_by, pooled_by, picture = positive
+        made = control.residuals(
+            seen_by,
+            told_by / 1000 * 1000,
+            text_by,
+            pooled_by,
+            None if scale is None else scale.unflatten(0, (branches, -1))[-1],
+            picture,
+            told.mode,
+            self.rotation(text.shape[1] + control.text_tokens_more, rows, columns),
+        )
+        share = told.scale.flatten(1)[:, :, None]
+        double, single = ([per_picture(one * share.to(one.dtype), branches) for one in some] for some in made)
+        return double, single
+
+    def velocity(
+        self,
+        x: Tensor,
+        label: Tensor,
+        text: Tensor,
+        pooled: Tensor,
+        scale: Tensor | None,
+        residuals: Residuals | None = None,
+    ) -> Tensor:
         """The transformer, block by block, with its angles from tables.
 
         Args:
@@ -147,6 +268,7 @@ class FluxStep(PackedStep):
             text: (n, tokens, width of the joint attention).
             pooled: (n, width of the pooled embedding).
             scale: (n,) guidance scale, for networks that take it.
+            residuals: What a ControlNet adds after the blocks.
         """
         net = self.transformer
         dtype = net.proj_out.weight.dtype
@@ -155,16 +277,35 @@ class FluxStep(PackedStep):
         told = label / 1000 * 1000
         # Sines and cosines are float32 inside, whatever dtype comes out.
         # As diffusers: the guidance scale is embedded like a timestep.
-        scales = () if scale is None else (scale * 1000,)
+        scales = () if scale is None or not net.config.guidance_embeds else (scale * 1000,)
         conditioning = net.time_text_embed(told, *scales, pooled.to(dtype))
         image = net.x_embedder(pack(x.to(dtype), PATCH))
         context = net.context_embedder(text.to(dtype))
         rotation = self.rotation(text.shape[1], height // PATCH, width // PATCH)
-        for block in (*net.transformer_blocks, *net.single_transformer_blocks):
+        double, single = residuals or ([], [])
+        added = spread(double, len(net.transformer_blocks)) + spread(single, len(net.single_transformer_blocks))
+        for block, more in zip((*net.transformer_blocks, *net.single_transformer_blocks), added, strict=True):
             context, image = block(
                 hidden_states=image, encoder_hidden_states=context, temb=conditioning, image_rotary_emb=rotation
             )
+            if more is not None:
+                image = image + more
         return unpack(net.proj_out(net.norm_out(image, conditioning)), height, width, PATCH)
+
+
+def turn(net: Any) -> None:
+    """Have every block of a network attend as `JointAttention` does."""
+    for block in (*net.transformer_blocks, *net.single_transformer_blocks):
+        block.attn.set_processor(JointAttention())
+
+
+def with_pictures(x: Tensor, seen: Sequence[Tensor]) -> Tensor:
+    """What the transformer sees: the latent, and beside it the pictures that it takes itself.
+
+    Source: diffusers' FluxFillPipeline and FluxControlPipeline, which pack each by itself. Packed together they come
+    out the same, since the cells of a token stay side by side in their channel.
+    """
+    return torch.cat((x, *seen), 1)
 
 
 class JointAttention:

@@ -64,25 +64,44 @@ class LanguageText(nn.Module):
         Returns:
             (n, tokens - drop, width of all layers that are read) and (n, tokens - drop) float32.
         """
+        return self.states(input_ids, attention_mask), attention_mask[:, self.drop :].float()
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The first of the two that `forward` returns."""
         model, highest = self.text_encoder, max(self.read)
-        visible, places = seen(attention_mask)
+        visible, places, lonely = seen(attention_mask)
         state = model.embed_tokens(input_ids)
         scores = torch.where(visible, 0.0, NEVER).to(state.dtype).unsqueeze(1)
-        rotation = turned(model.rotary_emb, state, places)
+        told = {
+            "attention_mask": scores,
+            "position_embeddings": turned(model.rotary_emb, state, places),
+            "position_ids": places,
+        }
         states = [state]
         for layer in model.layers:
-            state = layer(state, attention_mask=scores, position_embeddings=rotation, position_ids=places)
+            state = self.through(layer, state, told, lonely)
             states.append(state)
         # As in transformers, the last of them is behind the norm, if it is there.
         states[highest] = model.norm(state)
-        read = torch.cat([states[layer][:, self.drop :].float() for layer in self.read], -1)
-        return read, attention_mask[:, self.drop :].float()
+        return torch.cat([states[layer][:, self.drop :].float() for layer in self.read], -1)
+
+    def through(self, layer: Any, state: Tensor, told: Mapping[str, Any], lonely: Tensor) -> Tensor:
+        """One layer.
+
+        Args:
+            layer: Of transformers.
+            state: (n, tokens, width).
+            told: Mask, places and angles, by the names that the layer knows them by.
+            lonely: (n, tokens) booleans, true for filling on the left.
+        """
+        del lonely
+        return layer(state, **told)
 
 
-def seen(attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Which tokens see which, (n, tokens, tokens) booleans by reader, and every token's place, (n, tokens).
+def seen(attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which tokens see which, (n, tokens, tokens) booleans by reader; every token's place; whether it sees itself only.
 
-    A token sees those that count up to itself. Places count from the first token that does.
+    A token sees those that count up to itself. Places count from the first token that does. Both are (n, tokens).
     """
     place = torch.arange(attention_mask.shape[1])
     visible = (place.unsqueeze(0) <= place.unsqueeze(1)) & (attention_mask != 0).unsqueeze(1)
@@ -90,7 +109,7 @@ def seen(attention_mask: Tensor) -> tuple[Tensor, Tensor]:
     # A token that nobody sees sees itself: a row without any would be 0 / 0.
     visible = visible | (lonely.unsqueeze(2) & (place.unsqueeze(0) == place.unsqueeze(1)))
     # Counted from the prompt's own beginning, so that filling in front changes no angle.
-    return visible, (place - lonely.sum(1, keepdim=True)).clamp(min=0)
+    return visible, (place - lonely.sum(1, keepdim=True)).clamp(min=0), lonely
 
 
 def turned(rotary: Any, state: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:

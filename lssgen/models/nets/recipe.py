@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol, cast, get_args
 
 from torch import nn
 
-from lssgen.manifest import Feed, Heard, Quantity, Runs
+from lssgen.manifest import Feed, Heard, Quantity, References, Runs
 from lssgen.ports import Port
 
 
@@ -53,6 +53,8 @@ class Wishes:
         clip_skip: Layers that CLIP leaves out at its end, beyond those that the family does.
         max_sequence_length: Tokens of the long text encoder.
         history: Earlier estimates that the step graph carries, at least 1.
+        cell_px: Pixels along one side of a latent cell.
+        reference_tokens: Usual number of tokens of reference pictures; 0: the step sees none.
     """
 
     channels: int
@@ -62,6 +64,8 @@ class Wishes:
     clip_skip: int = 0
     max_sequence_length: int = 256
     history: int = 1
+    cell_px: int = 8
+    reference_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +80,7 @@ class Recipe:
         runs, feeds: Occasion and sources of its inputs, as in `lssgen.manifest.Graph`.
         vocabulary: Number of ids that the integer inputs may choose from.
         choices: Numbers that samples of a floating-point input are drawn from; normal numbers where it is not listed.
+            Of a step's row they are the last columns.
         settings: Whatever else decides what the graph computes, for its key.
         precise: Stays float32 whatever precision is asked for.
         overflows: Stays float32 where float16 is asked for: its numbers are known to grow beyond that.
@@ -116,9 +121,14 @@ class TokenRule:
         component: The tokenizer's folder in the checkpoint.
         chat: Messages that a chat template is filled with, as (role, text); the text `PROMPT` stands for the prompt.
             Empty: the prompt alone, without a template.
-        chat_options: Further arguments of the template, such as enable_thinking.
+        chat_options: Further arguments of the template, such as enable_thinking; add_generation_prompt is on if they do
+            not say otherwise.
+        in_pieces: The template takes a message as a list of texts and pictures, as models have it that see; special
+            tokens at the beginning are then the template's own, and the tokenizer adds none.
         around: Text with `PROMPT` in it, where the published pipeline has its own in place of a chat template.
         empty: Text that is read in the place of an empty prompt.
+        pad_side: Side of the filling; "own": that of the checkpoint's tokenizer.
+        removes: Words that are taken out of prompts.
         heard: Rows that its tokens have in an output of the "text" graph; None: there are none.
         drop: Number of tokens at the beginning that the "text" graph leaves out; see `lssgen.manifest.Tokens`.
     """
@@ -128,10 +138,12 @@ class TokenRule:
     length: int
     mask_port: str | None = None
     pad_to: Literal["length", "longest"] = "length"
-    pad_side: Literal["left", "right"] = "right"
+    pad_side: Literal["left", "right", "own"] = "right"
     pad_multiple: int = 1
     chat: tuple[tuple[str, str], ...] = ()
     chat_options: Mapping[str, object] = field(default_factory=dict[str, object])
+    in_pieces: bool = False
+    removes: tuple[str, ...] = ()
     around: str = ""
     empty: str = ""
     heard: Heard | None = None
@@ -151,6 +163,7 @@ class Blueprint:
         tokens: The tokenizers.
         token_axes: A usual size of every axis that counts tokens.
         layers: Gates of the step graph; 0 without `Wishes.skip_layers`.
+        references: Rules for reference pictures; None without `Wishes.reference_tokens`, or where the family has none.
         notes: Sentences that the user should read.
     """
 
@@ -159,4 +172,5 @@ class Blueprint:
     token_axes: Mapping[str, int]
     empty_negative: Literal["encode", "zeros"] = "encode"
     layers: int = 0
+    references: References | None = None
     notes: tuple[str, ...] = ()

@@ -5,7 +5,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lssgen.manifest import Heard
+from lssgen.models.families import inpaints
 from lssgen.models.nets.clip import checked_skip, final_norm, refuse_masked
+from lssgen.models.nets.control import beside_unet, control_of
 from lssgen.models.nets.recipe import Blueprint, Components, Recipe, TokenRule, Wishes
 from lssgen.models.nets.step import flatten_branches, step_recipe, text
 from lssgen.models.nets.unet import UnetStep, checked_unet, guidance_fed, text_width
@@ -20,7 +22,7 @@ def blueprint(components: Components, wishes: Wishes) -> Blueprint:
         recipes=(
             text_recipe(components, wishes, tokens),
             sd_step_recipe(components, wishes, tokens),
-            *vae_recipes(components, wishes.channels),
+            *vae_recipes(components, wishes.channels, inpaints=inpaints(components.config("unet"))),
         ),
         tokens=(
             TokenRule(component="tokenizer", port="input_ids", length=tokens, heard=Heard(output="prompt_embeds")),
@@ -47,11 +49,13 @@ def text_recipe(components: Components, wishes: Wishes, tokens: int) -> Recipe:
 
 def sd_step_recipe(components: Components, wishes: Wishes, tokens: int) -> Recipe:
     net = checked_unet(components, None)
+    more = beside_unet(components, net, wishes.channels)
     return step_recipe(
         "unet",
-        lambda parts: SDStep(parts.module("unet")),
+        lambda parts: SDStep(parts.module("unet"), control_of(parts), more),
         wishes=wishes,
         fed=(guidance_fed(net), text("prompt_embeds", tokens, text_width(net))),
+        beside=more,
     )
 
 
@@ -67,9 +71,13 @@ class SDStep(UnetStep):
         guidance_weights: Tensor,
         guidance: Tensor,
         prompt_embeds: Tensor,
+        first: Tensor | None = None,
+        second: Tensor | None = None,
+        third: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`guidance` is the port of `guidance_fed`."""
-        return self.move((latent, history, noise), row, guidance_weights, guidance, flatten_branches(prompt_embeds))
+        """`guidance` is the port of `guidance_fed`; after the text come the pictures of `beside_unet`, if any."""
+        words, pictures = flatten_branches(prompt_embeds), (first, second, third)
+        return self.move((latent, history, noise), row, guidance_weights, guidance, words, pictures=pictures)
 
 
 class SDText(nn.Module):

@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lssgen.models.families import inpaints
 from lssgen.models.nets.clip import checked_skip, heard_side_by_side
+from lssgen.models.nets.control import beside_unet, control_of
 from lssgen.models.nets.recipe import Blueprint, Components, Recipe, TokenRule, Wishes
 from lssgen.models.nets.step import flatten_branches, sizes, step_recipe, text
 from lssgen.models.nets.unet import UnetStep, checked_unet, guidance_fed, text_width
@@ -26,7 +28,12 @@ def blueprint(components: Components, wishes: Wishes) -> Blueprint:
     first, second = heard_side_by_side(components, ENCODERS)
     zeros = components.index.get("force_zeros_for_empty_prompt", True)
     # The published SDXL VAE overflows in float16, and says so; repaired ones say that they do not.
-    vae = vae_recipes(components, wishes.channels, overflows=bool(components.config("vae").get("force_upcast", True)))
+    vae = vae_recipes(
+        components,
+        wishes.channels,
+        overflows=bool(components.config("vae").get("force_upcast", True)),
+        inpaints=inpaints(components.config("unet")),
+    )
     return Blueprint(
         recipes=(text_recipe(components, wishes, tokens), sdxl_step_recipe(components, wishes, tokens), *vae),
         tokens=(
@@ -60,9 +67,10 @@ def text_recipe(components: Components, wishes: Wishes, tokens: int) -> Recipe:
 def sdxl_step_recipe(components: Components, wishes: Wishes, tokens: int) -> Recipe:
     net = checked_unet(components, "text_time")
     pooled = int(components.config("text_encoder_2")["projection_dim"])
+    more = beside_unet(components, net, wishes.channels)
     return step_recipe(
         "unet",
-        lambda parts: SDXLStep(parts.module("unet")),
+        lambda parts: SDXLStep(parts.module("unet"), control_of(parts), more),
         wishes=wishes,
         fed=(
             guidance_fed(net),
@@ -71,6 +79,7 @@ def sdxl_step_recipe(components: Components, wishes: Wishes, tokens: int) -> Rec
             TIME_IDS,
         ),
         choices={TIME_IDS[0].name: (0.0, 768.0, 1024.0)},
+        beside=more,
     )
 
 
@@ -88,14 +97,18 @@ class SDXLStep(UnetStep):
         prompt_embeds: Tensor,
         pooled_prompt_embeds: Tensor,
         time_ids: Tensor,
+        first: Tensor | None = None,
+        second: Tensor | None = None,
+        third: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`guidance` is the port of `guidance_fed`."""
+        """`guidance` is the port of `guidance_fed`; after the sizes come the pictures of `beside_unet`, if any."""
         words, pooled, told = (flatten_branches(x) for x in (prompt_embeds, pooled_prompt_embeds, time_ids))
         # All float32 until it is whole: in half precision sizes above 2048 px would be rounded, and a concatenation
         # of two types is not valid ONNX.
         features = self.unet.add_time_proj(told.flatten()).unflatten(0, (-1, told.shape[1])).flatten(1)
         added = torch.cat((pooled, features), 1)
-        return self.move((latent, history, noise), row, guidance_weights, guidance, words, added)
+        state, pictures = (latent, history, noise), (first, second, third)
+        return self.move(state, row, guidance_weights, guidance, words, added, pictures)
 
 
 class SDXLText(nn.Module):

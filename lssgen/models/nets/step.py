@@ -1,6 +1,7 @@
 """The shell around every family's network: one call is one step of a run, from x to x'."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from lssgen.manifest import (
     GuidanceScale,
     GuidanceWeights,
     Noise,
+    Reference,
     Row,
     Sizes,
     SizeValue,
@@ -39,11 +41,45 @@ def sizes(name: str, *values: SizeValue) -> Fed:
     return Port(name, "float32", ("branches", "batch", len(values))), Sizes(values=values)
 
 
+REFERENCES = "reference_tokens"
+"""Axis that counts the tokens of reference pictures."""
+
 GUIDANCE: Fed = (Port("guidance", "float32", ("batch",)), GuidanceScale())
 """The scale itself, for networks that take it."""
 
 RESCALE: Fed = (Port("guidance_rescale", "float32", ("batch",)), GuidanceRescale())
 """The share phi of guidance rescale."""
+
+
+def references(width: int) -> tuple[Fed, ...]:
+    """Reference pictures: tokens of so many numbers, and their places."""
+    return (
+        (Port("references", "float32", ("batch", REFERENCES, width)), Reference(what="tokens")),
+        (Port("reference_places", "int64", (REFERENCES, 3)), Reference(what="places")),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What a step takes besides what its family's does.
+
+    Attributes:
+        components: Parts of the checkpoint whose weights the graph holds, too.
+        fed: Inputs, after the family's.
+        columns: Number of columns of the row after those of the history.
+    """
+
+    components: tuple[str, ...] = ()
+    fed: tuple[Fed, ...] = ()
+    columns: int = 0
+
+    @property
+    def sample(self) -> tuple[float, ...]:
+        """Those columns in a probe: zeros would hide what they turn off."""
+        return (0.7, *(0.0,) * (self.columns - 2), 1.0)[: self.columns]
+
+
+NOTHING = Beside()
 
 
 def step_recipe(
@@ -54,6 +90,7 @@ def step_recipe(
     fed: Sequence[Fed],
     layers: int = 0,
     choices: Mapping[str, tuple[float, ...]] | None = None,
+    beside: Beside = NOTHING,
 ) -> Recipe:
     """The "step" graph of a family.
 
@@ -64,6 +101,7 @@ def step_recipe(
         fed: Inputs of the family: text, sizes, guidance.
         layers: Number of gates of skip-layer guidance; they come last, and only where they are wished for.
         choices: As in `Recipe`.
+        beside: Whatever else goes in.
     """
     shape = ("batch", wishes.channels, "height", "width")
     history = Port("history", "float32", (wishes.history, *shape))
@@ -71,20 +109,20 @@ def step_recipe(
         (Port("latent", "float32", shape), State(output="next_latent", start="latent")),
         (history, State(output="next_history")),
         (Port("noise", "float32", shape), Noise()),
-        (Port("row", "float32", ("batch", 7 + wishes.history)), Row()),
+        (Port("row", "float32", ("batch", 7 + wishes.history + beside.columns)), Row()),
         (Port("guidance_weights", "float32", ("branches", "batch")), GuidanceWeights()),
     ]
     gates: list[Fed] = [(Port("layer_gates", "float32", ("branches", layers)), Gates(skipped=wishes.skipped))]
-    inputs = [*state, *fed, *(gates if wishes.skip_layers and layers else [])]
+    inputs = [*state, *fed, *beside.fed, *(gates if wishes.skip_layers and layers else [])]
     return Recipe(
         name="step",
-        components=(network,),
+        components=(network, *beside.components),
         inputs=tuple(port for port, _ in inputs),
         outputs=(Port("next_latent", "float32", shape), Port("next_history", "float32", history.shape)),
         build=build,
         runs="stage",
         feeds={port.name: feed for port, feed in inputs},
-        choices=choices or {},
+        choices={**(choices or {}), **({"row": beside.sample} if beside.columns else {})},
     )
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lssgen.manifest import Feed, Latent, Mix, Noise
 from lssgen.models.nets.cosines import enlarged, low_part
 from lssgen.models.nets.recipe import Components, Recipe
-from lssgen.models.nets.vae import LatentSpace, Vae, draws
+from lssgen.models.nets.vae import LatentSpace, Vae, draws, joint, normalisation
 from lssgen.plan.facts import ScalingSpace
 from lssgen.plan.transitions import TRANSITIONS
 from lssgen.ports import Port
@@ -101,10 +101,22 @@ class ConvertedTransition(ResnetTransition):
 
 
 class LatentTransition(nn.Module):
-    """By bicubic interpolation of the latent."""
+    """By bicubic interpolation of the latent.
+
+    Args:
+        space: Normalisation to leave before and to come back to after: where squares of cells are normalised together,
+            only the VAE's own latents have neighbours that are alike. None: every cell is normalised as its neighbour,
+            with which interpolation commutes.
+    """
+
+    def __init__(self, space: LatentSpace | None = None) -> None:
+        super().__init__()
+        self.space = space
 
     def forward(self, latent: Tensor, noise: Tensor, mix: Tensor) -> Tensor:
-        return remix(bicubic(latent), noise, mix)
+        if self.space is None:
+            return remix(bicubic(latent), noise, mix)
+        return remix(self.space.from_vae(bicubic(self.space.to_vae(latent))), noise, mix)
 
 
 class PixelTransition(Vae):
@@ -219,6 +231,11 @@ def _resnet(parts: Components, ways: Ways) -> nn.Module:
     return ConvertedTransition(upsampler, LatentSpace(ways.latents), LatentSpace(ways.convert_to))
 
 
+def _latent(parts: Components, ways: Ways) -> nn.Module:
+    del parts
+    return LatentTransition(LatentSpace(ways.latents) if joint(ways.latents) else None)
+
+
 def _super_resolution(parts: Components, ways: Ways) -> nn.Module:
     assert ways.enlarge is not None, "the export makes this graph only where it was given a network"
     return SuperResolutionTransition(parts.module("vae"), ways.enlarge)
@@ -236,7 +253,9 @@ def _of(module: Callable[..., nn.Module], *components: str, draws: bool = False)
 
 GRAPHS: Mapping[ScalingSpace, TransitionGraph] = {
     "resnet": TransitionGraph(components=("upsampler",), build=_resnet, settings=lambda ways: ways.conversion),
-    "latent": _of(LatentTransition),
+    "latent": TransitionGraph(
+        build=_latent, settings=lambda ways: dict(normalisation(ways.latents)) if joint(ways.latents) else {}
+    ),
     "pixel": _of(PixelTransition, "vae", draws=True),
     "dct": _of(CosineTransition),
     "selflift": _of(SelfLiftTransition, "vae"),

@@ -1,6 +1,6 @@
 """The UNet of Stable Diffusion 1, 2 and XL, block by block, and its step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import log
 from typing import Any
 
@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lssgen.errors import ModelError
+from lssgen.models.nets.control import CONTROL, pictures_by_name, refuse_unknown_channels, split_row, with_mask
 from lssgen.models.nets.recipe import Components
-from lssgen.models.nets.step import GUIDANCE, RESCALE, Fed, Step, per_picture
+from lssgen.models.nets.step import GUIDANCE, NOTHING, RESCALE, Beside, Fed, Step, per_picture
+from lssgen.models.nets.unet_control import Residuals, attended, prepared, scaled
 
 PLAIN: Mapping[str, object] = {
     "class_embed_type": None,
@@ -37,12 +39,7 @@ def checked_unet(components: Components, added: str | None) -> Mapping[str, Any]
         # A field that is missing counts as plain: older files have fewer fields.
         if net.get(name, value) != value:
             raise ModelError(f"{name} of the unet is {net[name]!r}; export knows text-to-image networks with {value!r}")
-    channels, latent = int(net["in_channels"]), int(components.config("vae")["latent_channels"])
-    if channels != latent:
-        raise ModelError(
-            f"the unet takes {channels} channels, but a latent of its vae has {latent}: it is made for inpainting or "
-            "upscaling; choose the text-to-image checkpoint"
-        )
+    refuse_unknown_channels(int(net["in_channels"]), int(components.config("vae")["latent_channels"]))
     return net
 
 
@@ -85,9 +82,13 @@ class Doubled(nn.Module):
 class UnetStep(Step):
     """One step of a UNet; a subclass gives it the ports of its family."""
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, unet: nn.Module, controlnet: nn.Module | None = None, beside: Beside = NOTHING) -> None:
+        """`beside` says what the step takes besides a latent and text, a ControlNet among it."""
         super().__init__()
         self.unet: Any = unet
+        self.controlnet: Any = None if controlnet is None else prepared(controlnet)
+        self.told_columns = beside.columns
+        self.pictures = tuple(port.name for port, _ in beside.fed)
         for block in self.unet.up_blocks:
             if block.upsamplers is not None:
                 block.upsamplers = nn.ModuleList(Doubled(layer.conv) for layer in block.upsamplers)
@@ -100,6 +101,7 @@ class UnetStep(Step):
         guidance: Tensor,
         text: Tensor,
         added: Tensor | None = None,
+        pictures: Sequence[Tensor | None] = (),
     ) -> tuple[Tensor, Tensor]:
         """`Step.advance` with this network.
 
@@ -108,18 +110,34 @@ class UnetStep(Step):
             guidance: As `guidance_fed` says.
             text: (n, tokens, width), branches * batch = n.
             added: (n, width) of what SDXL adds to the timestep, before its embedding.
+            pictures: (batch, ...) of what else it sees, in the order of its ports.
         """
-        width = self.unet.config.time_cond_proj_dim
+        width, branches = self.unet.config.time_cond_proj_dim, guidance_weights.shape[0]
         scale = None
         if width is not None:
-            scale = guidance_features(per_picture(guidance, guidance_weights.shape[0]), width)
+            scale = guidance_features(per_picture(guidance, branches), width)
+        row, told = split_row(row, self.told_columns)
+        seen = pictures_by_name(self.pictures, pictures, branches)
 
         def predict(x: Tensor, label: Tensor) -> Tensor:
-            return self.predict(x, label, text, added, scale)
+            residuals = None
+            if told is not None:
+                mode, share = (per_picture(value, branches) for value in (told.mode, told.scale))
+                made = self.controlnet(x, label, text, added, seen[CONTROL], mode, branches)
+                residuals = scaled(made, share)
+            return self.predict(with_mask(x, seen), label, text, added, scale, residuals)
 
         return self.advance(predict, *state, row, guidance_weights, None if width is not None else guidance)
 
-    def predict(self, x: Tensor, label: Tensor, text: Tensor, added: Tensor | None, scale: Tensor | None) -> Tensor:
+    def predict(
+        self,
+        x: Tensor,
+        label: Tensor,
+        text: Tensor,
+        added: Tensor | None,
+        scale: Tensor | None,
+        residuals: Residuals | None = None,
+    ) -> Tensor:
         """The UNet, at sizes that its levels need not divide.
 
         Args:
@@ -128,6 +146,7 @@ class UnetStep(Step):
             text: (n, tokens, width of the cross attention).
             added: (n, width) features of SDXL's pooled text and sizes.
             scale: (n, width) features of the guidance scale, for distilled networks.
+            residuals: What a ControlNet adds.
         """
         net = self.unet
         dtype = net.conv_in.weight.dtype
@@ -140,22 +159,22 @@ class UnetStep(Step):
         hidden = net.conv_in(x.to(dtype))
         skips: tuple[Tensor, ...] = (hidden,)
         for block in net.down_blocks:
-            hidden, left = block(hidden, embedding, **_text(block, text))
+            hidden, left = block(hidden, embedding, **attended(block, text))
             skips += left
         if net.mid_block is not None:
-            hidden = net.mid_block(hidden, embedding, **_text(net.mid_block, text))
+            hidden = net.mid_block(hidden, embedding, **attended(net.mid_block, text))
+        if residuals is not None:
+            down, middle = residuals
+            skips = tuple(skip + more for skip, more in zip(skips, down, strict=True))
+            hidden = hidden + middle
         for block in net.up_blocks:
             taken, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
             # The size that the next block's skip connection has; after the last block there is none.
             size = skips[-1].shape[2:] if skips else None
             hidden = block(
-                hidden, res_hidden_states_tuple=taken, temb=embedding, upsample_size=size, **_text(block, text)
+                hidden, res_hidden_states_tuple=taken, temb=embedding, upsample_size=size, **attended(block, text)
             )
         return net.conv_out(net.conv_act(net.conv_norm_out(hidden)))
-
-
-def _text(block: Any, text: Tensor) -> dict[str, Tensor]:
-    return {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
 
 
 def guidance_features(scale: Tensor, width: int) -> Tensor:

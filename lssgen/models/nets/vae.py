@@ -1,12 +1,13 @@
 """Between latents in model space and pictures: what every family shares."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import isclose
+from math import isclose, isqrt
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lssgen.models.nets.recipe import Components, Recipe
 from lssgen.models.nets.wan import CLASSES, OneMoment
@@ -20,7 +21,8 @@ TINY = "AutoencoderTiny"
 class LatentSpace:
     """The affine map between the model's latents and the VAE's: vae = model * spread / scaling + mean.
 
-    `shift_factor` is a mean that is equal for all channels; `latents_mean` and `latents_std` are per channel.
+    `shift_factor` is a mean that is equal for all channels; `latents_mean` and `latents_std` are per channel, or, with
+    p * p times as many numbers, per channel and place in a square of p x p cells, in the order of `PixelUnshuffle`.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -33,11 +35,26 @@ class LatentSpace:
 
     def to_vae(self, latent: Tensor) -> Tensor:
         """(batch, C, h, w) as the network paints it -> as the decoder takes it."""
-        return latent * per_channel(self.spread, latent) / self.scaling + per_channel(self.mean, latent)
+        return self._in_squares(
+            latent, lambda x: x * per_channel(self.spread, x) / self.scaling + per_channel(self.mean, x)
+        )
 
     def from_vae(self, latent: Tensor) -> Tensor:
         """Undoes `to_vae`."""
-        return (latent - per_channel(self.mean, latent)) * self.scaling / per_channel(self.spread, latent)
+        return self._in_squares(
+            latent, lambda x: (x - per_channel(self.mean, x)) * self.scaling / per_channel(self.spread, x)
+        )
+
+    def joins(self, channels: int) -> bool:
+        """Whether squares of cells are normalised together, in latents of that many channels."""
+        return len(self.mean) > channels
+
+    def _in_squares(self, latent: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
+        channels = latent.shape[1]
+        if not self.joins(channels):
+            return apply(latent)
+        side = isqrt(len(self.mean) // channels)
+        return F.pixel_shuffle(apply(F.pixel_unshuffle(latent, side)), side)
 
 
 def normalisation(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -54,8 +71,16 @@ def same_latents(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     )
 
 
+def joint(config: Mapping[str, Any]) -> bool:
+    """Whether a VAE configuration normalises squares of cells together, and not every cell alike."""
+    channels = config.get("latent_channels")
+    return channels is not None and LatentSpace(config).joins(int(channels))
+
+
 def latents_said(config: Mapping[str, Any]) -> str:
     """The normalisation of a VAE configuration in words."""
+    if joint(config):
+        return "the statistics of the VAE's batch norm"
     return ", ".join(f"{name} {value}" for name, value in (normalisation(config) or {"scaling_factor": 1}).items())
 
 
@@ -116,22 +141,39 @@ class Encode(Vae):
         return self.read(picture.float().permute(0, 3, 1, 2) / 127.5 - 1, posterior_noise)
 
 
+class EncodeKept(Vae):
+    """The same, with the middle grey where `kept`, (batch, height, width, 1), is 0; for networks that inpaint."""
+
+    def forward(self, picture: Tensor, kept: Tensor, posterior_noise: Tensor | None = None) -> Tensor:
+        pixels = (picture.float() / 127.5 - 1) * kept
+        return self.read(pixels.permute(0, 3, 1, 2), posterior_noise)
+
+
 def draws(config: Mapping[str, Any]) -> bool:
     """Whether an autoencoder, of that config.json, has a posterior to draw latents from; tiny ones do not."""
     return config.get("_class_name") != TINY
 
 
-def vae_recipes(components: Components, channels: int, *, overflows: bool = False) -> tuple[Recipe, ...]:
+def vae_recipes(
+    components: Components, channels: int, *, overflows: bool = False, inpaints: bool = False
+) -> tuple[Recipe, ...]:
     """`decode` and `encode`, the same for every family.
 
     Args:
         components: The checkpoint.
         channels: Number of channels of a latent, as the family's record says.
         overflows: As in `Recipe`.
+        inpaints: The network takes a picture in which what is to be painted is grey.
     """
     drawn = draws(components.config("vae"))
     latent = Port("latent", "float32", ("batch", channels, "height", "width"))
     picture = Port("picture", "uint8", ("batch", "picture_height", "picture_width", 3))
+    read = [picture]
+    if inpaints:
+        read.append(Port("kept", "float32", (*picture.shape[:3], 1)))
+    if drawn:
+        read.append(replace(latent, name="posterior_noise"))
+    encoder = EncodeKept if inpaints else Encode
     return (
         Recipe(
             name="decode",
@@ -145,9 +187,9 @@ def vae_recipes(components: Components, channels: int, *, overflows: bool = Fals
         Recipe(
             name="encode",
             components=("vae",),
-            inputs=(picture, replace(latent, name="posterior_noise")) if drawn else (picture,),
+            inputs=tuple(read),
             outputs=(latent,),
-            build=lambda parts: Encode(parts.module("vae")),
+            build=lambda parts: encoder(parts.module("vae")),
             runs="start",
             overflows=overflows,
         ),

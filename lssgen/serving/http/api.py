@@ -28,7 +28,7 @@ from lssgen.serving.http.jobs import Job, Painted, failure
 from lssgen.serving.http.keys import Client, Keys
 from lssgen.serving.http.limits import Limits
 from lssgen.serving.http.metrics import CONTENT_TYPE, Metrics
-from lssgen.serving.http.orders import Asked, asked_edit
+from lssgen.serving.http.orders import Asked, asked_edit, asked_generation
 from lssgen.serving.http.reception import Reception
 from lssgen.serving.http.refusals import HttpError
 from lssgen.serving.http.responses import EventStream, error_answer, first_of, json_answer, sse
@@ -75,7 +75,7 @@ class Api:
 
     async def generations(self, request: Request) -> Response:
         body = await self._json(request)
-        return await self._answer(request, Asked(route="generations", fields=fields_from_json(body, Generation)))
+        return await self._answer(request, asked_generation(fields_from_json(body, Generation)))
 
     async def edits(self, request: Request) -> Response:
         body = await self._bodies.read(request)
@@ -172,8 +172,7 @@ class Api:
         plain: dict[str, Any] = {name: getattr(fields, name) for name in Generation.__struct_fields__}
         if fields.partial_images is None:
             plain["partial_images"] = 1
-        own = Generation(**plain)
-        asked = Asked(route="generations", fields=own, draft=bool(fields.draft))
+        asked = asked_generation(Generation(**plain), draft=bool(fields.draft))
         job = await self.reception.take(asked, _client(request), kept=True, idempotency=_idempotency(request))
         self._note(request, job)
         return self._accepted(request, job)

@@ -48,7 +48,7 @@ class Common(Struct, kw_only=True, forbid_unknown_fields=True):
         output_format: File format of the pictures.
         output_compression: Quality of jpeg and webp in percent.
         background: "opaque" or "auto"; "transparent" cannot be painted.
-        moderation: Accepted and without effect: there is no moderation here.
+        moderation: Accepted and without effect: what is looked at is the owner's choice (`--checker`).
         stream: Answer with server-sent events.
         partial_images: Number of previews that a stream sends before the picture.
         style: Accepted as null only; it belongs to dall-e-3.
@@ -92,6 +92,10 @@ class Common(Struct, kw_only=True, forbid_unknown_fields=True):
     eta: Share | None = None
     cached_steps: Annotated[str, Meta(max_length=10_000)] | None = None
     cache_order: Literal[0, 1] | None = None
+    controlnet_conditioning_scale: Number | None = None
+    control_guidance_start: Share | None = None
+    control_guidance_end: Share | None = None
+    control_mode: Annotated[int, Meta(ge=0, le=10_000)] | None = None
     deadline_ms: Milliseconds | None = None
     max_latency_ms: Milliseconds | None = None
 
@@ -116,15 +120,36 @@ RUN_WORDS = (
     "eta",
     "cached_steps",
     "cache_order",
+    "controlnet_conditioning_scale",
+    "control_guidance_start",
+    "control_guidance_end",
+    "control_mode",
     "strength",
 )
 """Fields that are handed to the run as they are, by the same name."""
 
 
+class Reference(Struct, kw_only=True, forbid_unknown_fields=True):
+    """A picture within a JSON body.
+
+    Attributes:
+        image_url: The picture itself, as "data:image/png;base64,...". Other addresses are not fetched.
+        file_id: Not supported; there is no store of files.
+    """
+
+    image_url: str | None = None
+    file_id: str | None = None
+
+
 class Generation(Common, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/images/generations, and /v1/jobs."""
+    """POST /v1/images/generations, and /v1/jobs.
+
+    Attributes:
+        control_image: Picture that steers the run, for bundles with a ControlNet.
+    """
 
     prompt: Text
+    control_image: Reference | None = None
 
 
 class JobFields(Generation, kw_only=True, forbid_unknown_fields=True):
@@ -145,18 +170,6 @@ class Refinement(Struct, kw_only=True, forbid_unknown_fields=True):
     """
 
     keep: Annotated[list[Annotated[int, Meta(ge=0, lt=MOST_PICTURES)]], Meta(min_length=1, max_length=MOST_PICTURES)]
-
-
-class Reference(Struct, kw_only=True, forbid_unknown_fields=True):
-    """A picture within a JSON body.
-
-    Attributes:
-        image_url: The picture itself, as "data:image/png;base64,...". Other addresses are not fetched.
-        file_id: Not supported; there is no store of files.
-    """
-
-    image_url: str | None = None
-    file_id: str | None = None
 
 
 class Edit(Common, kw_only=True, forbid_unknown_fields=True):

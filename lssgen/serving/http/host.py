@@ -16,6 +16,7 @@ from lssgen.durable import locked
 from lssgen.engines.options import EngineOptions
 from lssgen.errors import ServingError
 from lssgen.lora.asked import Lora
+from lssgen.runtime.checking import Checker, Watermark
 from lssgen.serving.http.api import Api
 from lssgen.serving.http.app import build_app
 from lssgen.serving.http.jobs import Job
@@ -105,17 +106,19 @@ def serve(
     limits: Limits | None = None,
     options: ServerOptions | None = None,
     verify: Verify = "once",
+    checker: Checker | str | Sequence[Checker | str] | None = None,
+    watermark: Watermark | str | None = None,
     **engine_options: Unpack[EngineOptions],
 ) -> None:
     """Serve bundles by HTTP until told to stop.
 
     Args:
-        bundles, engine, aliases, loras, options, verify, engine_options: As for `lssgen.Server`.
+        bundles, engine, aliases, loras, options, verify, checker, watermark, engine_options: As for `lssgen.Server`.
         settings, limits: How it faces the net.
 
     Raises:
         ServingError: The port is taken, the keys cannot be read, or another server has the folder of jobs.
-        BundleError, BackendError, PlanError: As for `lssgen.Server`.
+        BundleError, BackendError, PlanError, CheckError: As for `lssgen.Server`.
     """
     settings, limits = settings or HttpSettings(), limits or Limits()
     connections, metrics = Connections(), Metrics()
@@ -133,6 +136,8 @@ def serve(
                 options=options,
                 verify=verify,
                 observe=metrics.observe,
+                checker=checker,
+                watermark=watermark,
                 **engine_options,
             )
             with room:

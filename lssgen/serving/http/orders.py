@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 import msgspec
 from PIL import Image
 
+from lssgen.runtime.conditions import CONTROL
 from lssgen.runtime.options import Options
 from lssgen.serving.api import ImageRequest
 from lssgen.serving.http.fields import RUN_WORDS, Common, Edit, EditForm, Form, Format, Generation, VariationForm
@@ -35,7 +36,7 @@ class Asked:
     Attributes:
         route: Place that it was sent to.
         fields: Its fields.
-        images, mask: Its pictures.
+        images, mask: Its pictures; a control picture among them, by the name of its field.
         draft: True where only the first stage is painted, for the caller to choose from.
         keep: Numbers of the pictures of that draft that are finished; empty: it is the draft itself, or none.
     """
@@ -86,6 +87,23 @@ class Order:
         return replace(self, asked=asked, room=self.room.without_pictures())
 
 
+CONTROL_IMAGE = "control_image"
+"""Field of the control picture."""
+
+
+def asked_generation(fields: Generation, *, draft: bool = False) -> Asked:
+    """A generation whose control picture, if any, is in its JSON.
+
+    Raises:
+        HttpError: It is not a picture.
+    """
+    given = fields.control_image
+    images = () if given is None else (upload_from_reference(given, CONTROL_IMAGE),)
+    # Out of the fields: these are what is noted and told of a job.
+    plain = fields if given is None else msgspec.structs.replace(fields, control_image=None)
+    return Asked(route="generations", fields=plain, images=images, draft=draft)
+
+
 def asked_edit(fields: Edit) -> Asked:
     """An edit whose pictures are in its JSON.
 
@@ -123,6 +141,7 @@ def order_from(asked: Asked, model: ModelInfo, steps: int, limits: Limits) -> Or
         asked = replace(asked, fields=msgspec.structs.replace(fields, seed=secrets.randbelow(2**32)))
         fields = asked.fields
     start, mask = _pictures(asked)
+    steering = [picture_of(one) for one in asked.images if one.name == CONTROL_IMAGE]
     size = side_lengths(fields.size, model)
     width, height = size or (model.width, model.height)
     n, schedule = fields.n or 1, QUALITIES[fields.quality or "auto"]
@@ -138,6 +157,7 @@ def order_from(asked: Asked, model: ModelInfo, steps: int, limits: Limits) -> Or
         options=options,
         init_image=start,
         mask_image=mask,
+        conditions=dict(zip([CONTROL], steering, strict=False)),
         deadline_ms=None if asked.keep else fields.deadline_ms,
         max_latency_ms=None if asked.keep else fields.max_latency_ms,
         previews=partials > 0,
@@ -181,17 +201,22 @@ def _refuse_unsupported(asked: Asked, model: ModelInfo) -> None:
         raise HttpError("invalid_value", message, param="output_compression")
     if asked.route != "generations" and not model.starts:
         raise HttpError("not_supported", f"model {model.name} cannot start from a picture", param="model")
-    if len(asked.images) > 1:
-        message = f"{len(asked.images)} pictures were sent; a run starts from one"
+    if len(starts := _starts(asked)) > 1:
+        message = f"{len(starts)} pictures were sent; a run starts from one"
         raise HttpError("not_supported", message, param="image")
-    if asked.route != "generations" and not asked.images:
+    if asked.route != "generations" and not starts:
         raise HttpError("missing_field", "image is needed", param="image")
 
 
+def _starts(asked: Asked) -> list[Upload]:
+    """Pictures to start from."""
+    return [one for one in asked.images if one.name != CONTROL_IMAGE]
+
+
 def _pictures(asked: Asked) -> tuple[Image.Image | None, Image.Image | None]:
-    if not asked.images:
+    if not (starts := _starts(asked)):
         return None, None
-    picture = picture_of(asked.images[0])
+    picture = picture_of(starts[0])
     return picture, mask_of(asked.mask, picture.size) if asked.mask else None
 
 

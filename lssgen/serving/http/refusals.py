@@ -5,7 +5,16 @@ from dataclasses import dataclass
 
 import msgspec
 
-from lssgen.errors import CancelledError, LssgenError, NonFiniteError, PlanError, PromptError, RefusedError
+from lssgen.errors import (
+    CancelledError,
+    CheckError,
+    LssgenError,
+    NonFiniteError,
+    PlanError,
+    PromptError,
+    RefusedError,
+    RefusedPictureError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,8 @@ KINDS: Mapping[str, Kind] = {
     "not_supported": Kind(400, _REQUEST),
     "deadline_impossible": Kind(400, _REQUEST),
     "too_large": Kind(400, _REQUEST),
+    # A checker of the owner's refuses a picture; the words are OpenAI's.
+    "moderation_blocked": Kind(400, "image_generation_user_error"),
     "invalid_api_key": Kind(401, "authentication_error"),
     "forbidden_origin": Kind(403, "permission_error"),
     "model_not_found": Kind(404, _REQUEST),
@@ -65,6 +76,7 @@ KINDS: Mapping[str, Kind] = {
     "deadline_passed": Kind(504, _SERVER, retry=False),
     "lost": Kind(500, _SERVER, retry=False),
     "not_finite": Kind(500, _SERVER, retry=False),
+    "checker_failed": Kind(500, _SERVER, retry=False),
     "engine_error": Kind(500, _SERVER, retry=False),
     "internal_error": Kind(500, _SERVER, retry=False),
 }
@@ -139,7 +151,13 @@ FROM_THE_ROOM: Mapping[str, str] = {
 """Our codes, by those of `lssgen.serving.api.RefusalCode`."""
 
 
-FIELDS: Mapping[str, str] = {"height": "size", "width": "size", "init_image": "image", "mask_image": "mask"}
+FIELDS: Mapping[str, str] = {
+    "height": "size",
+    "width": "size",
+    "init_image": "image",
+    "mask_image": "mask",
+    "conditions": "control_image",
+}
 """Fields of a request, by the words of a run that they become."""
 
 
@@ -156,6 +174,10 @@ def refusal_of(error: BaseException) -> HttpError:
             return HttpError("cancelled", str(error) or "the request was cancelled")
         case NonFiniteError():
             return HttpError("not_finite", str(error))
+        case RefusedPictureError():
+            return HttpError("moderation_blocked", str(error))
+        case CheckError():
+            return HttpError("checker_failed", "a picture could not be checked; the server's log tells more")
         case PlanError() | PromptError():
             return HttpError("invalid_value", str(error))
         case LssgenError():

@@ -60,6 +60,8 @@ class Painter:
             loras=choices.loras,
             options=convert_json(dict(choices.server_options), ServerOptions),
             observe=self._metrics.observe,
+            checker=list(filter(None, choices.checker.split(","))),
+            watermark=choices.watermark or None,
             **choices.engine_options,
         )
         self._settings = HttpSettings(

@@ -20,6 +20,8 @@ class RayChoices:
             strengths; as text "style=/models/style.safetensors:0.8".
         engine: Engine that paints, as for `lssgen.load`.
         engine_options, server_options: Options of the engine and of the engine room; as text, JSON.
+        checker, watermark: Names of hooks that every picture passes, as `lssgen serve` takes them, with commas between
+            several checkers; empty: none.
         api_keys: File of keys on every node; empty: everybody may ask.
         num_gpus, num_cpus: GPUs and CPUs that a replica has for itself; GPUs may be a share of one.
         min_replicas, max_replicas: Bounds of the autoscaler.
@@ -38,6 +40,8 @@ class RayChoices:
     engine: str = ""
     engine_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     server_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    checker: str = ""
+    watermark: str = ""
     api_keys: str = ""
     num_gpus: float = -1.0
     num_cpus: float = 1.0

@@ -7,8 +7,8 @@ a run that was stopped goes on with or without Ray.
 # pyright: reportCallIssue=false
 # Where Ray is not installed, the type checker takes this folder for it.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from lssgen.bundle import read_bundle
 from lssgen.engines.options import EngineOptions
 from lssgen.engines.registry import open_backend
 from lssgen.errors import ServingError
-from lssgen.runtime.options import Options
+from lssgen.runtime.checking import Guard
+from lssgen.runtime.options import Asked, Options
 from lssgen.runtime.pipeline import Pipeline
 from lssgen.runtime.prompt_file import PromptFolders, PromptLine
 from lssgen.runtime.results import Progress
@@ -40,6 +41,7 @@ class Work:
         folder: Folder of the run, which every machine sees.
         options: The same for every prompt.
         suffix: File format of the pictures.
+        hooks: Names of the hooks that pictures pass, as `lssgen.runtime.checking.Guard` takes them.
     """
 
     bundle: Path
@@ -48,6 +50,7 @@ class Work:
     folder: Path
     options: Options
     suffix: str
+    hooks: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 class Worker:
@@ -58,8 +61,9 @@ class Worker:
     """
 
     def __init__(self, work: Work) -> None:
-        self._pipeline = Pipeline(read_bundle(work.bundle), open_backend(work.engine, **work.words))
-        self._folders = PromptFolders(self._pipeline, work.folder, work.options, work.suffix)
+        backend = open_backend(work.engine, **work.words)
+        self._pipeline = Pipeline(read_bundle(work.bundle), backend, guard=Guard(**work.hooks))
+        self._folders = PromptFolders(self._pipeline, work.folder, Asked(**work.options), work.suffix)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Paint the prompts of a batch, and write their folders; gives their numbers and seconds."""

@@ -74,7 +74,8 @@ class TritonPythonModel:
             if needs_gpu(engine):
                 words.setdefault("device_id", int(args.get("model_instance_device_id", "0")))
             options = convert_json(json.loads(given.get("server_options", "{}")), ServerOptions)
-            self._server = Server(folder, engine=engine, options=options, **words)
+            hooks = json.loads(given.get("hooks", "{}"))
+            self._server = Server(folder, engine=engine, options=options, **hooks, **words)
         except (LssgenError, JsonError) as error:
             raise pb_utils.TritonModelException(f"{type(error).__name__}: {error}") from error
         self._events: SimpleQueue[tuple[_Caller, Event] | None] = SimpleQueue()

@@ -45,12 +45,14 @@ class TritonModel:
         engine: Engine of lssgen that runs it, as for `lssgen.load`.
         engine_options: Options of that engine, in words that JSON has.
         server_options: Limits and sizes of the engine room, in words that JSON has.
+        hooks: Names of the hooks that pictures pass, as `lssgen.runtime.checking.Guard` takes them.
     """
 
     name: str
     engine: str = ""
     engine_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     server_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    hooks: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -103,6 +105,7 @@ def config_text(model: TritonModel) -> str:
         "engine": model.engine,
         "engine_options": json.dumps(dict(model.engine_options)),
         "server_options": json.dumps(dict(model.server_options)),
+        "hooks": json.dumps(dict(model.hooks)),
     }
     lines = [
         f"name: {json.dumps(model.name)}",

@@ -1,8 +1,11 @@
 """The engine that chooses: by measurement, once, and for each component."""
 
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from shutil import copytree
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -12,12 +15,13 @@ from lssgen.bundle import Bundle, read_bundle
 from lssgen.commands.bench import main
 from lssgen.engines.cpu import auto
 from lssgen.engines.cpu.auto import AutoBackend
-from lssgen.engines.cpu.choice import CLEARLY, Choice, SizeChoice, Trial, chosen, recalled
+from lssgen.engines.cpu.choice import CLEARLY, Choice, SizeChoice, Trial, _note, chosen, measuring, recalled, remembered
 from lssgen.engines.demand import Demand, profiles_of
 from lssgen.engines.onnxruntime import OrtBackend
 from lssgen.engines.options import OrtOptions
 from lssgen.engines.registry import open_backend
 from lssgen.errors import BackendError, ShapeError
+from lssgen.measured import place_of
 from lssgen.parity.samples import shape_of
 from lssgen.runtime import Pipeline
 from lssgen.testing import FakeBuffer
@@ -120,6 +124,66 @@ def test_it_measures_once_and_remembers(bundle: Bundle, monkeypatch: pytest.Monk
         np.testing.assert_array_equal(pipeline("a red circle", scaling_space="latent").latents, first)
     with pytest.raises(pytest.fail.Exception):  # another number of threads is another machine
         AutoBackend(OrtOptions(threads=0)).choice(bundle, "step")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        '{"graph":"step","sizes":[]}',
+        '{"graph":"text","sizes":[{"size_px":[0,0],"engine":"onnxruntime","trials":[]}]}',
+        '{"graph":"step","sizes":[{"size_px":[32,32],"engine":"abacus","trials":[]}]}',
+    ],
+)
+def test_a_note_that_cannot_be_true_is_none_and_is_measured_again(
+    bundle: Bundle, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("onnxruntime", "openvino")
+    note = _note(bundle, "step", 1, names)
+    note.parent.mkdir(parents=True)
+    note.write_text(text)
+    monkeypatch.setattr(auto, "trials_of", lambda *_: [((32, 32), [trial("onnxruntime", 1)])])
+    assert AutoBackend(ONE).choice(bundle, "step").engines == ("onnxruntime",)
+    assert recalled(bundle, "step", 1, names) is not None
+
+
+def test_a_process_waits_for_another_that_measures_and_takes_what_it_found(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def found(*_: object) -> list[tuple[tuple[int, int], list[Trial]]]:
+        return [((32, 32), [trial("onnxruntime", 1)])]
+
+    monkeypatch.setattr(auto, "trials_of", found)
+    with ThreadPoolExecutor(1) as pool, caplog.at_level(logging.INFO, "lssgen"):
+        with measuring(pytest.fail):
+            waiting = pool.submit(AutoBackend(ONE).choice, bundle, "step")
+            while "another process measures engines; waiting for it" not in caplog.text:
+                sleep(0.01)
+            assert not waiting.done()
+            remembered(bundle, 1, ("onnxruntime", "openvino"), only("step", "openvino"), pytest.fail)
+            monkeypatch.setattr(auto, "trials_of", lambda *_: pytest.fail("it was measured again"))
+        assert waiting.result(10).engines == ("openvino",)
+
+
+def test_a_home_that_cannot_be_written_is_told_once(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LSSGEN_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(auto, "trials_of", lambda *_: [((32, 32), [trial("onnxruntime", 1)])])
+    backend = AutoBackend(ONE)
+    with caplog.at_level(logging.WARNING, "lssgen"):
+        assert [backend.choice(bundle, graph).engines for graph in ("step", "text")] == [("onnxruntime",)] * 2
+    (record,) = caplog.records
+    assert "(Not a directory), so every start measures again; let LSSGEN_HOME name a folder" in record.getMessage()
+
+
+def test_low_memory_is_another_place_for_what_is_measured() -> None:
+    """It runs one engine at all sizes, and loads graphs in turn."""
+    plain, low = (place_of("auto", AutoBackend(OrtOptions(low_memory=low)).describe()) for low in (False, True))
+    assert plain != low
+    assert "low_memory True" in low
 
 
 @pytest.mark.parametrize("mixed", [("onnxruntime", "openvino"), ("openvino", "onnxruntime")])

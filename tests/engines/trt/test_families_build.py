@@ -12,6 +12,7 @@ import pytest
 from factory import tiny_sd3
 from factory_chroma import tiny_chroma
 from factory_families import tiny_cogview4, tiny_flux, tiny_sd, tiny_sdxl
+from factory_flux2 import tiny_dev
 from factory_qwen import tiny_qwen, tiny_qwen21
 from factory_zimage import tiny_zimage
 
@@ -34,6 +35,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], int]] = {
     "sd": (lambda to: tiny_sd(to, **WIDE), 8),
     "sdxl": (lambda to: tiny_sdxl(to, **WIDE), 8),
     "flux": (tiny_flux, 2),
+    "flux2": (tiny_dev, 2),
     "cogview4": (tiny_cogview4, 2),
     "zimage": (tiny_zimage, 4),
     "qwen": (tiny_qwen, 2),

@@ -12,9 +12,10 @@ import pytest
 from test_families_build import CHECKPOINTS, bundle_of, only_step
 
 from lssgen.bundle import Bundle
+from lssgen.calibration.gates import Gate
 from lssgen.calibration.products import given
 from lssgen.calibration.quality import Bound, Runs
-from lssgen.calibration.quantise import Gate, QuantiseJob, quantise
+from lssgen.calibration.quantise import QuantiseJob, quantise
 from lssgen.calibration.ranges import RangesJob, measure_ranges
 from lssgen.calibration.statistics import Statistics
 from lssgen.engines.registry import open_backend

@@ -177,6 +177,42 @@ def test_a_mask_of_openais_kind_is_painted_where_it_is_transparent(real: openai.
     assert not (pixels[:, :32] == (0, 0, 255)).all()
 
 
+def sent(data: bytes) -> dict[str, str]:
+    return {"image_url": f"data:image/png;base64,{base64.b64encode(data).decode()}"}
+
+
+def test_a_control_picture_reaches_the_room_with_its_words(client: openai.OpenAI, room: FakeRoom) -> None:
+    client.images.generate(prompt=FOX, extra_body={"control_image": sent(png(colour="red"))})
+    asked = room.asked[-1]
+    assert asked.init_image is None
+    assert asked.conditions["control"].getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_jobs_control_picture_is_not_among_its_fields(site: Site, room: FakeRoom) -> None:
+    body = {"prompt": FOX, "control_image": sent(png())}
+    job = site.http.post("/v1/jobs", json=body).json()
+    assert "control" in room.asked[-1].conditions
+    assert "base64" not in json.dumps(site.http.get(f"/v1/jobs/{job['id']}").json())
+
+
+@pytest.mark.parametrize(
+    ("given", "words", "param"),
+    [
+        ({"control_image": sent(png())}, "has no ControlNet", "control_image"),
+        ({"controlnet_conditioning_scale": 0.5}, "has no ControlNet", "controlnet_conditioning_scale"),
+        ({"control_image": {"image_url": "https://example.com/x.png"}}, "fetches nothing", "control_image"),
+        ({"control_image": sent(b"no picture")}, "cannot be read", "control_image"),
+    ],
+)
+def test_a_control_picture_that_is_wrong_is_refused(
+    real: openai.OpenAI, given: dict[str, Any], words: str, param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        real.images.generate(prompt=FOX, extra_body=given)
+    assert words in str(caught.value)
+    assert caught.value.param == param
+
+
 def test_an_edit_can_be_streamed(real: openai.OpenAI) -> None:
     events = list(real.images.edit(image=("x.png", png()), prompt=FOX, stream=True, partial_images=1))
     assert {event.type for event in events} <= {"image_edit.partial_image", "image_edit.completed"}
