@@ -60,7 +60,7 @@ class OneMoment(nn.Module):
         x = middle(net.mid_block, net.conv_in(self.post_quant_conv(latent)))
         for block in net.up_blocks:
             x = up(block, x)
-        return (net.conv_out(F.silu(norm(net.norm_out, x)))[:, :3].clamp(-1, 1),)
+        return (net.conv_out(F.silu(net.norm_out(x)))[:, :3].clamp(-1, 1),)
 
     def encode(self, picture: Tensor, *, return_dict: bool) -> tuple[DiagonalGaussianDistribution]:
         """(batch, 3, height, width), -1 to 1 -> what is known of its latent, (batch, C, h, w)."""
@@ -71,7 +71,7 @@ class OneMoment(nn.Module):
         for layer in net.down_blocks:
             x = down(layer, x)
         x = middle(net.mid_block, x)
-        return (DiagonalGaussianDistribution(self.quant_conv(net.conv_out(F.silu(norm(net.norm_out, x))))),)
+        return (DiagonalGaussianDistribution(self.quant_conv(net.conv_out(F.silu(net.norm_out(x))))),)
 
 
 def down(layer: Any, x: Tensor) -> Tensor:
@@ -126,29 +126,38 @@ def middle(block: Any, x: Tensor) -> Tensor:
 
 def residual(layer: Any, x: Tensor) -> Tensor:
     """(batch, C, h, w) -> (batch, C', h, w)."""
-    inside = layer.conv1(F.silu(norm(layer.norm1, x)))
-    return layer.conv2(F.silu(norm(layer.norm2, inside))) + layer.conv_shortcut(x)
+    inside = layer.conv1(F.silu(layer.norm1(x)))
+    return layer.conv2(F.silu(layer.norm2(inside))) + layer.conv_shortcut(x)
 
 
 def attention(layer: Any, x: Tensor) -> Tensor:
     """(batch, C, h, w) -> the same; every cell attends to all, in one head."""
-    flat = layer.to_qkv(norm(layer.norm, x)).flatten(2).transpose(1, 2).unsqueeze(1)
+    flat = layer.to_qkv(layer.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1)
     mixed = F.scaled_dot_product_attention(*flat.chunk(3, -1)).squeeze(1)
     return layer.proj(mixed.transpose(1, 2).unflatten(2, x.shape[2:])) + x
 
 
-def norm(layer: Any, x: Tensor) -> Tensor:
+class CellNorm(nn.Module):
     """Every cell's channels divided by their root mean square, in float32, as `F.normalize` does it."""
-    return F.normalize(x.float(), dim=1).to(x.dtype) * (layer.scale * layer.gamma.reshape(-1, 1, 1))
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.scale = float(layer.scale)
+        self.gamma: nn.Parameter = layer.gamma
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x.float(), dim=1).to(x.dtype) * (self.scale * self.gamma.reshape(-1, 1, 1))
 
 
 def flattened(module: nn.Module) -> nn.Module:
-    """The module with every convolution that is called as one without time; checkpoints have the others too."""
+    """The module with every layer that is called as one without time; checkpoints have the others too."""
     for name, child in module.named_children():
         if name == "time_conv":
             continue
         if hasattr(child, "_padding"):  # diffusers' own mark of a causal convolution
             setattr(module, name, flat_convolution(child))
+        elif hasattr(child, "gamma"):
+            setattr(module, name, CellNorm(child))
         else:
             flattened(child)
     return module
