@@ -67,6 +67,9 @@ def saved(folder: Path, cls: Any, settings: dict[str, Any], seed: int = 11) -> P
         for name, parameter in model.named_parameters():
             if "mode_embedder" in name or "task_embedding" in name:
                 parameter.copy_(torch.randn_like(parameter))
+            elif "controlnet_cond_embedding" in name and parameter.dim() > 1:
+                # Strong enough that another picture moves latents by far more than oracles allow.
+                parameter.copy_(torch.randn_like(parameter) * (2 / parameter[0].numel() ** 0.5))
             elif not parameter.any():  # the way in of the picture, which `liven` leaves alone as an embedding
                 parameter.copy_(torch.randn_like(parameter) * (0.8 / parameter[0].numel() ** 0.5))
     model.save_pretrained(folder)

@@ -109,6 +109,7 @@ def run_loadgen(send: Send, load: Load, folder: Path, on_answer: Callable[[int],
 
     Raises:
         BenchError: LoadGen is not installed, the folder cannot be written, or some samples of several went wrong.
+        StillRunningError: It was interrupted, and LoadGen does not come to its end.
         Exception: What went wrong with the first of all samples, where all went wrong.
     """
     library, answers = _library(), _Answers(on_answer)
@@ -134,9 +135,10 @@ def run_loadgen(send: Send, load: Load, folder: Path, on_answer: Callable[[int],
     try:
         _start(test, over)
         over.wait()
-    except BaseException:  # Ctrl-C
+    except KeyboardInterrupt as stop:
         answers.unwanted = True
-        over.wait(ENDS_S)
+        if not over.wait(ENDS_S):
+            raise StillRunningError from stop
         raise
     finally:
         if over.is_set():  # else LoadGen's threads still have them
@@ -171,6 +173,10 @@ def summary_of(path: Path) -> dict[str, str]:
         raise BenchError(f"LoadGen has left no {path}: {error.strerror}") from error
     pairs = (line.partition(":") for line in text.splitlines() if ":" in line)
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+class StillRunningError(KeyboardInterrupt):
+    """A test was to be stopped and LoadGen goes on with it: its threads abort a process that ends in an orderly way."""
 
 
 class _Answers:

@@ -14,7 +14,7 @@ from lssgen.measured import MEASURED
 from lssgen.schedules import SCHEDULES
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What systems say where nothing more can be written."""
+"""Errors of systems where nothing more can be written."""
 
 
 @contextmanager

@@ -152,8 +152,8 @@ def _see_channels(graph: Path, model: ir.Model) -> None:
 
 
 def _axis_out(node: ir.Node, codes: ir.Value | None) -> tuple[int, int] | None:
-    """Axis of a product's weight that its result keeps, counted from either end; None: it is no product, or not one of
-    a matrix."""
+    """Axis of a product's weight that its result keeps, counted from either end; None: it is not the product
+    of a matrix."""
     if codes is None or codes.shape is None or (node.op_type != "Conv" and len(codes.shape) != 2):
         return None
     turned = node.attributes.get("transB")

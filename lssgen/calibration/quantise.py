@@ -291,7 +291,7 @@ class _Making:
 
     def _is_text_too_much(self, manifest: Manifest, wanted: Sequence[Sequence[Floats]]) -> bool:
         """Whether text encoders' weights alone take more than half of the bound; no product of the step helps then."""
-        if manifest.graphs["text"] == self._old.graphs["text"]:
+        if manifest.graphs.get("text") == self._old.graphs.get("text"):
             return False
         step = self._old.graphs["step"]
         self._take(_files_of(step))

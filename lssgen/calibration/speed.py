@@ -39,7 +39,7 @@ class Speed:
 
 
 SAME = Speed(1.0, 1.0, 1.0)
-"""Of a graph and itself."""
+"""Ratio of a graph to itself."""
 
 
 def speed_of(ratios: Sequence[float]) -> Speed:

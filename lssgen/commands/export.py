@@ -67,7 +67,10 @@ def config_from_args(args: argparse.Namespace) -> ExportConfig:
     """
     words = given(args, ExportConfig)
     # Resolved, since "." has no name.
-    words.setdefault("output", Path("bundles") / Path(args.model).resolve().name.removesuffix(".safetensors"))
+    name = Path(args.model).resolve().name.removesuffix(".safetensors")
+    if net := words.get("controlnet"):  # a bundle of its own: the step's graph is another
+        name = f"{name}-{Path(net).resolve().name.partition('@')[0]}"
+    words.setdefault("output", Path("bundles") / name)
     if hasattr(args, "skip_layers"):
         words |= {"skip_layers": True, "layers_to_skip": args.skip_layers}
     return ExportConfig(**words)

@@ -55,7 +55,19 @@ def as_process(command: str, work: Callable[[], int]) -> int:
     except OSError as error:  # the command could not even say what is wrong, or how it is used
         print(f"{command}: {error}", file=sys.stderr)
         status = 1
-    return _flushed(command, status)
+    status = _flushed(command, status)
+    if _AT_ONCE:
+        os._exit(status)
+    return status
+
+
+_AT_ONCE: list[bool] = []
+"""Not empty where the process must not end in an orderly way."""
+
+
+def end_at_once() -> None:
+    """Let the process end as soon as its command has: some library's threads go on, and would abort an orderly end."""
+    _AT_ONCE.append(True)
 
 
 @contextmanager

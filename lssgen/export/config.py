@@ -99,7 +99,7 @@ class ExportConfig:
         help="alias (see --list-models), hub id (owner/name, or owner/name/file.safetensors), diffusers folder or "
         "safetensors file"
     )
-    output: Path = choice(help="bundle folder", metavar="DIR", unset="bundles/<model>")
+    output: Path = choice(help="bundle folder", metavar="DIR", unset="bundles/<model>, or bundles/<model>-<ControlNet>")
     revision: str | None = choice(None, help="branch, tag or commit on the hub", unset="its default branch")
     base: str | None = choice(
         None,

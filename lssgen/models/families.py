@@ -64,7 +64,6 @@ class Family:
         usual_tokens: Tokens of a usual prompt, for costs, where the long encoder's output is not filled up; else 0.
         unguided_scale: See `ModelFacts`.
         defaults: Values of the published LSSGen pipeline.
-        inpainting: True where checkpoints are published that take a mask and a masked picture, see `inpaints`.
         sized_by_config: The default picture size is the denoiser's `sample_size`; else it is that of `defaults`.
     """
 
@@ -98,7 +97,6 @@ class Family:
     cells: int = 1
     clamps: bool = True
     defaults: Defaults
-    inpainting: bool = False
     sized_by_config: bool = False
 
 
@@ -109,6 +107,11 @@ def _patched(net: Config) -> tuple[int, int]:
 def _packed(net: Config) -> tuple[int, int]:
     """FLUX packs 2 x 2 cells into its channels before the network; what inpaints takes more than it gives."""
     return int(net.get("out_channels") or net["in_channels"]) // 4, 2
+
+
+def _packed_input(net: Config) -> tuple[int, int]:
+    """As `_packed`, of what comes in: Qwen-Image's `out_channels` are those of a cell."""
+    return int(net["in_channels"]) // 4, 2
 
 
 def _unpatched(net: Config) -> tuple[int, int]:
@@ -209,7 +212,6 @@ _SD = Family(
     start="fraction",
     scheduler_fixed={"steps_offset": 1, "clip_sample": False},
     history=4,
-    inpainting=True,
     defaults=Defaults(
         height=512,
         width=512,
@@ -243,7 +245,6 @@ _SDXL = Family(
     longest_side=_anywhere,
     start="fraction",
     history=4,
-    inpainting=True,
     defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=5.0, min_resolution=1024),
     sized_by_config=True,
 )
@@ -301,7 +302,6 @@ _FLUX = Family(
     history=3,
     max_sequence_length=512,
     attends_clip=False,
-    inpainting=True,
     defaults=Defaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=3.5, shorten=True),
 )
 
@@ -422,7 +422,7 @@ _QWEN = Family(
     },
     components=("transformer", "vae", "scheduler", "text_encoder", "tokenizer"),
     nets="lssgen.models.nets.qwen",
-    latent=_packed,
+    latent=_packed_input,
     cell_px=_wan_halvings,
     guidance=_branches,
     cost=qwen_cost,
@@ -504,7 +504,7 @@ def with_levels(defaults: Defaults, model_index: Mapping[str, object]) -> Defaul
     """Defaults with the noise levels that a model_index.json names as its author's own (Qwen-Image 2.1).
 
     Raises:
-        ModelError: They are no list of numbers.
+        ModelError: They are not a list of numbers.
     """
     levels = model_index.get("sample_sigmas")
     if levels is None:
@@ -512,7 +512,7 @@ def with_levels(defaults: Defaults, model_index: Mapping[str, object]) -> Defaul
     found = cast("list[object]", levels) if isinstance(levels, list) else [None]
     sigmas = tuple(float(level) for level in found if isinstance(level, int | float))
     if len(sigmas) != len(found):
-        raise ModelError(f"model_index.json has sample_sigmas {str(levels)[:80]}, which is no list of numbers")
+        raise ModelError(f"model_index.json has sample_sigmas {str(levels)[:80]}, which is not a list of numbers")
     return replace(defaults, sigmas=sigmas, num_inference_steps=len(sigmas) or defaults.num_inference_steps)
 
 
@@ -580,7 +580,6 @@ def facts_from_configs(
         longest_side=longest_side,
         unguided_scale=family.unguided_scale,
         clamps=family.clamps,
-        inpaints=family.inpainting and inpaints(net),
     )
 
 

@@ -107,7 +107,6 @@ class ModelFacts:
         clamps: False where the shift of the published pipeline grows beyond `max_image_seq_len`, whatever
             `PlanOptions.token_clamp` says.
         control: ControlNet that a control picture goes through; None: there is none. Its arithmetic is part of `cost`.
-        inpaints: True where the network takes a picture and a mask beside the latent, and paints where the mask says.
     """
 
     name: str
@@ -130,4 +129,3 @@ class ModelFacts:
     unguided_scale: float = 1.0
     clamps: bool = True
     control: Control | None = None
-    inpaints: bool = False

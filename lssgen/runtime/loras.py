@@ -86,7 +86,8 @@ class LoraBank:
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, keep_bytes: int = KEEP_BYTES) -> None:
-        self._slots = {name: slots for name in GRAPHS if (slots := _slots(bundle.manifest.graphs[name]))}
+        graphs = bundle.manifest.graphs  # without a text encoder where prompts come encoded
+        self._slots = {name: slots for name in GRAPHS if name in graphs and (slots := _slots(graphs[name]))}
         self._ranks = _ranks(bundle.manifest.graphs["step"])
         self._folder = bundle.folder
         self._backend = backend

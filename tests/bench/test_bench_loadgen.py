@@ -1,16 +1,19 @@
 """MLPerf's LoadGen in front of whatever paints: a function, a server in this process, a server that answers HTTP."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from signal import SIGINT, pthread_kill
+from signal import SIGINT, SIGTERM, pthread_kill
 from threading import Thread, Timer, main_thread
 from time import sleep
 from typing import Any
 
 import pytest
+from toy_bundle import toy_in_stages
 
 from lssgen.bench.loadgen import LEAST_QUERIES, Answered, Load, Scenario, at_once, run_loadgen, summary_of
 from lssgen.bench.remote import Site, fields_of
@@ -102,6 +105,31 @@ def test_ctrl_c_stops_a_test_without_ending_the_process(tmp_path: Path) -> None:
         run_loadgen(at_once(paint), Load(), tmp_path)
     assert len(painted) == 3
     assert summary_of(tmp_path / "mlperf_log_summary.txt")  # LoadGen has come to its end
+
+
+STOPPED = """
+import sys
+import lssgen.bench.loadgen
+from lssgen.cli import main
+lssgen.bench.loadgen.ENDS_S = 0.2
+sys.exit(main())
+"""
+
+
+def test_a_slow_servers_test_that_goes_on_when_it_is_stopped_does_not_abort_the_process(
+    toy: Path, tmp_path: Path
+) -> None:
+    """A query a second, 459 of them: LoadGen would take eight minutes to its end."""
+    bundle, logs = toy_in_stages(toy, tmp_path / "staged").folder, tmp_path / "logs"
+    words = [sys.executable, "-c", STOPPED, "bench", "loadgen", str(bundle), "--scenario", "Server", "--threads", "1"]
+    words += ["--engine", "onnxruntime", "--prompt", "a red circle", "--outdir", str(logs)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        while not (logs / "mlperf_log_detail.txt").exists() and process.poll() is None:
+            sleep(0.05)
+        sleep(0.3)
+        process.send_signal(SIGTERM)
+        assert process.communicate()[1] == "lssgen bench loadgen: stopped\n"
+    assert process.returncode == 128 + SIGTERM
 
 
 def test_every_answer_is_told_of(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_a_network_that_inpaints_wants_a_picture_and_its_mask(
     ]
     ports = "float[batch, 64, height, width] mask, float[batch, 4, height, width] around"
     seen = "mean = ReduceMean (mask, one)\nmore = Add (around, mean)\nseen = Add (latent, more)"
-    patched(monkeypatch, ports, seen, extra, replace(toy_module.FACTS, inpaints=True), 0)
+    patched(monkeypatch, ports, seen, extra, toy_module.FACTS, 0)
     folder = toy_module.toy_bundle(tmp_path / "b").folder
     here(tmp_path, monkeypatch)
     for given in ([], ["--init-image", "white.png"]):

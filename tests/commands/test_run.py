@@ -280,9 +280,9 @@ def test_the_first_stage_starts_from_the_noise_of_the_seed(run: Any, monkeypatch
     drawn: list[int] = []
     init = NoiseStream.__init__
 
-    def note(self: NoiseStream, seed: int) -> None:
+    def note(self: NoiseStream, seed: int, *more: int) -> None:
         drawn.append(seed)
-        init(self, seed)
+        init(self, seed, *more)
 
     monkeypatch.setattr(NoiseStream, "__init__", note)
     assert run("a", "--seed", "11", "--num-images", "2") == 0

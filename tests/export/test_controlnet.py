@@ -47,8 +47,10 @@ def test_the_costs_of_a_plan_count_it(sd: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_asks_for_it() -> None:
-    args = build_parser().parse_args(["--model", "sdxl", "--controlnet", "owner/name"])
-    assert config_from_args(args).controlnet == "owner/name"
+    args = build_parser().parse_args(["--model", "sdxl", "--controlnet", "owner/name@v1.0"])
+    config = config_from_args(args)
+    assert config.controlnet == "owner/name@v1.0"
+    assert config.output == Path("bundles/sdxl-name")
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_prompts_beyond_the_longest_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("levels", ["1, 0.5", [1.0, "half"], {"first": 1.0}])
 def test_levels_that_are_no_numbers_are_refused(levels: object) -> None:
-    with pytest.raises(ModelError, match=r"sample_sigmas .*, which is no list of numbers"):
+    with pytest.raises(ModelError, match=r"sample_sigmas .*, which is not a list of numbers"):
         with_levels(FAMILIES["qwen21"].defaults, {"sample_sigmas": levels})
 
 

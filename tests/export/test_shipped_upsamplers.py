@@ -28,7 +28,12 @@ from lssgen.models.spaces import SPACES
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PUBLISHED = [alias for alias in ALIASES.values() if not alias.local]
-NONE = {"cogview4": "no small autoencoder of its space is known", "playground": "its latents are normalised otherwise"}
+NONE = {
+    "playground": "its latents are normalised otherwise",
+    **dict.fromkeys(
+        ("cogview4", "qwen-image", "qwen-image-2512", "qwen-image-2.1"), "no small autoencoder of its space is known"
+    ),
+}
 """Published checkpoints for which none is shipped, and why."""
 
 SPACE_OF = {"zimage": "flux", "chroma": "flux"}

@@ -40,7 +40,11 @@ def test_an_unknown_pipeline_is_refused_with_those_that_are_known() -> None:
 
 @pytest.mark.parametrize(
     ("variant", "known"),
-    [("ZImageOmniPipeline", "ZImagePipeline"), ("FluxFillPipeline", "FluxPipeline"), ("SanaSprintPipeline", "")],
+    [
+        ("ZImageOmniPipeline", "ZImagePipeline"),
+        ("QwenImageLayeredPipeline", "QwenImagePipeline"),
+        ("SanaSprintPipeline", ""),
+    ],
 )
 def test_an_unknown_variant_of_a_known_pipeline_is_refused_by_its_name(variant: str, known: str) -> None:
     with pytest.raises(UnknownModelError) as told:

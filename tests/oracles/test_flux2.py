@@ -7,6 +7,7 @@ from typing import Any
 
 import factory_flux2 as factory
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
@@ -27,11 +28,13 @@ from exported import (
     painted,
 )
 from loop import Case, relative, staged
+from onnx_flops import flops_of
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 import lssgen
+from lssgen.parity.samples import axis_sizes, sample_inputs
 
 pytestmark = pytest.mark.slow  # three exports of half a minute
 
@@ -169,6 +172,35 @@ def test_pictures_equal_diffusers_to_a_grey_level(flux2: Exported) -> None:
 
 def test_the_graph_has_no_index_arithmetic(flux2: Exported) -> None:
     assert not operators(flux2, "step") & INDEXING
+
+
+@torch.no_grad()
+def test_prompts_of_unlike_lengths_share_a_batch(flux2: Exported) -> None:
+    prompts = [PROMPT, "circle " * 30]
+    came = flux2.run(prompts, **SINGLE, batch=2, start_sigma=1.0, shorten=False, guidance_scale=3.0, seed=11)
+    pipe = flux2.pipe(
+        prompt=prompts, height=64, width=96, num_inference_steps=4, guidance_scale=3.0, output_type="latent",
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in (11, 12)],
+    ).images  # fmt: skip
+    assert relative(latents(came), painted_by(flux2, pipe, latents(came))) < CLOSE
+
+
+@pytest.mark.parametrize("size", [(16, 24), (6, 10)])
+def test_costs_are_those_of_the_graphs_nodes(flux2: Exported, size: tuple[int, int]) -> None:
+    graph = flux2.bundle.manifest.graphs["step"]
+    axes = axis_sizes(*size, 4, batch=1, branches=1, tokens=flux2.bundle.manifest.token_axes)
+    counted = flops_of(flux2.bundle.path(graph.file), sample_inputs(graph.inputs, axes))
+    # Products and attention are counted one by one on both sides: these are whole numbers, and equal.
+    assert flux2.bundle.manifest.facts.cost.flops(size[0] * size[1]) == counted
+
+
+def test_only_the_layers_that_are_read_are_in_the_text_graph(flux2: Exported) -> None:
+    """The language model reads further in its last layers, writes with its head, and dev's sees pictures."""
+    model = ir.load(flux2.bundle.path(flux2.bundle.manifest.graphs["text"].file))
+    names = [name for name in model.graph.initializers if name.startswith("text_encoder.")]
+    layers = {int(name.split(".layers.")[1].split(".")[0]) for name in names if ".layers." in name}
+    assert layers == set(range(30 if flux2.bundle.manifest.facts.guidance == "embedded" else 27))
+    assert not any("lm_head" in name or "vision" in name for name in names)
 
 
 @pytest.fixture(scope="module", params=["klein base", "dev"])

@@ -48,7 +48,7 @@ def test_every_graph_holds_up_or_says_why_not(
     graphs = half.bundle.manifest.graphs
     assert graphs["step"].precision == precision
     for name, graph in graphs.items():
-        precise = name in ("transition_resnet", "transition_latent")
+        precise = name in ("transition_resnet", "transition_latent", "transition_dct")
         said = any(note.startswith(f"{name} is kept in fp32") for note in half.bundle.manifest.notes)
         assert graph.precision == ("fp32" if precise or said else precision)
         assert all(probe.finite and probe.error <= probe.bound for probe in graph.probes)

@@ -1,11 +1,12 @@
 """FLUX.2's shift, which depends on the tokens of the picture and on the steps of its schedule."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from lssgen.models.aliases import ALIASES
 from lssgen.plan import PlanOptions, make_plan
@@ -29,7 +30,7 @@ def test_levels_are_those_of_the_pipeline_to_the_last_bit(size: tuple[int, int],
             FACTS.defaults, height=height, width=width, num_inference_steps=steps, start_sigma=1.0, shorten=False
         ),
     )
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(FACTS.scheduler_config))
+    scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(dict(FACTS.scheduler_config))
     tokens = (height // 16) * (width // 16)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=compute_empirical_mu(tokens, steps))
     (stage,) = plan.stages

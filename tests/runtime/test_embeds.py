@@ -244,7 +244,10 @@ def test_a_recorded_run_wants_its_embeddings_again(
     assert run_command.main([*words, *out, *rest]) == 0
     record = next((tmp_path / "out").glob("*.run.json"))
     assert run_command.main(["--config", str(record), *out, *rest]) == 1
-    assert "give the same with --init-image, --mask-image, --condition and --prompt-embeds" in capsys.readouterr().err
+    assert (
+        "give the same with --init-image, --mask-image, --condition, --reference and --prompt-embeds"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_manifest_without_text_graph_is_read(bare: Path) -> None:

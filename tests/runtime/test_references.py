@@ -83,7 +83,7 @@ def test_the_step_sees_every_picture_at_its_own_size_in_every_stage(
 ) -> None:
     pipeline, calls = seeing(tmp_path)
     given = [photo(*size) for size in sizes]
-    plan = pipeline("a", references=given, num_images=2, batch=2, **LATENT).plan
+    plan = pipeline("a", references=given, **Options(LATENT, num_images=2, batch=2)).plan
     side = 2 * pipeline.bundle.manifest.facts.cell_px
     grids = [(number, row, column) for number, (width, height) in enumerate(sizes, start=1)
              for row in range(height // side) for column in range(width // side)]  # fmt: skip

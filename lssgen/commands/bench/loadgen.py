@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import cast
 
 from lssgen.bench.cases import wordings
-from lssgen.bench.loadgen import Answered, Load, Send, at_once, run_loadgen
+from lssgen.bench.loadgen import Answered, Load, Send, StillRunningError, at_once, run_loadgen
 from lssgen.bench.records import see_place
 from lssgen.bench.remote import Site, fields_of
 from lssgen.commands.bench.shared import add_bundle, bundle_of, opener, run_options, watched
 from lssgen.commands.flags import add_flags, given
 from lssgen.commands.parser import Parser
+from lssgen.commands.process import end_at_once
 from lssgen.engines.demand import Size
 from lssgen.errors import BenchError, LssgenError
 from lssgen.runtime import Options, Pipeline
@@ -67,7 +68,11 @@ def work(args: argparse.Namespace) -> int:
         raise BenchError("a query of LoadGen is one picture; leave out --set num_images")
     see_place(args.outdir, folder=True)
     with _sender(args, load, wordings(args.prompt, load.count)) as send, watched(args, _LOG.info) as watch:
-        said = run_loadgen(send, load, args.outdir, lambda done: watch.at(load.scenario, done, load.count))
+        try:
+            said = run_loadgen(send, load, args.outdir, lambda done: watch.at(load.scenario, done, load.count))
+        except StillRunningError:
+            end_at_once()
+            raise
     print("\n".join(f"{name}: {said[name]}" for name in SHOWN if name in said))
     return 0 if said.get("Result is") == "VALID" else 1
 

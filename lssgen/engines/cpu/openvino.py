@@ -22,7 +22,7 @@ from lssgen.bundle import Bundle
 from lssgen.engines.base import Binding, Buffer, GraphEngine, HostBuffer, HostMark, check_buffers, see_graph
 from lssgen.engines.cpu.choice import LARGE_BYTES
 from lssgen.engines.cpu.kept import kept
-from lssgen.engines.cpu.probe import CANDIDATES, Candidate, Finding, Probing, finding_of
+from lssgen.engines.cpu.probe import ASKED_FOR, BOUNDS, CANDIDATES, Candidate, Finding, Probing, finding_of
 from lssgen.engines.demand import Demand, open_axes
 from lssgen.engines.memory import stays
 from lssgen.engines.options import OvOptions
@@ -260,7 +260,8 @@ class OvBackend:
             run = self._tried(bundle, graph)
             found = finding_of(bundle, graph, Probing(ov.get_version(), self.processor, self._candidates, run))
             self.findings[graph] = found
-            self._chosen[graph] = found.best(self._candidates)
+            bounds = BOUNDS if self._options.inference_precision == "auto" else ASKED_FOR
+            self._chosen[graph] = found.best(self._candidates, bounds)
         return self._chosen[graph]
 
     @property

@@ -33,6 +33,10 @@ float32 is that of exported graphs."""
 WRONG = 1e6
 """Error of outputs that are not finite, or further off than this; JSON has no infinity."""
 
+ASKED_FOR: Mapping[Format, float] = {**BOUNDS, "bf16": 0.1}
+"""Bounds of a format that the user has asked for. Rounding to bfloat16 moves no component by so much; an engine's
+mistake does."""
+
 VOCABULARY = 256
 """Ids that a token input of a probe may hold; every text encoder knows more."""
 
@@ -72,9 +76,9 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     errors: Mapping[str, float]
 
-    def best(self, candidates: Sequence[Candidate]) -> Candidate:
+    def best(self, candidates: Sequence[Candidate], bounds: Mapping[Format, float] = BOUNDS) -> Candidate:
         """The first candidate that stays within its bound; the plain one if none does."""
-        fitting = (one for one in candidates if self.errors.get(str(one), WRONG) <= BOUNDS[one.format])
+        fitting = (one for one in candidates if self.errors.get(str(one), WRONG) <= bounds[one.format])
         return next(fitting, PLAIN)
 
 

@@ -25,7 +25,7 @@ AROUND = (
     "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
     f"{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
 )
-"""What the published pipeline writes around a prompt: a text of its own, not the tokenizer's chat template."""
+"""Text that the published pipeline writes around a prompt: its own, not the tokenizer's chat template."""
 
 DROP = 34
 """Tokens of it in front of the prompt, which the transformer does not see."""

@@ -22,7 +22,7 @@ from lssgen.models.positions import QWEN21_WORDS, QWEN_POSITIONS
 SYSTEM = "Comprehend and analyze the provided prompt."
 
 AROUND = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
-"""What the published pipeline writes around a prompt: a text of its own, not the processor's chat template."""
+"""Text that the published pipeline writes around a prompt: its own, not the processor's chat template."""
 
 USUAL_TOKENS = 48
 """Length of a prompt, for samples."""
@@ -176,7 +176,7 @@ class Qwen21Step(Step):
 
 
 Changes = list[tuple[Tensor, ...]]
-"""For text and for the picture: scale and gate of attention, scale and gate of the feed-forward, (n or 1, 1, width)."""
+"""Scale and gate of attention, scale and gate of the feed-forward, (n or 1, 1, width), of text and of picture."""
 
 
 def passed(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lssgen.bundle import Bundle, read_bundle
+from lssgen.engines.cpu import openvino as module
 from lssgen.engines.cpu import probe
 from lssgen.engines.cpu.openvino import OvBackend
 from lssgen.engines.cpu.probe import CANDIDATES, PLAIN, Candidate, Finding, Probing, finding_of
@@ -74,6 +75,22 @@ def test_the_demo_model_computes_in_bf16_what_stays_near_float32(demo: Bundle) -
 def test_the_best_candidate_that_is_right_is_taken(errors: list[float], chosen: Candidate) -> None:
     said = {str(one): error for one, error in zip(CANDIDATES, errors, strict=True)}
     assert Finding(errors=said).best(CANDIDATES) == chosen
+
+
+@pytest.mark.parametrize(("error", "chosen"), [(0.02, CANDIDATES[0]), (0.5, PLAIN)])
+def test_bf16_that_is_asked_for_is_taken_where_auto_would_not(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, error: float, chosen: Candidate
+) -> None:
+    """Unless it is wrong. A step in int8 is such a one: it is further from itself than 1 % at the slightest push."""
+    errors = {str(one): error for one in CANDIDATES[:2]}
+    monkeypatch.setattr(module, "finding_of", lambda *_: Finding(errors=errors))
+    monkeypatch.setattr(OvBackend, "_candidates", property(lambda _: CANDIDATES))
+    asked = fp32()
+    asked._options = replace(asked._options, inference_precision="bf16")  # pyright: ignore[reportPrivateUsage]
+    assert asked.candidate_of(bundle, "text") == chosen
+    asked = fp32()
+    asked._options = replace(asked._options, inference_precision="auto")  # pyright: ignore[reportPrivateUsage]
+    assert asked.candidate_of(bundle, "text") == PLAIN
 
 
 def test_a_finding_is_remembered_until_the_version_changes(bundle: Bundle) -> None:

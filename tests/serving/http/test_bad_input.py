@@ -86,6 +86,7 @@ BAD_FIELDS: list[tuple[str, Any, str]] = [
     ("guidance_scale", "7", "wrong_type"),
     ("true_cfg_scale", -1e300, "invalid_value"),
     ("guidance_rescale", 1.1, "invalid_value"),
+    ("cfg_truncation", 1.1, "invalid_value"),
     ("start_sigma", 0, "invalid_value"),
     ("start_sigma", 1.01, "invalid_value"),
     ("start_sigma", "best", "invalid_value"),
