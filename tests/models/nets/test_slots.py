@@ -1,6 +1,7 @@
 """Slots for LoRAs in every family's step: they add what merging adds, picture by picture, and nothing else."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,17 +36,8 @@ SLOTS, RANK = 2, 3
 
 
 def outline_of(folder: Path, loras: tuple[Lora, ...] = (), slots: int = SLOTS, layers: SlotLayers = "all") -> Design:
-    return design(
-        ExportConfig(
-            model=str(folder),
-            output=folder / "bundle",
-            resolutions=((64, 64),),
-            loras=loras,
-            lora_slots=slots,
-            lora_rank=RANK,
-            lora_layers=layers,
-        )
-    )
+    config = ExportConfig(model=str(folder), output=folder / "bundle", resolutions=((64, 64),), loras=loras)
+    return design(replace(config, lora_slots=slots, lora_rank=RANK, lora_layers=layers) if slots else config)
 
 
 def step_of(outline: Design) -> Recipe:
