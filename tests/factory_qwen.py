@@ -47,14 +47,14 @@ def tiny_qwen(folder: Path, *, seed: int = 0, **transformer: Any) -> Path:
     return save_pipeline(folder, "QwenImagePipeline", components, {"tokenizer": "Qwen2Tokenizer"})
 
 
-def qwen_levels() -> FlowMatchEulerDiscreteScheduler:
+def qwen_levels(longest: int = 1024) -> FlowMatchEulerDiscreteScheduler:
     """As published, but for 16 to 1024 tokens where it is 256 to 8192, so that pictures here reach beyond."""
     return FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True,
         base_shift=0.5,
         max_shift=0.9,
         base_image_seq_len=16,
-        max_image_seq_len=1024,
+        max_image_seq_len=longest,
         shift_terminal=0.02,
     )
 
@@ -115,7 +115,7 @@ def tiny_qwen21(folder: Path, *, seed: int = 0, **transformer: Any) -> Path:
         "transformer": QwenImage21Transformer2DModel(**settings | transformer),
         "vae": tiny_wan21(),
         "text_encoder": tiny_qwen3_text(),
-        "scheduler": qwen_levels(),
+        "scheduler": qwen_levels(4096),  # a cell is a token
     }
     tokenizer = qwen_tokenizer()
     tokenizer.chat_template = CHAT

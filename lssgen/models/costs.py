@@ -195,8 +195,10 @@ def qwen_cost(net: Config, text_tokens: int) -> NetworkCost:
     every = 12 * blocks * square
     joint = _attention(width) * blocks
     out = patch**2 * net.get("out_channels", 16)
+    # The last block reads the text and does not write it: the graph has no way out and no feed-forward for it there.
+    words = net.get("joint_attention_dim", 3584) * width + every - 9 * square
     return _cost(
-        once=2 * (once + text * (net.get("joint_attention_dim", 3584) * width + every)) + joint * text * text,
+        once=2 * (once + text * words) + joint * text * text,
         token=2 * (every + width * (channels + out)) + 2 * joint * text,
         pair=joint,
         cells=4,  # the packing of 2 x 2 cells

@@ -94,8 +94,8 @@ def _stretched(schedule: FlowSchedule, sigmas: NDArray[np.floating]) -> NDArray[
     pictures = 1 - sigmas
     if not pictures[-1]:
         raise PlanError(
-            f"the schedule ends at a level of {schedule.terminal:g} (shift_terminal), which a single step from pure "
-            "noise cannot: ask for more steps"
+            f"the schedule ends at a level of {schedule.terminal:g} (shift_terminal), and all levels before are noise "
+            "alone, which cannot be stretched: ask for more steps, or for a smaller picture"
         )
     return 1 - pictures / (pictures[-1] / (1 - schedule.terminal))
 
