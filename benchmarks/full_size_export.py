@@ -33,6 +33,7 @@ from typing import Any
 
 from benchmarks.saving import save
 from lssgen.machine import cpu_name
+from lssgen.models.families import family_of
 
 RESULTS = Path(__file__).parent / "results" / "full_size_export.json"
 GOALS = {
@@ -128,7 +129,10 @@ def write(folder: Path, model: str, parts: Sequence[str]) -> int:
 
     from benchmarks.checkpoints import MODELS, write_checkpoint
 
-    return write_checkpoint(model, folder, tuple(part for part in parts if part in MODELS[model][1]), torch.float16)
+    pipeline, there = MODELS[model]
+    # FLUX.2's VAE says in its weights how latents are normalised.
+    wanted = (*parts, *family_of({"_class_name": pipeline}).whole)
+    return write_checkpoint(model, folder, tuple(part for part in wanted if part in there), torch.float16)
 
 
 def child(folder: Path, model: str, graph: str, precision: str, task: str) -> dict[str, Any]:
