@@ -43,7 +43,9 @@ def calibrated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     bundle = bundle_of(request.param, "fp16", folder)
     backend = open_backend("onnxruntime", threads=1)
     output = folder / "ranges.safetensors"
-    job = RangesJob(bundle=bundle, backend=backend, prompts=("a cat", "the dog", "red"), output=output, options=RUNS)
+    job = RangesJob(
+        bundle=bundle, backend=backend, prompts=("a cat", "the dog", "red", "a ship"), output=output, options=RUNS
+    )
     return bundle, measure_ranges(job)
 
 
