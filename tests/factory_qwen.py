@@ -60,9 +60,12 @@ def qwen_levels(longest: int = 1024) -> FlowMatchEulerDiscreteScheduler:
 
 
 def tiny_wan(**overrides: Any) -> AutoencoderKLQwenImage:
-    """Two halvings, one of time too; four channels, each with its own mean and deviation."""
+    """Two halvings, one of time too; four channels, each with its own mean and deviation.
+
+    Its attention is 12 wide, for which no engine has a fused kernel; nor has any for the 384 of the published one.
+    """
     settings: dict[str, Any] = {
-        "base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 2], "num_res_blocks": 1, "temperal_downsample": [False, True],
+        "base_dim": 6, "z_dim": 4, "dim_mult": [1, 2, 2], "num_res_blocks": 1, "temperal_downsample": [False, True],
         "latents_mean": [-0.7571, -0.7089, -0.9113, 0.1075], "latents_std": [2.8184, 1.4541, 2.3275, 2.6558],
     }  # fmt: skip
     return AutoencoderKLQwenImage(**settings | overrides)
@@ -135,7 +138,7 @@ CHAT = (
 def tiny_wan21(**overrides: Any) -> AutoencoderKLQwenImage21:
     """Two halvings, one of time too, shortcuts around every block, and pictures with transparency."""
     settings: dict[str, Any] = {
-        "base_dim": 8, "decoder_base_dim": 12, "z_dim": 4, "dim_mult": [1, 2, 2], "num_res_blocks": 1,
+        "base_dim": 6, "decoder_base_dim": 10, "z_dim": 4, "dim_mult": [1, 2, 2], "num_res_blocks": 1,
         "temperal_downsample": [False, True], "scale_factor_spatial": 4,
         "latents_mean": [0.5126, 0.7721, -0.0631, 1.3506], "latents_std": [3.2001, 3.2936, 3.4321, 3.0091],
     }  # fmt: skip

@@ -23,13 +23,17 @@ HEADS = 16
 
 
 def attentions_of(model: ir.Model) -> list[ir.Node]:
-    """The attentions that can be computed in FP8: heads of a multiple of 16; a mask, if any, of numbers to add."""
+    """The attentions that can be computed in FP8: heads of a multiple of 16; a mask, if any, of numbers to add.
+
+    Not those that hide what comes later without a mask: taken apart, they would show it.
+    """
     heads = _head_sizes(model)
     return [
         node
         for node in model.graph
         if node.op_type == "Attention"
         and _has_mask_of_numbers(node)
+        and not node.attributes.get_int("is_causal", 0)
         and heads.get(str(node.inputs[0] and node.inputs[0].name), 0) % HEADS == 0
         and heads.get(str(node.inputs[0] and node.inputs[0].name), 0) > 0
     ]

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 
 from lssgen.bundle import Bundle, sha256_of
-from lssgen.calibration.attention import decompose
+from lssgen.calibration.attention import attentions_of, decompose
 from lssgen.calibration.insertion import Made, Recipe, write_quantised
 from lssgen.calibration.products import Product, ends_of, products_of
 from lssgen.calibration.smoothing import edits_of, parts_of, smoothing
@@ -235,6 +235,17 @@ def test_a_mask_of_numbers_is_added_to_the_scores_of_an_attention_in_fp8(tmp_pat
     inputs["mask"] = np.where(rng.random((1, 1, 24, 24)) < 0.5, -1e4, 0).astype(np.float32)
     exact, got = (run_alone(path, inputs) for path in (plain, tmp_path / "fp8.onnx"))
     assert 1e-3 < np.linalg.norm(got - exact) / np.linalg.norm(exact) < 0.1
+
+
+def test_an_attention_that_hides_what_comes_later_stays_whole() -> None:
+    """Taken apart, it would show every reader everything: the text of Qwen-Image 2.1 attends so."""
+    causal = MASKED.replace("Attention(a, b, c, m)", "Attention <is_causal = 1> (a, b, c)")
+    found = []
+    for text in (MASKED, causal):
+        proto = onnx.parser.parse_model(text)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1), "one"))
+        found.append(len(attentions_of(ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto)))))
+    assert found == [1, 0]
 
 
 def run_alone(path: Path, inputs: dict[str, Array]) -> Array:
