@@ -207,8 +207,13 @@ def _hand_offs_said(facts: ModelFacts, options: PlanOptions) -> str:
     """The predicted speed-up for every usual place to leave a stage."""
     speedups: list[str] = []
     for hand_off in (0.0, AUTO):
-        other = make_plan(facts, replace(options, hand_off=hand_off))
-        speedups.append(f"--hand-off {hand_off or 0}: {predicted_speedup(other, facts):.2f}")
+        try:
+            other = make_plan(facts, replace(options, hand_off=hand_off))
+        except PlanError:  # nothing is left of a stage before one that starts from pure noise
+            said = "not possible"
+        else:
+            said = f"{predicted_speedup(other, facts):.2f}"
+        speedups.append(f"--hand-off {hand_off or 0}: {said}")
     return "predicted speed-up with " + ", ".join(speedups)
 
 

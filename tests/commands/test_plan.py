@@ -26,6 +26,14 @@ def test_every_alias_is_printed(model: str, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out.startswith(f"{model}: ")
 
 
+def test_a_hand_off_that_would_leave_nothing_of_a_stage_is_told_and_the_plan_printed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of schnell's four steps the later stage has all at this level: its noise is pure."""
+    assert main(["--model", "flux-schnell", "--start-sigma", "0.9"]) == 0
+    assert "--hand-off auto: not possible" in capsys.readouterr().out
+
+
 def test_the_table_says_what_happens_in_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "sd3", "--size", "1024", "--steps", "40", "--shorten"]) == 0
     lines = capsys.readouterr().out.splitlines()

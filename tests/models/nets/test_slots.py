@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 import torch
 from factory import tiny_sd3
+from factory_chroma import tiny_chroma
 from factory_families import tiny_cogview4, tiny_flux, tiny_sd, tiny_sdxl
+from factory_flux2 import tiny_klein
+from factory_qwen import tiny_qwen, tiny_qwen21
+from factory_zimage import tiny_zimage
 from slotting import lora_for, relative
 from torch import nn
 
@@ -31,6 +35,11 @@ CHECKPOINTS: Mapping[str, Callable[[Path], Path]] = {
     "sd3": tiny_sd3,
     "flux": tiny_flux,
     "cogview4": tiny_cogview4,
+    "flux2": tiny_klein,
+    "zimage": tiny_zimage,
+    "chroma": tiny_chroma,
+    "qwen": tiny_qwen,
+    "qwen21": tiny_qwen21,
 }
 SLOTS, RANK = 2, 3
 
@@ -77,7 +86,9 @@ def test_a_picture_with_a_lora_is_that_of_the_merged_weights_and_its_neighbour_i
     plain = computed(outline_of(folder, slots=0), inputs)
     merged = computed(outline_of(folder, (Lora(file, 0.7),), slots=0), inputs)
     assert relative(merged, plain) > 1e-2, "the LoRA matters"
-    np.testing.assert_array_equal(got[0], plain[0])
+    # To the bit, but where all pictures share a row (Qwen-Image 2.1's modulation of text, which is told t = 0): with a
+    # LoRA in it every picture has its own, and float32 sums of more rows come in another order.
+    assert relative(got[0], plain[0]) <= (1e-6 if family == "qwen21" else 0)
     # float32 sums in another order: W x + B (A x) in place of (W + B A) x.
     assert relative(got[1], merged[1]) < 1e-5
 
