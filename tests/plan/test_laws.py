@@ -68,10 +68,10 @@ def check_sizes(plan: Plan, align: int, asked: dict[str, int]) -> None:
     assert first.height % align == 0
     assert first.width % align == 0
     if len(plan.stages) > 1:
-        short = 8 * min(first.height, first.width)
-        assert asked["min_resolution"] - 8 * align < short < 2 * asked["min_resolution"]
-    assert 0 <= asked["height"] - 8 * last.height < 8 * align * 2**9
-    assert 0 <= asked["width"] - 8 * last.width < 8 * align * 2**9
+        short = plan.cell_px * min(first.height, first.width)
+        assert asked["min_resolution"] - plan.cell_px * align < short < 2 * asked["min_resolution"]
+    assert 0 <= asked["height"] - plan.cell_px * last.height < plan.cell_px * align * 2**9
+    assert 0 <= asked["width"] - plan.cell_px * last.width < plan.cell_px * align * 2**9
 
 
 @pytest.mark.parametrize(("size", "stages"), [(1024, 2), (1023, 1), (1536, 2), (2048, 3), (2047, 2), (4096, 4)])
