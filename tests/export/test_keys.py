@@ -38,6 +38,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow  # a process with torch for every module, 4 s each
 @pytest.mark.parametrize("nets", NETS)
 def test_every_module_that_is_loaded_to_write_a_graph_is_in_its_key(nets: str) -> None:
     code = (

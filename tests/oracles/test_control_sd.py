@@ -13,6 +13,9 @@ from exported import CLOSE, INDEXING, NEGATIVE, PROMPT, TWO, Exported, operators
 from loop import Case, relative, staged
 from torch import Tensor
 
+another_export = pytest.mark.slow  # 15 to 20 s each; that of the ControlNet is made every time
+"""Mark of tests that export a second checkpoint."""
+
 PICTURE = control.drawing(WIDTH, HEIGHT)
 MASK = control.hole(WIDTH, HEIGHT)
 
@@ -73,6 +76,7 @@ def test_a_control_picture_that_is_off_changes_no_bit(steered: Exported) -> None
     assert relative(on, without) > 100 * CLOSE
 
 
+@another_export
 def test_off_equals_the_checkpoint_without_a_controlnet(steered: Exported, tmp_path: Path) -> None:
     plain = bundled(tmp_path, factory.tiny_sd)
     off = ours(steered, controlnet_conditioning_scale=0.0, guidance_scale=3.0)
@@ -95,6 +99,7 @@ INPAINTED: dict[str, dict[str, Any]] = {
 }
 
 
+@another_export
 @pytest.mark.parametrize("name", INPAINTED)
 def test_an_inpainting_checkpoint_equals_diffusers(
     inpaint: Exported, name: str, monkeypatch: pytest.MonkeyPatch
@@ -110,6 +115,7 @@ def test_an_inpainting_checkpoint_equals_diffusers(
     assert relative(came, wanted) < CLOSE
 
 
+@another_export
 def test_an_inpainting_checkpoint_paints_in_stages_and_keeps_the_black_pixels(inpaint: Exported) -> None:
     import numpy as np
 
