@@ -12,9 +12,10 @@ from lssgen.manifest import Heard
 from lssgen.models.nets.clip import refuse_skip
 from lssgen.models.nets.flux import PATCH, PackedStep
 from lssgen.models.nets.language import NEVER
+from lssgen.models.nets.masked import MaskedTextStep
 from lssgen.models.nets.packing import pack, unpack
 from lssgen.models.nets.recipe import Blueprint, Components, Recipe, TokenRule, Wishes
-from lssgen.models.nets.step import flatten_branches, step_recipe, text
+from lssgen.models.nets.step import step_recipe, text
 from lssgen.models.nets.vae import vae_recipes
 from lssgen.ports import Port
 
@@ -94,29 +95,12 @@ class ChromaText(nn.Module):
         return states.float(), counted.float()
 
 
-class ChromaStep(PackedStep):
+class ChromaStep(MaskedTextStep, PackedStep):
     """One step of a Chroma network: docs/bundle.md, with text and its mask as conditioning.
 
     The mask is added to the scores as it is, 1 between tokens that count and 0 elsewhere, which hides nothing: that is
     what diffusers' pipeline computes.
     """
-
-    def forward(
-        self,
-        latent: Tensor,
-        history: Tensor,
-        noise: Tensor,
-        row: Tensor,
-        guidance_weights: Tensor,
-        prompt_embeds: Tensor,
-        prompt_mask: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        words, mask = flatten_branches(prompt_embeds), flatten_branches(prompt_mask)
-
-        def velocity(x: Tensor, label: Tensor) -> Tensor:
-            return self.velocity(x, label, words, mask)
-
-        return self.advance(velocity, latent, history, noise, row, guidance_weights)
 
     def velocity(self, x: Tensor, label: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """The transformer, block by block, with its angles from tables.

@@ -12,9 +12,10 @@ from lssgen.manifest import Heard
 from lssgen.models.nets.clip import refuse_skip
 from lssgen.models.nets.flux import heads, rotated
 from lssgen.models.nets.language import NEVER, language_recipe
+from lssgen.models.nets.masked import MaskedTextStep
 from lssgen.models.nets.packing import on_grid, pack, unpack
 from lssgen.models.nets.recipe import PROMPT, Blueprint, Components, Recipe, TokenRule, Wishes
-from lssgen.models.nets.step import Step, flatten_branches, step_recipe, text
+from lssgen.models.nets.step import step_recipe, text
 from lssgen.models.nets.vae import vae_recipes
 from lssgen.models.positions import QWEN_POSITIONS, QWEN_WORDS
 
@@ -108,7 +109,7 @@ def qwen_step_recipe(net: Mapping[str, Any], wishes: Wishes) -> Recipe:
     )
 
 
-class QwenStep(Step):
+class QwenStep(MaskedTextStep):
     """One step of a Qwen-Image network: docs/bundle.md, with text and its mask as conditioning.
 
     The mask is 0 for tokens that are there only because another prompt is longer. The published pipeline evaluates the
@@ -135,23 +136,6 @@ class QwenStep(Step):
         # Position 0 of the axis of time, of which a picture has one moment.
         self.register_buffer("still", still[:, half : half + 1], persistent=False)
         self.register_buffer("words", torch.cat(words, -1), persistent=False)
-
-    def forward(
-        self,
-        latent: Tensor,
-        history: Tensor,
-        noise: Tensor,
-        row: Tensor,
-        guidance_weights: Tensor,
-        prompt_embeds: Tensor,
-        prompt_mask: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        words, mask = flatten_branches(prompt_embeds), flatten_branches(prompt_mask)
-
-        def velocity(x: Tensor, label: Tensor) -> Tensor:
-            return self.velocity(x, label, words, mask)
-
-        return self.advance(velocity, latent, history, noise, row, guidance_weights)
 
     def settled(self, output: Tensor, outputs: Tensor) -> Tensor:
         return lengths_kept(output, outputs[-1], PATCH)

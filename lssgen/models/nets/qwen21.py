@@ -12,10 +12,11 @@ from lssgen.manifest import Heard
 from lssgen.models.nets.clip import refuse_skip
 from lssgen.models.nets.flux import heads, rotated
 from lssgen.models.nets.language import NEVER, language_recipe
+from lssgen.models.nets.masked import MaskedTextStep
 from lssgen.models.nets.packing import on_grid
 from lssgen.models.nets.qwen import angle_rates, turns
 from lssgen.models.nets.recipe import PROMPT, Blueprint, Components, Recipe, TokenRule, Wishes
-from lssgen.models.nets.step import Step, flatten_branches, step_recipe, text
+from lssgen.models.nets.step import step_recipe, text
 from lssgen.models.nets.vae import vae_recipes
 from lssgen.models.positions import QWEN21_WORDS, QWEN_POSITIONS
 
@@ -87,7 +88,7 @@ def qwen21_step_recipe(net: Mapping[str, Any], wishes: Wishes) -> Recipe:
     )
 
 
-class Qwen21Step(Step):
+class Qwen21Step(MaskedTextStep):
     """One step of a Qwen-Image 2.1 network: docs/bundle.md, with text and its mask as conditioning.
 
     The mask is 0 for tokens that are there only because another prompt is longer; they are behind the others. The
@@ -113,23 +114,6 @@ class Qwen21Step(Step):
         self.register_buffer("words", torch.cat(words, -1), persistent=False)
         # Angles of the axis of time at position 1; the picture's is only known when the prompt is.
         self.register_buffer("rates", angle_rates(time, rope.theta), persistent=False)
-
-    def forward(
-        self,
-        latent: Tensor,
-        history: Tensor,
-        noise: Tensor,
-        row: Tensor,
-        guidance_weights: Tensor,
-        prompt_embeds: Tensor,
-        prompt_mask: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        words, mask = flatten_branches(prompt_embeds), flatten_branches(prompt_mask)
-
-        def velocity(x: Tensor, label: Tensor) -> Tensor:
-            return self.velocity(x, label, words, mask)
-
-        return self.advance(velocity, latent, history, noise, row, guidance_weights)
 
     def velocity(self, x: Tensor, label: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """The transformer, block by block.

@@ -13,9 +13,10 @@ from lssgen.manifest import Heard
 from lssgen.models.nets.clip import refuse_skip
 from lssgen.models.nets.flux import heads, rotated
 from lssgen.models.nets.language import NEVER, language_recipe
+from lssgen.models.nets.masked import MaskedTextStep
 from lssgen.models.nets.packing import on_grid, pack, unpack
 from lssgen.models.nets.recipe import PROMPT, Blueprint, Components, Recipe, TokenRule, Wishes
-from lssgen.models.nets.step import Step, flatten_branches, step_recipe, text
+from lssgen.models.nets.step import step_recipe, text
 from lssgen.models.nets.vae import vae_recipes
 
 PATCH = 2
@@ -104,7 +105,7 @@ def zimage_step_recipe(net: Mapping[str, Any], wishes: Wishes) -> Recipe:
     )
 
 
-class ZImageStep(Step):
+class ZImageStep(MaskedTextStep):
     """One step of a Z-Image network: docs/bundle.md, with text and its mask as conditioning.
 
     The network was trained with pictures and prompts filled up to multiples of 32 tokens, and sees that filling; it
@@ -131,23 +132,6 @@ class ZImageStep(Step):
         # Not persistent: no checkpoint has them.
         for name, width, length in zip(("depths", "rows", "columns"), net.axes_dims, net.axes_lens, strict=True):
             self.register_buffer(name, angles(width, length, net.rope_theta), persistent=False)
-
-    def forward(
-        self,
-        latent: Tensor,
-        history: Tensor,
-        noise: Tensor,
-        row: Tensor,
-        guidance_weights: Tensor,
-        prompt_embeds: Tensor,
-        prompt_mask: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        words, mask = flatten_branches(prompt_embeds), flatten_branches(prompt_mask)
-
-        def velocity(x: Tensor, label: Tensor) -> Tensor:
-            return self.velocity(x, label, words, mask)
-
-        return self.advance(velocity, latent, history, noise, row, guidance_weights)
 
     def velocity(self, x: Tensor, label: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """(n, C, height, width) of the transformer, for the arguments of `computed`."""
